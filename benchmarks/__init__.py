@@ -1,0 +1,1 @@
+"""Benchmarks of ela-probe: `python -m benchmarks --help`."""

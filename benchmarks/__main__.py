@@ -1,0 +1,31 @@
+"""The command `python -m benchmarks CASE [options] [--json OUT]`.
+
+A case is a file with one function whose parameters are its options; CASES lists them.
+"""
+
+import typer
+
+from benchmarks import analysis, parity, results
+from ela_probe.errors import ElaProbeError
+
+CASES = {
+    "analysis": analysis.run,
+    "parity": parity.run,
+    "table": results.run,
+}
+
+app = typer.Typer(
+    help="Measure ela-probe on this machine. Each case prints a table and, with --json, writes it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for name, run in CASES.items():
+    app.command(name)(run)
+
+if __name__ == "__main__":
+    try:
+        app()
+    except ElaProbeError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from error

@@ -1,0 +1,93 @@
+"""Results of a benchmark: JSON with all that it takes to judge them, and markdown tables."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ela_probe.checkpoint import versions
+from ela_probe.profiling import describe_machine
+from ela_probe.storage import write_json
+
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+
+
+def publish(
+    case: str,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    json_path: Path | None,
+    seed: int,
+    device: torch.device | None = None,
+    verdicts: Mapping[str, bool] | None = None,
+) -> dict[str, Any]:
+    """Print the tables and write the result, if a path is given.
+
+    Args:
+        case: its name. tables: by title, rows of plain values by column; the rows of a table have
+            the same columns.
+        verdicts: each requirement in words, and whether it is met.
+
+    Raises:
+        OutputError: the file can't be written.
+    """
+    result = {
+        "case": case,
+        "command": command(),
+        "seed": seed,
+        "machine": describe_machine(device).model_dump(),
+        "versions": versions(),
+        "verdicts": dict(verdicts or {}),
+        "tables": {title: [dict(row) for row in rows] for title, rows in tables.items()},
+    }
+    typer.echo(markdown(result))
+    if json_path is not None:
+        write_json(json_path, result)
+    return result
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """A result as markdown tables, with its requirements and its machine below."""
+    lines = [f"### {result['case']}", "", f"`{result['command']}`"]
+    for title, rows in result["tables"].items():
+        columns = list(rows[0])
+        lines += ["", f"{title}:", "", "| " + " | ".join(columns) + " |"]
+        lines.append("|" + "|".join(" --- " for _ in columns) + "|")
+        lines += ["| " + " | ".join(cell(row[c]) for c in columns) + " |" for row in rows]
+    lines.append("")
+    for requirement, met in result["verdicts"].items():
+        lines.append(f"- {requirement}: {'met' if met else '**not met**'}")
+    machine = result["machine"]
+    lines.append(
+        f"- {machine['device_name']} ({machine['device']}), {machine['cpu_count']} CPU cores, "
+        f"{machine['torch_threads']} threads, torch {machine['torch']}, seed {result['seed']}"
+    )
+    return "\n".join(lines)
+
+
+def run(
+    files: Annotated[list[Path], typer.Argument(help="Results written with --json.")],
+) -> None:
+    """Print results written with --json as markdown tables."""
+    typer.echo("\n\n".join(markdown(json.loads(path.read_text())) for path in files))
+
+
+def command() -> str:
+    """What was typed, with every absolute path cut down to its last part."""
+    words = [re.sub(r"(?<![\w.])/(?:[^/\s]+/)*", "", word) for word in sys.argv[1:]]
+    return " ".join(["python -m benchmarks", *words])
+
+
+def cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
+    return str(value)

@@ -1,0 +1,128 @@
+"""`ela-probe analyze`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
+from .options import (
+    BatchSize,
+    CheckpointArgument,
+    Data,
+    DataRoot,
+    Device,
+    Download,
+    Factory,
+    Json,
+    Limit,
+    Model,
+    ModelArgs,
+    SplitName,
+    Workers,
+    checkpoint_data,
+    model_spec,
+)
+
+if TYPE_CHECKING:
+    from ela_probe.analysis import Analysis
+
+
+def command(
+    checkpoint: CheckpointArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder. Default: CHECKPOINT-analysis, beside it."),
+    ] = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    split: Annotated[
+        SplitName, typer.Option(help="Images to analyse, unaugmented.")
+    ] = "train",
+    limit: Limit = None,
+    model: Model = None,
+    factory: Factory = None,
+    model_args: ModelArgs = None,
+    batch_size: BatchSize = 256,
+    workers: Workers = None,
+    figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Measure how alike a checkpoint's retrievals are.
+
+    Writes analysis.json, pairs.csv, sites.csv, arrays.npz and figures/*.png, and says in words
+    which retrievals are redundant. `Analysis.load(DIR)` opens it in Python.
+
+        ela-probe analyze runs/digits/best.pt
+        ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
+    """
+    from ela_probe.pipeline import analyze_checkpoint
+    from ela_probe.plots import save_figures
+    from ela_probe.storage import output_directory
+
+    spec = model_spec(model, factory, model_args)
+    images = checkpoint_data(checkpoint, spec, data, data_root, download)
+    folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
+    existed = folder.exists()
+    output_directory(folder)
+    try:
+        analysis = analyze_checkpoint(
+            checkpoint,
+            data=images,
+            spec=spec,
+            split=split,
+            limit=limit,
+            batch_size=batch_size,
+            num_workers=workers,
+            device=device,
+        )
+    except BaseException:
+        if not existed:
+            folder.rmdir()
+        raise
+    analysis.save(folder)
+    drawn = save_figures(analysis, folder / "figures") if figures else []
+    console.emit(
+        {
+            "directory": folder,
+            "figures": drawn,
+            **analysis.summary(),
+            "sites": analysis.sites.to_dict("records"),
+        },
+        as_json=json,
+    )
+    if not json:
+        describe(analysis, folder)
+
+
+def describe(analysis: "Analysis", folder: Path) -> None:
+    """The analysis on the terminal: a table of the sites and what it means."""
+    from ela_probe.findings import findings
+
+    source = analysis.provenance
+    accuracy = "" if source.accuracy is None else f", accuracy {source.accuracy:.2%}"
+    columns = ("site", "kind", ">sources", ">kl", ">± se", ">shape", ">mass", ">quantile", ">score")
+    rows = [
+        [
+            row.site,
+            row.kind,
+            int(row.sources),
+            *(float(v) for v in (row.kl, row.kl_se, row.shape, row.mass)),
+            float(row.quantile),
+            float(row.score),
+        ]
+        for row in analysis.sites.itertuples()
+    ]
+    title = (
+        f"{source.model or 'model'} on {source.data or 'data'} ({source.split or 'all'}): "
+        f"{source.samples:,} images{accuracy}\n"
+        "divergence of each retrieval from the one before it, in nats"
+    )
+    console.out.print(console.table(title, columns, rows))
+    for finding in findings(analysis):
+        console.out.print(f"• {finding}", markup=False)
+    console.out.print(
+        f"written to {folder}\nnext: ela-probe plan {folder} --skip 0.3", soft_wrap=True
+    )

@@ -1,0 +1,90 @@
+"""`ela-probe compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
+from .options import (
+    BatchSize,
+    Data,
+    DataRoot,
+    Device,
+    Download,
+    Factory,
+    Json,
+    Limit,
+    Model,
+    ModelArgs,
+    SplitName,
+    checkpoint_data,
+    model_spec,
+)
+
+if TYPE_CHECKING:
+    from ela_probe.comparing import Comparison
+
+
+def command(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoints; ratios are to the first.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write the JSON here.")
+    ] = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    split: Annotated[SplitName, typer.Option(help="Images to measure accuracy on.")] = "test",
+    limit: Limit = None,
+    batch_size: BatchSize = 128,
+    repeats: Annotated[int, typer.Option(min=3, help="Timed rounds.")] = 10,
+    model: Model = None,
+    factory: Factory = None,
+    model_args: ModelArgs = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Accuracy, size, FLOPs, time and memory of checkpoints, side by side.
+
+    Times are medians, measured in alternation in one run; trust the ratios, not the milliseconds.
+
+        ela-probe compare runs/digits/best.pt pruned.pt tuned.pt
+    """
+    from ela_probe.checkpoint import read_checkpoint
+    from ela_probe.comparing import CompareEntry, compare
+    from ela_probe.device import resolve_device
+    from ela_probe.pipeline import check_fit, data_of
+    from ela_probe.storage import write_json
+
+    spec = model_spec(model, factory, model_args)
+    loaded = [read_checkpoint(path, spec=spec) for path in checkpoints]
+    images = checkpoint_data(checkpoints[0], spec, data, data_root, download)
+    images = images or data_of(checkpoints[0], loaded[0])
+    entries = []
+    for path, checkpoint in zip(checkpoints, loaded, strict=True):
+        check_fit(checkpoint.model, images)
+        name = path.name if [p.name for p in checkpoints].count(path.name) == 1 else str(path)
+        entries.append(CompareEntry(name, checkpoint.model, checkpoint.header.plans))
+    result = compare(
+        entries,
+        images.loader(split, batch_size=batch_size, limit=limit),
+        device=resolve_device(device),
+        repeats=repeats,
+    )
+    document = result.model_dump(mode="json")
+    if output is not None:
+        write_json(output, console.plain(document))
+    console.emit(document, as_json=json)
+    if not json:
+        describe(result)
+
+
+def describe(comparison: "Comparison") -> None:
+    """The comparison on the terminal; ratios are to the first model."""
+    headings, rows = comparison.table()
+    columns = [headings[0], *(f">{heading}" for heading in headings[1:])]
+    machine = comparison.machine
+    title = f"{comparison.models[0].samples:,} images; batches of {comparison.batch_shape[0]} on "
+    console.out.print(console.table(title + machine.device_name, columns, rows))

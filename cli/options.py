@@ -1,0 +1,119 @@
+"""Options that several commands share, with one wording."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ela_probe.data import ImageData
+    from ela_probe.models import ModelSpec
+
+SplitName = Literal["train", "val", "test"]
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout; all else on stderr.")
+]
+Device = Annotated[
+    str, typer.Option(help="auto (the first there is of cuda, mps, cpu), cpu, cuda, cuda:1, mps.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100. "
+        "Default: the data that the checkpoint names.",
+        show_default=False,
+    ),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder of the torchvision data sets.", show_default=False)
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch a torchvision data set that is not there.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Use at most so many images.", show_default=False)
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read images; default: as the data needs."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Model of a bare state dict; see `ela-probe models`.", show_default=False
+    ),
+]
+Factory = Annotated[
+    str | None,
+    typer.Option(
+        help="package.module:function that builds the model. Its code is run.",
+        show_default=False,
+    ),
+]
+ModelArgs = Annotated[
+    str | None,
+    typer.Option(
+        "--model-args",
+        "--factory-args",
+        help="Arguments of the model as JSON, e.g. '{\"head_dim\": 8}'.",
+        show_default=False,
+    ),
+]
+CheckpointArgument = Annotated[
+    Path,
+    typer.Argument(help="A checkpoint, or a state dict with --model.", show_default=False),
+]
+
+
+def model_spec(model: str | None, factory: str | None, arguments: str | None) -> "ModelSpec | None":
+    """The model that was named, if any. Raises OptionError."""
+    from ela_probe.errors import OptionError
+    from ela_probe.models import ModelSpec
+
+    if model and factory:
+        raise OptionError("both --model and --factory were given; expected one of them")
+    if factory and ":" not in factory:
+        raise OptionError(f"--factory {factory!r} came; expected package.module:function")
+    try:
+        parsed = json.loads(arguments) if arguments else {}
+    except json.JSONDecodeError as error:
+        raise OptionError(
+            f"--model-args is no JSON ({error.msg}); expected e.g. '{{\"head_dim\": 8}}'"
+        ) from error
+    if not isinstance(parsed, dict):
+        raise OptionError(f"--model-args is a JSON {type(parsed).__name__}; expected an object")
+    name = model or factory
+    if name is None:
+        if parsed:
+            raise OptionError("--model-args came without --model or --factory; name the model")
+        return None
+    return ModelSpec(name=name, args=parsed)
+
+
+def checkpoint_data(
+    checkpoint: Path,
+    spec: "ModelSpec | None",
+    data: str | None,
+    data_root: Path | None,
+    download: bool,
+) -> "ImageData | None":
+    """The images named by --data and --data-root; None leaves it to the checkpoint.
+
+    With a checkpoint that carries a data spec its normalisation, classes and split are kept.
+    """
+    from ela_probe.checkpoint import read_checkpoint
+    from ela_probe.data import ImageData, open_data
+
+    if data is None and data_root is None and not download:
+        return None
+    known = read_checkpoint(checkpoint, spec=spec).header.data
+    if known is not None:
+        known = known.with_source(data or known.source, root=data_root)
+        return ImageData.from_spec(known, download=download)
+    if data is None:
+        return None
+    return open_data(data, root=data_root, download=download)

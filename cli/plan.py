@@ -1,0 +1,110 @@
+"""`ela-probe plan`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from . import console
+from .options import Json, Seed
+
+if TYPE_CHECKING:
+    from ela_probe.plan import SkipPlan
+
+PlannerName = Literal["budget", "score", "threshold", "random", "alternate", "deepest"]
+
+
+def command(
+    analysis: Annotated[Path, typer.Argument(help="A folder that `analyze` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Plan file. Default: DIR/plan.json.")
+    ] = None,
+    skip: Annotated[
+        float, typer.Option(help="Share of all retrievals to skip, from 0 to less than 1.")
+    ] = 0.3,
+    planner: Annotated[
+        PlannerName,
+        typer.Option(
+            help="budget: least total divergence, exact. score: highest EBQM skip scores. "
+            "threshold: all below --threshold. random, alternate, deepest: baselines."
+        ),
+    ] = "budget",
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="In nats, for --planner threshold.", show_default=False),
+    ] = None,
+    action: Annotated[
+        Literal["skip", "drop"],
+        typer.Option(help="skip: the layer stays a source of later ones. drop: it does not."),
+    ] = "skip",
+    measure: Annotated[
+        Literal["kl", "shape", "js"], typer.Option(help="The divergence that is charged.")
+    ] = "kl",
+    concentration: Annotated[
+        float, typer.Option(help="κ of the target distribution of the skip scores.")
+    ] = 4.0,
+    max_run: Annotated[
+        int | None, typer.Option(min=1, help="At most so many skipped in a row.")
+    ] = None,
+    min_keep: Annotated[int, typer.Option(min=1, help="Sites kept in every stage.")] = 1,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Decide which retrievals to skip, from an analysis.
+
+    The first retrieval of a stage is always kept. Skipping a site is charged with its divergence
+    from the last kept one.
+
+        ela-probe plan runs/digits/best-analysis --skip 0.3
+        ela-probe plan DIR --planner threshold --threshold 0.05 -o plan.json
+    """
+    from pydantic import ValidationError
+
+    from ela_probe.analysis import Analysis
+    from ela_probe.errors import PlanError
+    from ela_probe.plan import Constraints, explain
+    from ela_probe.planners import make_plan
+
+    try:
+        made = make_plan(
+            Analysis.load(analysis),
+            skip=skip,
+            planner=planner,
+            threshold=threshold,
+            action=action,
+            measure=measure,
+            concentration=concentration,
+            constraints=Constraints(max_run=max_run, min_keep=min_keep),
+            seed=seed,
+        )
+    except ValidationError as error:
+        raise PlanError(explain(error)) from error
+    path = made.save(output or analysis / "plan.json")
+    console.emit({"path": path, "share": made.share, **made.model_dump(mode="json")}, as_json=json)
+    if not json:
+        describe(made)
+        console.out.print(f"written to {path}", soft_wrap=True)
+        console.out.print(f"next: ela-probe prune CHECKPOINT --plan {path}", soft_wrap=True)
+
+
+def describe(made: "SkipPlan") -> None:
+    """The plan on the terminal."""
+    rows = [
+        [
+            site.name,
+            {"keep": "keep", "skip": "[yellow]skip[/]", "drop": "[red]drop[/]"}.get(
+                site.action, site.action
+            ),
+            site.reference or "–",
+            *(None if e is None else e.mean for e in (site.kl, site.shape, site.mass)),
+            site.score,
+        ]
+        for stage in made.stages
+        for site in stage.sites
+    ]
+    title = (
+        f"{len(made.skipped)} of {len(made.actions)} retrievals skipped ({made.share:.0%}), "
+        f"charged {made.charge or 0:.4g} nats in all ({made.origin.planner})"
+    )
+    columns = ("site", "action", "against", ">kl", ">shape", ">mass", ">score")
+    console.out.print(console.table(title, columns, rows))

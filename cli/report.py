@@ -1,0 +1,55 @@
+"""`ela-probe report`."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .options import Json
+
+
+def command(
+    analysis: Annotated[Path, typer.Argument(help="A folder that `analyze` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page. Default: DIR/report.html.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A skip plan to show. Default: DIR/plan.json if there.")
+    ] = None,
+    comparison: Annotated[
+        Path | None, typer.Option(help="JSON that `compare -o` wrote, to show.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """One self-contained HTML page about an analysis: figures, findings, plan.
+
+        ela-probe report runs/digits/best-analysis
+    """
+    from ela_probe.analysis import Analysis
+    from ela_probe.errors import OptionError
+    from ela_probe.plan import SkipPlan
+    from ela_probe.report import write_report
+
+    loaded = Analysis.load(analysis)
+    if plan is None and (analysis / "plan.json").is_file():
+        plan = analysis / "plan.json"
+    compared = None
+    if comparison is not None:
+        try:
+            compared = json_library.loads(comparison.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"cannot read the comparison {comparison} ({error}); expected JSON that "
+                "`ela-probe compare -o` wrote"
+            ) from error
+    path = write_report(
+        loaded,
+        output or analysis / "report.html",
+        plan=None if plan is None else SkipPlan.load(plan),
+        comparison=compared,
+    )
+    console.emit({"report": path}, as_json=json)
+    if not json:
+        console.out.print(f"written to {path}", soft_wrap=True)

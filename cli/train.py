@@ -1,0 +1,119 @@
+"""`ela-probe train`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from . import console
+from .options import DataRoot, Device, Download, Json, Limit, ModelArgs, Seed, Workers, model_spec
+
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Model name; see `ela-probe models`.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder. Default: runs/MODEL-DATA.")
+    ] = None,
+    model_args: ModelArgs = None,
+    epochs: Epochs = 160,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.1,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="On all parameters.")] = 5e-4,
+    schedule: Annotated[
+        Literal["cosine", "step"],
+        typer.Option(help="cosine to 0, or a tenth at 1/2 and at 3/4 of the epochs."),
+    ] = "cosine",
+    warmup: Annotated[
+        float, typer.Option(min=0, help="Epochs of linear warm-up, e.g. 0.5.")
+    ] = 0,
+    label_smoothing: Annotated[float, typer.Option(help="0 to less than 1.")] = 0,
+    precision: Annotated[Precision, typer.Option(help="16-mixed needs a GPU.")] = "32-true",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Only deterministic kernels.")
+    ] = False,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of training images kept for validation.")
+    ] = 0.1,
+    data_root: DataRoot = None,
+    download: Download = False,
+    limit: Limit = None,
+    workers: Workers = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's resume.ckpt.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Train a model from scratch.
+
+    Writes best.pt (highest validation accuracy), last.pt, metrics.csv and resume.ckpt into the
+    output folder. Ctrl-C keeps the last epoch; --resume goes on from there.
+
+        ela-probe train --model mrla_b_resnet20 --data digits --epochs 10
+        ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --precision bf16-mixed
+    """
+    from ela_probe.data import open_data
+    from ela_probe.pipeline import train
+    from ela_probe.training import TrainConfig
+
+    config = TrainConfig.of(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup_epochs=warmup,
+        label_smoothing=label_smoothing,
+        precision=precision,
+        seed=seed,
+        num_workers=workers,
+        deterministic=deterministic,
+    )
+    spec = model_spec(None if ":" in model else model, model if ":" in model else None, model_args)
+    assert spec is not None
+    spec.build()  # a wrong name is said before any data is read
+    images = open_data(
+        data,
+        root=data_root,
+        download=download,
+        limit=limit,
+        val_fraction=val_fraction,
+        seed=seed,
+    )
+    folder = output or Path("runs") / f"{Path(model).name}-{data.partition(':')[0]}".lower()
+    result = train(spec, images, config, output=folder, device=device, resume=resume)
+    report(result, folder, json)
+
+
+def report(result: Any, folder: Path, as_json: bool) -> None:
+    """Say how a training run ended."""
+    document = {
+        "checkpoint": result.best,
+        "last": result.last,
+        "log": result.log,
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "best": result.best_metrics,
+        "final": result.last_metrics,
+    }
+    console.emit(document, as_json=as_json)
+    if not as_json:
+        accuracy = result.best_metrics.get("val_accuracy")
+        how = "" if accuracy is None else f"validation accuracy {accuracy:.2%}, "
+        console.out.print(
+            f"{how}{result.epochs} epochs in {result.seconds:.0f} s\n"
+            f"best weights: {result.best}\nnext: ela-probe analyze {result.best}",
+            soft_wrap=True,
+        )

@@ -1,0 +1,275 @@
+"""Checkpoints: one format, written by train, prune and finetune; read without running code.
+
+A file is a state dict and a JSON header. `.safetensors` keeps the header in its metadata, any
+other suffix is a torch zip file of {"ela_probe": header, "state_dict": ...}.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import pickle
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from ela_probe.data import DataSpec
+from ela_probe.errors import CheckpointError
+from ela_probe.models import ModelSpec
+from ela_probe.models.published import from_published
+from ela_probe.plan import SkipPlan, explain
+from ela_probe.pruning import prune
+from ela_probe.storage import replacing
+
+KEY = "ela_probe"
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+class Header(BaseModel):
+    """What a checkpoint says of itself. The plans were applied in this order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    model: ModelSpec
+    plans: tuple[SkipPlan, ...] = ()
+    data: DataSpec | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read: the ready model in eval mode, the header, the file's SHA-256."""
+
+    model: nn.Module
+    header: Header
+    sha256: str
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("ela-probe", "torch", "torchvision", "pytorch-lightning", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    spec: ModelSpec,
+    plans: Sequence[SkipPlan] = (),
+    data: DataSpec | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Path:
+    """Write a model. `spec` builds the unpruned model, to which `plans` were applied in turn.
+
+    Raises:
+        OutputError: the place can't be written to; an existing file stays as it was.
+    """
+    header = Header(
+        model=spec,
+        plans=tuple(plans),
+        data=data,
+        metrics=dict(metrics or {}),
+        versions=versions(),
+    )
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = header.model_dump_json()
+    if Path(path).suffix == ".safetensors":
+        content = safetensors.torch.save(state, {KEY: text})
+    else:
+        buffer = io.BytesIO()
+        torch.save({KEY: text, "state_dict": state}, buffer)
+        content = buffer.getvalue()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
+def load_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> nn.Module:
+    """The model of a checkpoint, ready in eval mode on the CPU, pruned as it was saved.
+
+    Args:
+        spec: how to build the model of a bare state dict; a checkpoint of ours carries its own,
+            and only a factory (`package.module:function`) must be named again, because calling
+            it runs code.
+
+    Raises:
+        CheckpointError: missing, empty, damaged, foreign, refused, or doesn't fit the model.
+        ModelError: the model can't be built.
+    """
+    return read_checkpoint(path, spec=spec).model
+
+
+def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Checkpoint:
+    """Like `load_checkpoint`, with the header and the file's SHA-256."""
+    path = Path(path)
+    content = _read_bytes(path)
+    text, state = _decode(path, content)
+    if text is not None:
+        header = _parse_header(path, text)
+        if header.model.is_factory and (spec is None or spec.name != header.model.name):
+            raise CheckpointError(
+                f"{path}: its model is built by the code {header.model.name!r}, which is not run "
+                f"unasked; pass --factory {header.model.name} if you trust it"
+            )
+        if spec is not None and not spec.is_factory and spec != header.model:
+            raise CheckpointError(
+                f"{path} says itself that it is a {header.model.name}; leave out --model"
+            )
+    elif spec is None:
+        raise CheckpointError(
+            f"{path} is a bare state dict; say which model it belongs to with --model NAME "
+            "(see `ela-probe models`) or --factory package.module:function"
+        )
+    else:
+        header = Header(model=spec)
+        state = from_published(state)
+    model = header.model.build()
+    for plan in header.plans:
+        model = prune(model, plan)
+    _load_state(path, model, state)
+    return Checkpoint(model.eval(), header, hashlib.sha256(content).hexdigest())
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read the checkpoint {path}: {error.strerror}; expected a file written by "
+            "`ela-probe train`, or a state dict"
+        ) from error
+    if not content:
+        raise CheckpointError(f"the checkpoint {path} is empty (0 bytes); write it again")
+    return content
+
+
+def _decode(path: Path, content: bytes) -> tuple[str | None, dict[str, Tensor]]:
+    """The header's text, if there is one, and the state dict without wrappers' prefixes."""
+    if path.suffix == ".safetensors":
+        try:
+            state: Any = safetensors.torch.load(content)
+            length = int.from_bytes(content[:8], "little")
+            stored = json_metadata(content[8 : 8 + length])
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is no safetensors file, or a damaged one ({error}); write it again"
+            ) from error
+        return stored, _clean(state)
+    try:
+        stored_object = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
+        if refused:
+            raise CheckpointError(
+                f"{path} is refused: it holds pickled Python objects, which run code on loading "
+                f"({_refused_global(str(error))}). Where it was made, save the weights alone: "
+                "torch.save(model.state_dict(), PATH)"
+            ) from error
+        raise CheckpointError(_damaged(path)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise CheckpointError(_damaged(path)) from error
+    text = None
+    if isinstance(stored_object, dict):
+        text = stored_object.get(KEY)
+        for key in ("state_dict", "model", "model_state_dict"):
+            if isinstance(stored_object.get(key), dict):
+                stored_object = stored_object[key]
+                break
+    return text, _clean_checked(path, stored_object)
+
+
+def json_metadata(header: bytes) -> str | None:
+    """Our header's text inside a safetensors header. Raises ValueError."""
+    import json
+
+    metadata = json.loads(header).get("__metadata__") or {}
+    value = metadata.get(KEY)
+    return value if isinstance(value, str) else None
+
+
+def _clean_checked(path: Path, state: Any) -> dict[str, Tensor]:
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
+        what = type(state).__name__
+        raise CheckpointError(
+            f"{path} holds a {what} that is no state dict; expected a dict of tensors by name, "
+            "or one under 'state_dict'"
+        )
+    return _clean(state)
+
+
+def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that DataParallel, DDP and torch.compile add."""
+    cleaned = {}
+    for name, value in state.items():
+        while name.startswith(WRAPPERS):
+            name = name.partition(".")[2]
+        cleaned[name.replace("._orig_mod.", ".")] = value
+    return cleaned
+
+
+def _parse_header(path: Path, text: Any) -> Header:
+    try:
+        return Header.model_validate_json(text)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path}: its header is not one that this version reads ({explain(error, 2)})"
+        ) from error
+
+
+def _load_state(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown to the model" for name in state if name not in expected]
+    problems += [
+        f"{name} is {list(state[name].shape)}, the model has {list(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{path} does not fit the model {type(model).__name__}: {'; '.join(problems[:3])}"
+            f"{more}. Check the model's name and arguments (depth, num_classes, in_channels)"
+        )
+    broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {broken[0]} holds NaN or infinite values"
+            + (f" (and {len(broken) - 1} more tensors)" if len(broken) > 1 else "")
+            + "; the training diverged, use an earlier checkpoint"
+        )
+    model.load_state_dict(state)
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path} is no PyTorch checkpoint, or a truncated one; expected a file written by "
+        "`ela-probe train` or torch.save(model.state_dict(), PATH)"
+    )
+
+
+def _refused_global(message: str) -> str:
+    for line in message.splitlines():
+        if "GLOBAL" in line:
+            return line.strip().split("GLOBAL", 1)[1].split(" was not", 1)[0].strip()
+    return "a pickled object"

@@ -1,0 +1,91 @@
+"""Images as uint8 in memory, or as files that are decoded when first asked for."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from ela_probe.errors import DataError
+
+IN_MEMORY_BYTES = 2**30
+
+
+class Images(Protocol):
+    """Labelled images of one size, read by index."""
+
+    labels: Tensor
+    """Class per image, int64 (N,)."""
+    channels: int
+    size: int
+    """Height and width in pixels."""
+    in_memory: bool
+
+    def read(self, indices: Tensor) -> Tensor:
+        """uint8 (n, C, H, W) for int64 indices (n,)."""
+        ...
+
+
+class ArrayImages:
+    """Images that lie in memory: uint8 (N, C, H, W) and labels int64 (N,)."""
+
+    in_memory = True
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+        self.channels = images.shape[1]
+        self.size = images.shape[-1]
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
+class ImageFileError(DataError):
+    """A file is no readable image. One line, also after a loader's worker wrapped it in more."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rstrip().rsplit("ImageFileError: ", 1)[-1])
+
+
+class FileImages:
+    """Image files as RGB: the shorter side resized to `image_size`, then the centre cut out.
+
+    A set that takes at most 1 GiB so is kept in memory once decoded; a larger one is decoded
+    again on every read.
+    """
+
+    channels = 3
+
+    def __init__(self, files: Sequence[tuple[str, int]], *, image_size: int) -> None:
+        self.paths = [path for path, _ in files]
+        self.labels = torch.tensor([label for _, label in files])
+        self.size = image_size
+        shape = (len(files), 3, image_size, image_size)
+        self.in_memory = len(files) * 3 * image_size**2 <= IN_MEMORY_BYTES
+        self._decoded = torch.empty(shape, dtype=torch.uint8) if self.in_memory else None
+        self._known = torch.zeros(len(files), dtype=torch.bool)
+
+    def read(self, indices: Tensor) -> Tensor:
+        if self._decoded is None:
+            return torch.stack([self._decode(self.paths[i]) for i in indices.tolist()])
+        for i in indices[~self._known[indices]].tolist():
+            self._decoded[i] = self._decode(self.paths[i])
+            self._known[i] = True
+        return self._decoded[indices]
+
+    def _decode(self, path: str) -> Tensor:
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+            raise ImageFileError(
+                f"{path} is no readable image: remove it or put a good one there"
+            ) from None
+        scale = self.size / min(image.size)
+        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        pixels: Tensor = tvf.center_crop(tvf.pil_to_tensor(image), [self.size, self.size])
+        return pixels

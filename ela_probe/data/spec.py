@@ -1,0 +1,101 @@
+"""DataSpec: all it takes to open the same images again, normalised and split the same way.
+
+It travels inside checkpoints, so it holds plain values only, and its paths are absolute.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ela_probe.errors import DataError
+
+Augmentation = Literal["none", "crop", "crop-flip"]
+
+NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
+PATH_SOURCES = ("npz", "folder")
+
+
+class DataSpec(BaseModel):
+    """Where images come from and how they become training, validation and test batches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="digits, fashion-mnist, cifar10, cifar100, npz:P or folder:D")
+    root: str | None = Field(None, description="folder of the torchvision data sets, absolute")
+    image_size: int = Field(ge=1, description="height and width in pixels")
+    channels: int = Field(ge=1)
+    mean: tuple[float, ...] = Field(description="per channel, of training images in [0, 1]")
+    std: tuple[float, ...] = Field(description="per channel, of training images in [0, 1]")
+    classes: tuple[str, ...] = Field(min_length=1, description="names in the order of the labels")
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="of the training images")
+    seed: int = Field(0, ge=0, description="draws the limited subset and the validation split")
+    limit: int | None = Field(None, ge=1, description="training images used, validation included")
+    augment: Augmentation = "none"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DataSpec":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"{self.channels} channels need as many means and deviations, "
+                f"not {len(self.mean)} and {len(self.std)}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"standard deviations must be positive, not {self.std}")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K; labels are 0..K-1."""
+        return len(self.classes)
+
+    def with_source(self, source: str, *, root: str | Path | None = None) -> "DataSpec":
+        """The same normalisation, classes and split on data that lies elsewhere.
+
+        Raises:
+            DataError: the source is not known.
+        """
+        where = absolute_root(root) if root is not None else self.root
+        return self.model_copy(update={"source": absolute_source(source), "root": where})
+
+    def check_model(self, *, num_classes: int, in_channels: int) -> None:
+        """Refuse a model that these images don't fit.
+
+        Raises:
+            DataError: the number of classes or of channels differs; both sides are named.
+        """
+        differing = [
+            f"{ours} {what} in the data, {theirs} in the model"
+            for what, ours, theirs in (
+                ("classes", self.num_classes, num_classes),
+                ("channels", self.channels, in_channels),
+            )
+            if ours != theirs
+        ]
+        if differing:
+            raise DataError(
+                f"the data {self.source} doesn't fit the model: {'; '.join(differing)}; "
+                "choose other data with --data, or build the model with these numbers"
+            )
+
+
+def absolute_source(source: str) -> str:
+    """The source with its path made absolute (`~` expanded). Raises DataError if unknown."""
+    kind, colon, path = source.partition(":")
+    if kind in NAMED_SOURCES and not colon:
+        return source
+    if kind in PATH_SOURCES and path:
+        return f"{kind}:{Path(path).expanduser().absolute()}"
+    known = (*NAMED_SOURCES, "npz:PREFIX", "folder:DIR")
+    if kind in PATH_SOURCES:
+        raise DataError(f"data source {source!r} lacks its path: expected {kind}:PATH")
+    names = {name.partition(":")[0]: name for name in known}
+    near = difflib.get_close_matches(kind, names, n=1, cutoff=0.5)
+    guess = f"did you mean {names[near[0]]!r}? " if near else ""
+    raise DataError(f"unknown data source {source!r}: {guess}known are {', '.join(known)}")
+
+
+def absolute_root(root: str | Path) -> str:
+    """`root` as an absolute path, `~` expanded."""
+    return str(Path(root).expanduser().absolute())

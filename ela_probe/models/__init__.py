@@ -1,0 +1,138 @@
+"""The model registry: names such as `mrla_b_resnet20` plus keyword arguments."""
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
+from torch import nn
+
+from ela_probe.errors import ModelError
+from ela_probe.models.resnet import ResNet
+
+__all__ = ["FAMILIES", "ModelFamily", "ModelSpec", "create_model", "register_family"]
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Models of one make and any depth: `name` followed by the depth is a model's name."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    description: str
+    depths: tuple[int, ...] = ()
+
+
+FAMILIES: dict[str, ModelFamily] = {}
+
+
+def register_family(family: ModelFamily) -> ModelFamily:
+    """Add a family to the registry. Raises ModelError when the name is taken."""
+    if family.name in FAMILIES:
+        raise ModelError(f"a model family {family.name!r} is registered already; choose another")
+    FAMILIES[family.name] = family
+    return family
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a model by its registered name, e.g. `create_model("mrla_b_resnet20", head_dim=8)`.
+
+    Raises:
+        ModelError: no such name (the nearest is suggested), or arguments that don't fit.
+    """
+    match = re.fullmatch(r"(.*?)(\d*)", name)
+    assert match is not None
+    family = FAMILIES.get(match[1])
+    if family is None or bool(match[2]) != bool(family.depths):
+        known = [f"{f.name}{depth}" for f in FAMILIES.values() for depth in f.depths or ("",)]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "see `ela-probe models`"
+        raise ModelError(f"no model is called {name!r}; {hint}")
+    if match[2]:
+        arguments = {"depth": int(match[2]), **arguments}
+    return call_builder(family.build, name, arguments)
+
+
+class ModelSpec(BaseModel):
+    """How a model is built: a registered name, or `package.module:function`, and arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def is_factory(self) -> bool:
+        return ":" in self.name
+
+    def build(self) -> nn.Module:
+        """Build it with fresh weights; a factory's module is imported, so its code runs.
+
+        Raises:
+            ModelError: unknown name or module, or arguments that don't fit.
+        """
+        if not self.is_factory:
+            return create_model(self.name, **self.args)
+        module_name, _, function = self.name.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module_name), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ModelError(
+                f"cannot find the factory {self.name!r} ({error}); expected "
+                "package.module:function, importable from here"
+            ) from error
+        return call_builder(factory, self.name, self.args)
+
+
+def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        model = build(**arguments)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ModelError(
+            f"{name} does not take {where}={problem.get('input')!r}: {problem['msg']}"
+        ) from error
+    except TypeError as error:
+        raise ModelError(f"{name} could not be built with {arguments}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{name} returned {type(model).__name__}; expected a torch.nn.Module"
+        )
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def resnet_family(prefix: str, attention: str | None, description: str) -> ModelFamily:
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def build(
+        depth: int,
+        *,
+        block: str = Field("basic", pattern="^(basic|bottleneck)$"),
+        num_classes: int = Field(10, ge=1),
+        in_channels: int = Field(3, ge=1),
+        head_dim: int = Field(16, ge=1),
+        drop_path: float = Field(0.0, ge=0.0, lt=1.0),
+    ) -> nn.Module:
+        return ResNet(
+            depth,
+            attention=attention,  # type: ignore[arg-type]
+            block=block,  # type: ignore[arg-type]
+            num_classes=num_classes,
+            in_channels=in_channels,
+            head_dim=head_dim,
+            drop_path=drop_path,
+        )
+
+    return ModelFamily(f"{prefix}resnet", build, description, (20, 32, 44, 56, 110))
+
+
+register_family(resnet_family("", None, "CIFAR ResNet, no layer attention"))
+register_family(resnet_family("mrla_b_", "mrla_b", "CIFAR ResNet with MRLA-B (softmax weights)"))
+register_family(resnet_family("mrla_l_", "mrla_l", "CIFAR ResNet with MRLA-L (gated recurrence)"))

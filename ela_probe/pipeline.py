@@ -1,0 +1,212 @@
+"""The main job, verb by verb: what the commands do, for use from Python. Files in, files out."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ela_probe.analysis import Analysis, Provenance
+from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
+from ela_probe.data import ImageData
+from ela_probe.device import resolve_device
+from ela_probe.errors import CheckpointError, DataError
+from ela_probe.evaluation import evaluate
+from ela_probe.measure import analyze
+from ela_probe.models import ModelSpec
+from ela_probe.plan import SkipPlan
+from ela_probe.pruning import prune
+from ela_probe.sites import discover
+from ela_probe.storage import output_directory, replacing
+from ela_probe.training import FitResult, TrainConfig, fit
+
+Split = Literal["train", "val", "test"]
+
+
+def train(
+    spec: ModelSpec,
+    data: ImageData,
+    config: TrainConfig,
+    *,
+    output: Path,
+    device: str = "auto",
+    resume: bool = False,
+    progress: bool = True,
+) -> FitResult:
+    """Train a model from scratch on `data`; its classes and channels are the data's.
+
+    Writes `best.pt`, `last.pt`, `metrics.csv` and `resume.ckpt` into `output`.
+
+    Raises:
+        ModelError, OptionError, DataError, OutputError, CheckpointError (on resume).
+    """
+    sizes = {"num_classes": data.spec.num_classes, "in_channels": data.spec.channels}
+    if not spec.is_factory:
+        for name, value in sizes.items():
+            if spec.args.get(name, value) != value:
+                raise DataError(
+                    f"the data {data.spec.source} has {name}={value}, but the model was asked for "
+                    f"{name}={spec.args[name]}; leave it out, it follows the data"
+                )
+        spec = spec.model_copy(update={"args": {**spec.args, **sizes}})
+    torch.manual_seed(config.seed)
+    model = spec.build()
+    return _fit(model, spec, (), data, config, output, device, resume, progress)
+
+
+def finetune(
+    checkpoint: Path,
+    config: TrainConfig,
+    *,
+    output: Path,
+    data: ImageData | None = None,
+    spec: ModelSpec | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: bool = True,
+) -> FitResult:
+    """Go on training a checkpoint, pruned or not, and write the best weights to `output`.
+
+    The run itself (log, last weights, resumable state) lies beside it in `<output stem>-run/`.
+    """
+    loaded = read_checkpoint(checkpoint, spec=spec)
+    data = data or data_of(checkpoint, loaded)
+    run = output_directory(output.parent / f"{output.stem}-run")
+    header = loaded.header
+    result = _fit(
+        loaded.model, header.model, header.plans, data, config, run, device, resume, progress
+    )
+    with replacing(output) as temporary:
+        shutil.copyfile(result.best, temporary)
+    return result
+
+
+def analyze_checkpoint(
+    checkpoint: Path,
+    *,
+    data: ImageData | None = None,
+    spec: ModelSpec | None = None,
+    split: Split = "train",
+    limit: int | None = None,
+    batch_size: int = 256,
+    num_workers: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Analysis:
+    """Measure the redundancy of a checkpoint's layer attention, in eval mode, unaugmented.
+
+    Args:
+        data: replaces the data that the checkpoint names.
+        split: the training images by default, so that the test split plays no part in planning.
+        limit: at most so many images.
+    """
+    loaded = read_checkpoint(checkpoint, spec=spec)
+    discover(loaded.model)  # before any data is read
+    data = data or data_of(checkpoint, loaded)
+    check_fit(loaded.model, data)
+    where = resolve_device(device)
+    loader = data.loader(split, batch_size=batch_size, limit=limit, num_workers=num_workers)
+    provenance = Provenance(
+        model=loaded.header.model.name,
+        model_args=loaded.header.model.args,
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=loaded.sha256,
+        data=data.spec.source,
+        split=split,
+        device=str(where),
+        seed=data.spec.seed,
+        versions=versions(),
+    )
+    return analyze(
+        loaded.model, loader, device=where, provenance=provenance, progress=progress
+    )
+
+
+def prune_checkpoint(
+    checkpoint: Path, plan: SkipPlan, *, output: Path, spec: ModelSpec | None = None
+) -> Checkpoint:
+    """Carry out a plan on a checkpoint and write the smaller one. Returns the one it was."""
+    loaded = read_checkpoint(checkpoint, spec=spec)
+    header = loaded.header
+    save_checkpoint(
+        output,
+        prune(loaded.model, plan),
+        spec=header.model,
+        plans=(*header.plans, plan),
+        data=header.data,
+    )
+    return loaded
+
+
+def evaluate_checkpoint(
+    loaded: Checkpoint, data: ImageData, *, split: Split = "test", device: str = "auto"
+) -> dict[str, float]:
+    """Accuracy and loss of a checkpoint on a split."""
+    check_fit(loaded.model, data)
+    return evaluate(
+        loaded.model, data.loader(split, batch_size=256), device=resolve_device(device)
+    )
+
+
+def data_of(checkpoint: Path, loaded: Checkpoint) -> ImageData:
+    """The data that a checkpoint was trained on. Raises CheckpointError when it names none."""
+    if loaded.header.data is None:
+        raise CheckpointError(
+            f"{checkpoint} does not say what data it belongs to; name it with --data "
+            "(digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100)"
+        )
+    return ImageData.from_spec(loaded.header.data)
+
+
+@torch.no_grad()
+def check_fit(model: nn.Module, data: ImageData) -> None:
+    """Try the model on one blank image of the data's shape.
+
+    Raises:
+        DataError: it doesn't take such an image, or knows another number of classes.
+    """
+    size, channels = data.spec.image_size, data.spec.channels
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), None)
+    try:
+        logits = model.eval()(torch.zeros(1, channels, size, size, device=device))
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"the model does not take images of {channels} x {size} x {size} as in "
+            f"{data.spec.source} ({str(error).splitlines()[0][:150]}); choose other data with "
+            "--data, or a model with these input channels"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if logits.shape != (1, data.spec.num_classes):
+        raise DataError(
+            f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
+            f"an image has shape {list(logits.shape[1:])}; choose other data with --data"
+        )
+
+
+def _fit(
+    model: nn.Module,
+    spec: ModelSpec,
+    plans: Sequence[SkipPlan],
+    data: ImageData,
+    config: TrainConfig,
+    output: Path,
+    device: str,
+    resume: bool,
+    progress: bool,
+) -> FitResult:
+    check_fit(model, data)
+
+    def save(path: Path, trained: nn.Module, metrics: Mapping[str, float]) -> None:
+        save_checkpoint(
+            path, trained, spec=spec, plans=plans, data=data.spec, metrics=dict(metrics)
+        )
+
+    return fit(
+        model, data, config, output=output, save=save, device=device, resume=resume,
+        progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,33 @@
+"""Applying a skip plan: the skipped retrievals and their parameters are physically gone."""
+
+import copy
+
+from torch import nn
+
+from ela_probe.adapters import adapter_for, unwrap
+from ela_probe.plan import SkipPlan
+
+
+def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
+    """A copy of the model without the retrievals that the plan skips.
+
+    Prune first, then build the optimizer and wrap for DDP or compile. A skipped site that no
+    later retrieval of its stage reads is dropped.
+
+    Raises:
+        PlanError: the plan was made for other sites (listed), or has an action that the model's
+            adapter can't carry out.
+        ModelError: the model has no layer attention, or was compiled.
+    """
+    model = unwrap(model)
+    adapter = adapter_for(model)
+    plan.check_sites(adapter.stages(model))
+    pruned = copy.deepcopy(model)
+    actions = plan.actions
+    for stage in plan.stages:
+        for site in reversed(stage.sites):
+            if site.action in ("keep", "recur"):
+                break
+            actions[site.name] = "drop"
+    adapter.apply(pruned, actions)
+    return pruned

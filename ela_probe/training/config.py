@@ -1,0 +1,88 @@
+"""TrainConfig: the settings of one training run, checked; and its learning rate by step."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ela_probe.errors import OptionError
+
+MILESTONES = (0.5, 0.75)
+GAMMA = 0.1
+
+
+class TrainConfig(BaseModel):
+    """Settings of a training run; the defaults are the usual ones for CIFAR ResNets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(160, ge=1, description="passes over the training images")
+    batch_size: int = Field(128, ge=1, description="images a step")
+    lr: float = Field(0.1, gt=0, description="highest learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="on all parameters")
+    schedule: Literal["cosine", "step"] = Field(
+        "cosine", description="cosine to 0, or a tenth at 1/2 and again at 3/4 of the epochs"
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="learning rate rises linearly for so long")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="arithmetic; 16-mixed needs CUDA"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of order, augmentation and drop path")
+    num_workers: int | None = Field(None, ge=0, description="processes that read images")
+    deterministic: bool = Field(False, description="only deterministic kernels (slower on CUDA)")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainConfig":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} must be fewer than epochs {self.epochs}"
+            )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    @classmethod
+    def of(cls, **settings: Any) -> "TrainConfig":
+        """A config from what a user gave.
+
+        Raises:
+            OptionError: a setting is unknown or out of bounds; one line for all of them.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            wrong = (
+                f"{'.'.join(map(str, part['loc']))} {part['input']!r}: {part['msg']}"
+                if part["loc"]
+                else part["msg"].removeprefix("Value error, ")
+                for part in error.errors()
+            )
+            raise OptionError(f"training settings: {'; '.join(wrong)}") from None
+
+    @classmethod
+    def for_finetuning(cls, **settings: Any) -> "TrainConfig":
+        """The same with a smaller schedule: 10 epochs from a learning rate of 0.01.
+
+        Raises:
+            OptionError: as `of`.
+        """
+        return cls.of(**{"epochs": 10, "lr": 0.01, **settings})
+
+    def lr_factor(self, step: int, *, steps_per_epoch: int) -> float:
+        """What `lr` is multiplied with in optimizer step `step` (from 0).
+
+        Warm-up: (step + 1) / warm-up steps. Then cosine (Loshchilov & Hutter, ICLR 2017, eq. 5,
+        no restarts): (1 + cos(pi t)) / 2 with t from 0 to 1 over the steps left; or step: 0.1 per
+        milestone passed, milestones at 1/2 and 3/4 of all steps.
+        """
+        total = self.epochs * steps_per_epoch
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.schedule == "step":
+            return GAMMA ** sum(step >= milestone * total for milestone in MILESTONES)
+        return (1 + math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup)))) / 2

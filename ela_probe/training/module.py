@@ -1,0 +1,98 @@
+"""The Lightning module: a classifier, its loss, its optimizer and its learning rate."""
+
+import math
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from ela_probe.errors import OptionError
+from ela_probe.training.config import TrainConfig
+
+CHECK_EVERY = 50  # steps between looks at the loss on an accelerator, where a look waits for it
+
+
+class ClassificationModule(pl.LightningModule):
+    """Trains a classifier by SGD on the cross entropy.
+
+    Every epoch's sums are kept in torchmetrics objects (`train_loss`, `train_accuracy`,
+    `val_loss`, `val_accuracy`); `fit` reads and resets them. The validation loss has no label
+    smoothing.
+
+    Args:
+        model: maps images (N, C, H, W) to logits (N, K); held as `self.model`.
+        config: the settings.
+        num_classes: K.
+        steps_per_epoch: optimizer steps in an epoch; the schedule counts in them.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, *, num_classes: int, steps_per_epoch: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.train_loss = MeanMetric()
+        self.val_loss = MeanMetric()
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        self.train_accuracy = accuracy()
+        self.val_accuracy = accuracy()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch, nats. Raises OptionError as soon as a loss is seen to be NaN."""
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        if loss.device.type == "cpu" or batch_idx % CHECK_EVERY == 0:
+            self.check_loss(loss.item(), step=batch_idx)
+        self.train_loss.update(loss.detach(), weight=len(labels))
+        self.train_accuracy.update(logits.detach(), labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add one batch to the validation sums."""
+        images, labels = batch
+        logits = self(images)
+        self.val_loss.update(F.cross_entropy(logits.float(), labels), weight=len(labels))
+        self.val_accuracy.update(logits, labels)
+
+    def reset_sums(self) -> None:
+        """Start the sums of the next epoch."""
+        for metric in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy):
+            metric.reset()
+
+    def check_loss(self, loss: float, *, step: int) -> None:
+        """Raise OptionError unless `loss` is finite."""
+        if not math.isfinite(loss):
+            raise OptionError(
+                f"the loss became {loss} in epoch {self.current_epoch + 1}, step {step + 1}: "
+                "choose a lower learning rate (--lr), or check that the weights that training "
+                "started from are finite"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """SGD over all parameters, its learning rate set every step."""
+        optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            nesterov=self.config.nesterov,
+            weight_decay=self.config.weight_decay,
+        )
+        factor = partial(self.config.lr_factor, steps_per_epoch=self.steps_per_epoch)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }

@@ -1,0 +1,143 @@
+"""Callbacks of `fit`: the history of epochs, and the files written at the end of each."""
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from torch import nn
+
+from ela_probe.data.batches import epoch_seed
+from ela_probe.errors import OutputError
+from ela_probe.storage import replacing
+from ela_probe.training.module import ClassificationModule
+
+Save = Callable[[Path, nn.Module, dict[str, float]], object]
+
+BEST, LAST, RESUME, LOG = "best.pt", "last.pt", "resume.ckpt", "metrics.csv"
+COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+
+
+class History(pl.Callback):
+    """One row an epoch, and `best.pt` whenever an epoch is the best so far.
+
+    Comes before the caller's callbacks, so that `best.pt` holds the very model that was validated
+    even if one of them changes it at the end of the epoch. Without validation images every epoch
+    is the best so far.
+
+    Args:
+        output: folder of `best.pt`.
+        save: writes a model and its metrics to a path.
+        origin: what the run was started with; kept so that `--resume` can compare.
+    """
+
+    def __init__(self, output: Path, save: Save, *, origin: dict[str, Any]) -> None:
+        self.output = output
+        self.save = save
+        self.origin = origin
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self._start = 0.0
+
+    @property
+    def state_key(self) -> str:
+        """Where the rows lie in the trainer's checkpoint."""
+        return "ela_probe.History"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows, best row and origin, as plain values."""
+        return {"rows": self.rows, "best": self.best, "origin": self.origin}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the rows of an earlier run."""
+        self.rows = list(state_dict["rows"])
+        self.best = dict(state_dict["best"])
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock, and the random numbers of this epoch, resumed or not."""
+        self._start = time.perf_counter()
+        module = _ours(pl_module)
+        seed = epoch_seed(module.config.seed, trainer.current_epoch)
+        pl.seed_everything(seed, workers=True, verbose=False)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the epoch's row; write `best.pt` if it is the best."""
+        module = _ours(pl_module)
+        train_loss = float(module.train_loss.compute())
+        module.check_loss(train_loss, step=module.steps_per_epoch - 1)
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "lr": module.config.lr
+            * module.config.lr_factor(
+                max(0, trainer.global_step - 1), steps_per_epoch=module.steps_per_epoch
+            ),
+            "train_loss": train_loss,
+            "train_accuracy": float(module.train_accuracy.compute()),
+        }
+        if trainer.val_dataloaders:
+            row["val_loss"] = float(module.val_loss.compute())
+            row["val_accuracy"] = float(module.val_accuracy.compute())
+        module.reset_sums()
+        row["seconds"] = round(time.perf_counter() - self._start, 3)
+        self.rows.append(row)
+        score = row.get("val_accuracy")
+        if not self.best or score is None or score > self.best["val_accuracy"]:
+            self.best = row
+            _saved(self.save, self.output / BEST, module.model, row)
+
+
+class KeepLast(Checkpoint):
+    """At the end of every epoch, after all other callbacks: `last.pt`, the log, the state."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the three files, each atomically."""
+        output, rows = self.history.output, self.history.rows
+        _saved(self.history.save, output / LAST, _ours(pl_module).model, rows[-1])
+        _write_log(output / LOG, rows)
+        with replacing(output / RESUME) as temporary:
+            trainer.save_checkpoint(temporary)
+
+
+def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _saved(save: Save, path: Path, model: nn.Module, row: dict[str, float]) -> None:
+    try:
+        save(path, model, dict(row))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; "
+            "choose another folder with -o, or free some space"
+        ) from error
+
+
+def _ours(module: pl.LightningModule) -> ClassificationModule:
+    assert isinstance(module, ClassificationModule)
+    return module
+
+
+def origin_of(state: dict[str, Any]) -> dict[str, Any] | None:
+    """What the run was started with, from a loaded `resume.ckpt`; None if it is another's."""
+    kept = state.get("callbacks", {}).get("ela_probe.History", {})
+    origin = kept.get("origin")
+    return origin if isinstance(origin, dict) and "state_dict" in state else None
+
+
+def fitting_shapes(state: dict[str, torch.Tensor], module: nn.Module) -> list[str]:
+    """Names of the tensors that are missing, foreign or of another shape."""
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in state.items()}
+    return sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )

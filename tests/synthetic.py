@@ -1,0 +1,79 @@
+"""Synthetic analyses whose redundancy is known: random softmax weights streamed through the metric.
+
+Each stage repeats a pattern of retrievals: `new` (unlike the one before), `repeat` (the same
+weights, a new source that is hardly read) and `extend` (the same weights plus a new source).
+"""
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor
+
+from ela_probe.analysis import Analysis, Provenance, StageAnalysis
+from ela_probe.redundancy import RedundancyMetric
+from ela_probe.sites import Kind, Site, Stage
+
+# nature: (noise added to the logits of the earlier sources, mean logit of the new source)
+NATURES = {"new": (1.2, 1.0), "repeat": (0.05, -6.0), "extend": (0.05, 1.5)}
+PATTERN = ("new", "repeat", "extend", "new", "repeat")
+
+
+def make_analysis(
+    sites: Sequence[int] = (5, 5, 5),
+    *,
+    samples: int = 200,
+    kind: Kind = "softmax",
+    pattern: Sequence[str] = PATTERN,
+    constant: bool = False,
+    names: str = "stages.{stage}.{site}.retrieval",
+    provenance: Provenance | None = None,
+    seed: int = 0,
+) -> Analysis:
+    """An analysis of len(sites) stages with sites[s] retrievals each.
+
+    Args:
+        samples: rows of weights. kind: of every stage.
+        pattern: the nature of sites 1, 2, ... of every stage, repeated; see `NATURES`.
+        constant: every sample has the same weights, so that no Beta distribution can be fitted.
+        names: of the sites; the stage is named by what precedes `.{site}`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for s, count in enumerate(sites):
+        stage = Stage(
+            names.partition(".{site}")[0].format(stage=s),
+            kind,
+            tuple(
+                Site(name, f"{name}.tap", t + 1)
+                for t, name in ((t, names.format(stage=s, site=t)) for t in range(count))
+            ),
+        )
+        weights = random_weights(count, samples, pattern, generator)
+        if constant:
+            weights = [row[:1].expand(samples, -1) for row in weights]
+        metric = RedundancyMetric(stage.sizes, names=[site.name for site in stage.sites])
+        metric.update(weights)
+        parts.append(StageAnalysis.from_metric(stage, metric.compute()))
+    known = provenance or Provenance(
+        model="mrla_b_resnet32", data="digits", split="test", samples=samples, accuracy=0.97,
+        device="cpu", seconds=1.5, versions={"ela-probe": "0.1.0"},
+    )  # fmt: skip
+    return Analysis(tuple(parts), known)
+
+
+def random_weights(
+    sites: int, samples: int, pattern: Sequence[str], generator: torch.Generator
+) -> list[Tensor]:
+    """The retrievals of a stage: `sites` tensors [samples, t + 1] of rows that sum to 1."""
+    logits = torch.randn(samples, 1, generator=generator)
+    retrievals = [logits.softmax(-1)]
+    for nature in islice(cycle(pattern), sites - 1):
+        noise, fresh = NATURES[nature]
+        # Samples differ in how far they drift, as images do.
+        drift = noise * torch.rand(samples, 1, generator=generator)
+        logits = logits + drift * torch.randn(logits.shape, generator=generator)
+        new = fresh + 0.5 * torch.randn(samples, 1, generator=generator)
+        logits = torch.cat([logits, logits.logsumexp(-1, keepdim=True) + new - 1.5], dim=-1)
+        retrievals.append(logits.softmax(-1))
+    return retrievals

@@ -1,0 +1,145 @@
+"""Pruning: a pruned model computes what the full one does with those retrievals left out."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ela_probe import AttentionProbe, discover, prune
+from ela_probe.analysis import Analysis
+from ela_probe.errors import PlanError
+from ela_probe.measure import from_probe
+from ela_probe.models.attention import MRLABase, Source
+from ela_probe.plan import SkipPlan
+from ela_probe.planners import make_plan
+from tests.conftest import settled
+
+
+def analysed(model: nn.Module) -> Analysis:
+    with AttentionProbe(model) as probe, torch.no_grad():
+        model(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
+    return from_probe(probe)
+
+
+def with_actions(plan: SkipPlan, actions: dict[str, str]) -> SkipPlan:
+    document = plan.model_dump(mode="json")
+    for stage in document["stages"]:
+        for site in stage["sites"]:
+            site["action"] = actions.get(site["name"], "keep")
+    return SkipPlan.model_validate(document)
+
+
+def zeroed(model: nn.Module, names: list[str]) -> list[object]:
+    """Hooks that take the retrieval out of the named blocks' outputs."""
+    return [
+        model.get_submodule(name).norm.register_forward_hook(  # type: ignore[union-attr]
+            lambda module, args, out: torch.zeros_like(out)
+        )
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", ["mrla_b_resnet32", "mrla_l_resnet32"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_skipping_equals_zeroing_the_retrieval(name: str, share: float, images: Tensor) -> None:
+    model = settled(name)
+    plan = make_plan(analysed(model), skip=share, planner="random", seed=5)
+    assert plan.skipped
+    pruned = prune(model, plan)
+    with torch.no_grad():
+        full = model(images)
+        result = pruned(images)
+        zeroed(model, plan.skipped)
+        torch.testing.assert_close(result, model(images), rtol=1e-5, atol=1e-5)
+    assert (full - result).abs().max() > 1e-3
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**31))
+def test_dropping_equals_masking_the_source_too(seed: int) -> None:
+    """A dropped site's source gets no weight from later sites: −inf before their softmax."""
+    model = settled("mrla_b_resnet32")
+    choose = random.Random(seed)
+    stages = discover(model)
+    actions = {
+        site.name: choose.choice(["keep", "skip", "drop"]) for s in stages for site in s.sites[1:]
+    }
+    plan = with_actions(make_plan(analysed(model), skip=0.0), actions)
+    pruned = prune(model, plan)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+    def mask(dropped: list[int]):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            weights = out.clone()
+            weights[..., dropped] = 0
+            return weights / weights.sum(-1, keepdim=True)
+
+        return hook
+
+    for stage in stages:
+        dropped = [t for t, s in enumerate(stage.sites) if actions.get(s.name) == "drop"]
+        for t, site in enumerate(stage.sites):
+            if actions.get(site.name, "keep") == "keep":
+                earlier = [d for d in dropped if d <= t]
+                model.get_submodule(site.tap).register_forward_hook(mask(earlier))
+    zeroed(model, plan.skipped)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_skipped_is_gone(mrla_b: nn.Module) -> None:
+    base = make_plan(analysed(mrla_b), skip=0.0)
+    name = "stages.1.2.retrieval"
+    skipped = prune(mrla_b, with_actions(base, {name: "skip"}))
+    source = skipped.get_submodule(name)
+    assert type(source) is Source
+    assert {n for n, _ in source.named_parameters()} == {"key.weight", "value.weight"}
+    dropped = prune(mrla_b, with_actions(base, {name: "drop"}))
+    assert not any(n.startswith(name) for n, _ in dropped.named_parameters())
+
+    def sources(model: nn.Module) -> list[tuple[int, ...]]:
+        return [stage.sizes for stage in discover(model)]
+
+    assert sources(skipped)[1] == (1, 2, 4, 5)
+    assert sources(dropped)[1] == (1, 2, 3, 4)
+
+
+def test_every_parameter_of_a_pruned_model_is_used(mrla_b: nn.Module, images: Tensor) -> None:
+    """As DistributedDataParallel demands; a source that nothing reads would have no gradient."""
+    plan = make_plan(analysed(mrla_b), skip=0.4, planner="deepest")
+    document = with_actions(plan, dict.fromkeys(plan.skipped, "skip"))  # a hand-written plan
+    pruned = prune(mrla_b, document).train()
+    pruned(images).sum().backward()
+    assert all(p.grad is not None for p in pruned.parameters())
+
+
+def test_the_model_itself_stays_whole(mrla_b: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        before = mrla_b(images)
+        prune(mrla_b, make_plan(analysed(mrla_b), skip=0.5))
+        assert torch.equal(mrla_b(images), before)
+
+
+def test_a_pruned_model_can_be_analysed_and_pruned_again(mrla_b: nn.Module) -> None:
+    first = prune(mrla_b, make_plan(analysed(mrla_b), skip=0.4, planner="alternate"))
+    again = analysed(first)
+    second = prune(first, make_plan(again, skip=0.3))
+    retrievals = [sum(isinstance(m, MRLABase) for m in x.modules()) for x in (mrla_b, first, second)]
+    assert retrievals == [15, 9, 6]
+
+
+def test_a_plan_for_other_sites_is_refused_with_the_differences(mrla_b: nn.Module) -> None:
+    plan = make_plan(analysed(mrla_b), skip=0.3)
+    with pytest.raises(PlanError, match=r"15 sites; this one has 9.*stages\.0\.3.* not in the"):
+        prune(settled("mrla_b_resnet20"), plan)
+    with pytest.raises(PlanError, match="unrolled.*softmax"):
+        prune(settled("mrla_l_resnet32"), plan)
+
+
+def test_recur_is_not_applied_silently(mrla_b: nn.Module) -> None:
+    plan = with_actions(make_plan(analysed(mrla_b), skip=0.0), {"stages.0.1.retrieval": "recur"})
+    with pytest.raises(PlanError, match="recur"):
+        prune(mrla_b, plan)
