@@ -103,26 +103,25 @@ def describe(analysis: "Analysis", folder: Path) -> None:
 
     source = analysis.provenance
     accuracy = "" if source.accuracy is None else f", accuracy {source.accuracy:.2%}"
-    columns = ("site", "kind", ">sources", ">kl", ">± se", ">shape", ">mass", ">quantile", ">score")
+    columns = ("site", ">kl ± se", ">shape", ">mass", ">quantile", ">score")
     rows = [
         [
-            row.site,
-            row.kind,
-            int(row.sources),
-            *(float(v) for v in (row.kl, row.kl_se, row.shape, row.mass)),
-            float(row.quantile),
-            float(row.score),
+            row["site"],
+            f"{row['kl']:.3g} ± {row['kl_se']:.1g}" if row["t"] else "–",
+            *(f"{row[name]:.3g}" if row["t"] else "–" for name in ("shape", "mass")),
+            *(console.show(float(row[name])) for name in ("quantile", "score")),
         ]
-        for row in analysis.sites.itertuples()
+        for row in analysis.sites.to_dict("records")
     ]
+    kinds = " and ".join(sorted({part.stage.kind for part in analysis.stages}))
     title = (
         f"{source.model or 'model'} on {source.data or 'data'} ({source.split or 'all'}): "
         f"{source.samples:,} images{accuracy}\n"
-        "divergence of each retrieval from the one before it, in nats"
+        f"divergence of each retrieval from the one before it, in nats ({kinds} weights)"
     )
     console.out.print(console.table(title, columns, rows))
     for finding in findings(analysis):
-        console.out.print(f"• {finding}", markup=False)
+        console.out.print(f"• {finding.text}", markup=False)
     console.out.print(
         f"written to {folder}\nnext: ela-probe plan {folder} --skip 0.3", soft_wrap=True
     )

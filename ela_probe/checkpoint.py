@@ -7,6 +7,7 @@ other suffix is a torch zip file of {"ela_probe": header, "state_dict": ...}.
 import hashlib
 import importlib.metadata
 import io
+import json
 import pickle
 import platform
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,7 @@ def _decode(path: Path, content: bytes) -> tuple[str | None, dict[str, Tensor]]:
         try:
             state: Any = safetensors.torch.load(content)
             length = int.from_bytes(content[:8], "little")
-            stored = json_metadata(content[8 : 8 + length])
+            stored = _metadata(content[8 : 8 + length])
         except (safetensors.SafetensorError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is no safetensors file, or a damaged one ({error}); write it again"
@@ -182,7 +183,7 @@ def _decode(path: Path, content: bytes) -> tuple[str | None, dict[str, Tensor]]:
                 "torch.save(model.state_dict(), PATH)"
             ) from error
         raise CheckpointError(_damaged(path)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # on foreign bytes the unpickler fails in any way
         raise CheckpointError(_damaged(path)) from error
     text = None
     if isinstance(stored_object, dict):
@@ -194,10 +195,8 @@ def _decode(path: Path, content: bytes) -> tuple[str | None, dict[str, Tensor]]:
     return text, _clean_checked(path, stored_object)
 
 
-def json_metadata(header: bytes) -> str | None:
+def _metadata(header: bytes) -> str | None:
     """Our header's text inside a safetensors header. Raises ValueError."""
-    import json
-
     metadata = json.loads(header).get("__metadata__") or {}
     value = metadata.get(KEY)
     return value if isinstance(value, str) else None

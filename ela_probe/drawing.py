@@ -40,7 +40,7 @@ TICKS = 18  # the most tick labels along an axis
 @contextmanager
 def drawing(ax: Axes | None, size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
     """`ax` and its figure, or new ones of `size` inches, under the theme."""
-    with matplotlib.rc_context(THEME):
+    with matplotlib.rc_context(cast(Any, THEME)):
         if ax is None:
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)

@@ -149,9 +149,7 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
         part.stage.kind, "channel profiles (not layer attention)"
     )
     if len(names) < 2:
-        return [
-            Finding("distinct", f"{name}: one retrieval only; nothing to compare.", name)
-        ]
+        return [Finding("distinct", f"{name}: one retrieval only; nothing to compare.", name)]
 
     def those(verdict: Verdict) -> tuple[str, ...]:
         return tuple(n for n, v in zip(names, found, strict=True) if v == verdict)
@@ -163,8 +161,8 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
             Finding(
                 "repeats",
                 f"{name}: {len(near)} of {len(names)} {noun} nearly "
-                f"repeat{'s' * (len(near) == 1)} the one before (kl < {NEAR} nats, so at most "
-                f"{math.sqrt(NEAR / 2):.0%} of the weight moves): {_listed(near)}.",
+                f"repeat{'s' * (len(near) == 1)} the one before (kl < {NEAR} nats: on average at "
+                f"most {math.sqrt(NEAR / 2):.0%} of the weight moves): {_listed(near)}.",
                 name,
                 near,
             )

@@ -42,8 +42,9 @@ def view(histogram: NDArray[np.int64]) -> tuple[float, float]:
 
 def bin_step(span: float, n: int) -> int:
     """How many fine bins to join: about 40 bars, fewer where the sample is small."""
-    bars = min(40.0, max(6.0, 3 * n ** (1 / 3)))
-    return max(1, round(span / (LOGIT_EDGES[1] - LOGIT_EDGES[0]) / bars))
+    bars = min(40.0, max(6.0, 3 * float(np.cbrt(n))))
+    width = float(LOGIT_EDGES[1] - LOGIT_EDGES[0])
+    return max(1, round(span / width / bars))
 
 
 def logit_ticks(axes: Axes, low: float, high: float) -> None:
@@ -55,5 +56,7 @@ def logit_ticks(axes: Axes, low: float, high: float) -> None:
         ticks += [(special.logit(u), f"{u:g}") for u in (0.02, 0.05, 0.2, 0.3, 0.7, 0.8, 0.95)]
     shown = sorted((x, text) for x, text in ticks if low <= x <= high)
     shown = shown[:: -(-len(shown) // 9) or 1]
+    if len(shown) < 3:
+        shown = [(x, f"{special.expit(x):.3g}") for x in np.linspace(low, high, 7)[1:-1]]
     axes.set_xticks([x for x, _ in shown], [text for _, text in shown])
     axes.tick_params(bottom=True)

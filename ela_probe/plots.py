@@ -141,9 +141,7 @@ def adjacent_divergence(analysis: Analysis, *, ax: Axes | None = None) -> tuple[
         kl = shape + mass
         x = np.flatnonzero(np.isfinite(kl))
         axes.bar(x, shape[x], 0.8, color=SHAPE, label="shape: read differently")
-        axes.bar(
-            x, mass[x], 0.8, bottom=shape[x], color=MASS, label="mass: on new sources"
-        )
+        axes.bar(x, mass[x], 0.8, bottom=shape[x], color=MASS, label="mass: on new sources")
         known = x[np.isfinite(error[x])]
         whisker = 2 * error[known]
         axes.errorbar(
@@ -153,7 +151,7 @@ def adjacent_divergence(analysis: Analysis, *, ax: Axes | None = None) -> tuple[
         axes.axhline(NEAR, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axes.set_xlim(-0.7, count - 0.3)
         top = _clip_bars(axes, x, kl, error)
-        if NEAR < top:
+        if top > NEAR:
             axes.annotate(
                 f"{NEAR}", (1, NEAR), xycoords=("axes fraction", "data"), xytext=(3, 0),
                 textcoords="offset points", va="center", color=MUTED, fontsize="small",
@@ -195,7 +193,7 @@ def beta_histogram(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figu
             text = textwrap.fill(f"no fit: {reason}", 45)
             axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", color=MUTED)
         axes.set_xlim(low, high)
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, None if reason is None else 1.25 * heights.max())
         logit_ticks(axes, low, high)
         axes.set_xlabel("u  (log-odds scale; 0: repeats the site before)")
         axes.set_ylabel("share per unit of log-odds")
@@ -279,9 +277,9 @@ def _clip_bars(axes: Axes, x: NDArray[np.int64], kl: Floats, error: Floats) -> f
     heights = kl[x]
     if not x.size:
         return 0.0
-    usual = float(np.quantile(heights, 0.8))
+    usual = max(0.5, float(np.quantile(heights, 0.8, method="lower")))
     top = float(np.max(heights + np.where(np.isfinite(error[x]), 2 * error[x], 0.0)))
-    cut = 0 < 5 * usual < top
+    cut = 5 * usual < top
     limit = 2.5 * usual if cut else max(top * 1.08, 1.2 * NEAR)
     axes.set_ylim(0, limit)
     for position, height in zip(x, heights, strict=True):
@@ -308,7 +306,7 @@ def _stage_axis(axes: Axes, analysis: Analysis) -> None:
                 start - 0.4, -0.1, name, transform=axes.get_xaxis_transform(), va="top",
                 fontsize="small", color=MUTED,
             )  # fmt: skip
-            free = start + (len(name) + 2) * count / (70 if count < 36 else 2 * count)
+            free = start + (len(name) + 2) * max(min(count, 36) / 70, count / 150)
         start += len(labels)
     shown = ticks[:: -(-len(ticks) // 30)]
     axes.set_xticks([x for x, _ in shown], [text for _, text in shown])

@@ -1,0 +1,157 @@
+"""Writing the report page: what was analysed, what was found, figures and tables."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ela_probe import plots
+from ela_probe.analysis import Analysis, StageAnalysis
+from ela_probe.findings import Finding, findings
+from ela_probe.plan import SkipPlan
+from ela_probe.report.tables import comparison_table, plan_table, shown, site_table
+from ela_probe.storage import write_text
+
+# Above this many stages only the first one's figures are unfolded.
+UNFOLDED = 4
+FOUND_IN = {"model_args": "model arguments", "checkpoint_sha256": "checkpoint SHA-256"}
+GLOSSARY = """<details><summary>How to read this</summary><ul>
+<li><b>kl</b> (nats): how far a retrieval is from an earlier one, mean over samples; 0: the same
+weights. kl = shape + mass, exactly.</li>
+<li><b>shape</b>: how differently it reads the sources both know. <b>mass</b>: −log of the weight it
+leaves on them; exp(−mass) is kept, the rest goes to new sources.</li>
+<li>shape ≈ 0 and mass ≈ 0: it retrieves what the earlier site did, and can likely be skipped.
+shape ≈ 0 and mass &gt; 0: it is the earlier site plus new sources.</li>
+<li><b>u</b> = 1 − exp(−kl), in (0, 1); a Beta distribution is fitted to the u of a stage.
+<b>q</b>: the chance that a retrieval drawn from the stage is less divergent than this one.
+<b>score</b>: the skip score that q maps to (our reading of EBQM); higher: skip first.</li>
+</ul></details>"""
+
+
+def write_report(
+    analysis: Analysis,
+    path: str | Path,
+    *,
+    plan: SkipPlan | None = None,
+    comparison: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a page that needs nothing but itself: figures are embedded, nothing is fetched.
+
+    Args:
+        plan: shown as a strip and a table.
+        comparison: as `compare` gives it: under "models" a row of plain values for each model.
+
+    Raises:
+        OutputError: the page can't be written.
+    """
+    source = analysis.provenance
+    parts = [
+        _summary(findings(analysis)),
+        f"<h2>What was analysed</h2>{_provenance(analysis)}",
+    ]
+    if comparison and comparison.get("models"):
+        parts.append(f"<h2>Comparison</h2>{comparison_table(comparison['models'])}")
+    if plan is not None:
+        parts.append(f"<h2>Skip plan</h2>{_plan(plan)}")
+    parts.append(
+        f"<h2>Along depth</h2>{GLOSSARY}"
+        + _figure(
+            plots.adjacent_divergence(analysis)[0],
+            "Each retrieval's divergence from the one before it. Below the dashed line it nearly "
+            "repeats it.",
+        )
+    )
+    parts.append("<h2>Stages</h2>")
+    for index, part in enumerate(analysis.stages):
+        unfolded = index == 0 or len(analysis.stages) <= UNFOLDED
+        parts.append(_stage(part, unfolded))
+    parts.append(f"<h2>Sites</h2>{site_table(analysis)}")
+    template = resources.files("ela_probe.report").joinpath("page.html").read_text("utf-8")
+    versions = ", ".join(f"{name} {version}" for name, version in source.versions.items())
+    page = Template(template).substitute(
+        title=html.escape(f"Layer-attention redundancy of {source.model or 'a model'}"),
+        subtitle=html.escape(f"ela-probe report{f' · {versions}' if versions else ''}"),
+        body="\n".join(parts),
+    )
+    return write_text(path, page)
+
+
+def _summary(found: list[Finding]) -> str:
+    """The verdict over all stages, then a list: what is redundant first, then the reservations."""
+    lead = "".join(f'<p class="lead">{shown(f.text)}</p>' for f in found if f.kind == "summary")
+    items = "".join(
+        f"<li>{shown(f.text)}</li>" for f in found if f.kind not in ("summary", "fit", "caution")
+    )
+    doubts = "".join(
+        f'<li class="caution">{shown(f.text)}</li>' for f in found if f.kind == "caution"
+    )
+    fits = "".join(f"<li>{shown(f.text)}</li>" for f in found if f.kind == "fit")
+    return (
+        f"{lead}<ul>{items}{doubts}{fits}</ul>"
+        "<p>Next: <code>ela-probe plan DIR --skip 0.3 -o plan.json</code>, then "
+        "<code>ela-probe prune CHECKPOINT --plan plan.json -o pruned.pt</code>.</p>"
+    )
+
+
+def _provenance(analysis: Analysis) -> str:
+    known = {k: v for k, v in analysis.provenance.model_dump().items() if v not in (None, {}, "")}
+    known.pop("versions", None)
+    kinds = sorted({part.stage.kind for part in analysis.stages})
+    sites = sum(len(part.stage.sites) for part in analysis.stages)
+    known["stages"] = (
+        f"{len(analysis.stages)}, with {sites} retrievals ({', '.join(kinds)} weights)"
+    )
+    rows = "".join(
+        f"<dt>{html.escape(FOUND_IN.get(name, name))}</dt><dd>{shown(value)}</dd>"
+        for name, value in known.items()
+    )
+    return f"<dl>{rows}</dl>"
+
+
+def _plan(plan: SkipPlan) -> str:
+    text = (
+        f"{len(plan.skipped)} of {len(plan.actions)} retrievals ({plan.share:.0%}) are not formed, "
+        f"chosen by {plan.origin.planner} on {plan.origin.measure}."
+    )
+    drawn = _figure(
+        plots.skip_plan(plan)[0],
+        "keep: formed; recur: updated from the one before; skip: not formed, still a source for "
+        "later layers; drop: not formed and no source.",
+    )
+    return (
+        f"<p>{html.escape(text)}</p>{drawn}<details><summary>Site by site</summary>"
+        f"{plan_table(plan)}</details>"
+    )
+
+
+def _stage(part: StageAnalysis, unfolded: bool) -> str:
+    figures = (
+        (plots.divergence_heatmap(part)[0], "KL of every pair; the diagonal holds neighbours."),
+        (plots.weights_heatmap(part)[0], "Mean weight of every source at every site."),
+        (plots.beta_histogram(part)[0], "How divergent neighbours are over all samples."),
+    )
+    drawn = "".join(_figure(figure, caption) for figure, caption in figures)
+    return (
+        f"<details{' open' if unfolded else ''}><summary>{html.escape(part.stage.name)} "
+        f"({len(part.stage.sites)} sites)</summary>"
+        f'<div class="figures">{drawn}</div></details>'
+    )
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    title = html.escape(figure.axes[0].get_title(loc="left"), quote=True)
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{title}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )

@@ -1,0 +1,101 @@
+"""HTML tables. Every value is escaped here, so that a name can't become markup."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from ela_probe.analysis import Analysis
+from ela_probe.findings import verdicts
+from ela_probe.plan import Estimate, SkipPlan
+
+VERDICTS = {
+    "first": "first of its stage",
+    "repeats": "repeats the one before",
+    "extends": "the one before plus new sources",
+    "distinct": "distinct",
+    "undecided": "too uncertain to tell",
+}
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, classes: Sequence[str] = ()
+) -> str:
+    """An HTML table; numbers to the right, text to the left.
+
+    Args:
+        rows: plain values, one a column; None and NaN become a dash.
+        classes: of each row, from the program and not from a user.
+    """
+    rows = [list(row) for row in rows]
+    text = [any(isinstance(row[c], str) for row in rows) for c in range(len(columns))]
+
+    def cells(tag: str, values: Sequence[Any]) -> str:
+        return "".join(
+            (f'<{tag} class="text">' if left else f"<{tag}>") + f"{shown(value)}</{tag}>"
+            for value, left in zip(values, text, strict=True)
+        )
+
+    body = []
+    for index, row in enumerate(rows):
+        name = f' class="{classes[index]}"' if classes else ""
+        body.append(f"<tr{name}>{cells('td', row)}</tr>")
+    return (
+        f'<div class="table"><table><thead><tr>{cells("th", columns)}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as escaped text: integers with separators, floats to four significant digits."""
+    if value is None or (isinstance(value, Real) and not math.isfinite(float(value))):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
+    if isinstance(value, Real):
+        return f"{float(value):,.0f}" if abs(float(value)) >= 1e4 else f"{float(value):.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{html.escape(str(k))} = {shown(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    return html.escape(str(value))
+
+
+def site_table(analysis: Analysis) -> str:
+    """One row a site, coloured by its verdict."""
+    columns = ["stage", "site", "verdict", "kl", "± 2 se", "shape", "mass", "js", "q", "score"]
+    found = [verdict for part in analysis.stages for verdict in verdicts(part)]
+    rows = [
+        [row["stage"], row["site"], VERDICTS[verdict], row["kl"], 2 * row["kl_se"], row["shape"],
+         row["mass"], row["js"], row["quantile"], row["score"]]
+        for row, verdict in zip(analysis.sites.to_dict("records"), found, strict=True)
+    ]  # fmt: skip
+    return table(columns, rows, classes=found)
+
+
+def plan_table(plan: SkipPlan) -> str:
+    """One row a site: its action, and its divergence from the site that stands in for it."""
+    columns = ["stage", "site", "action", "compared with", "kl", "shape", "mass", "score"]
+
+    def mean(estimate: Estimate | None) -> float | None:
+        return None if estimate is None else estimate.mean
+
+    pairs = [(stage, site) for stage in plan.stages for site in stage.sites]
+    rows = [
+        [stage.name, site.name, site.action, site.reference, mean(site.kl), mean(site.shape),
+         mean(site.mass), site.score]
+        for stage, site in pairs
+    ]  # fmt: skip
+    return table(columns, rows, classes=[site.action for _, site in pairs])
+
+
+def comparison_table(models: Sequence[Mapping[str, Any]]) -> str:
+    """One row a model; the columns are the keys of all rows, in the order they first appear."""
+    columns = list(dict.fromkeys(key for row in models for key in row))
+    rows = [[row.get(column) for column in columns] for row in models]
+    return table([column.replace("_", " ") for column in columns], rows)

@@ -1,0 +1,53 @@
+"""Deterministic weights and inputs by formula, and logits of the published code on them.
+
+`kcla_cifar.json` holds names, shapes and logits only; `benchmarks/golden.py` wrote it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PATH = Path(__file__).with_name("kcla_cifar.json")
+
+
+def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A state dict for published names and shapes, float32, by name, place in the list and shape.
+
+    Convolutions keep the variance of what they read, BatchNorm's numbers differ from 1 and 0.
+    """
+    state = {}
+    for place, (name, shape) in enumerate(shapes.items()):
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(0)
+            continue
+        noise = spread(shape, start=1000 * place)
+        if name.endswith("running_var"):
+            value = 1.5 + 0.5 * noise
+        elif name.endswith("running_mean") or (name.endswith("bias") and len(shape) == 1):
+            value = 0.2 * noise
+        elif name.endswith("lambda_t"):
+            value = noise
+        elif len(shape) == 1:
+            value = 1.0 + 0.3 * noise
+        else:
+            fan_in = int(np.prod(shape[1:]))
+            value = noise * np.sqrt(3 / fan_in)
+        if ".Wq." in name or ".Wk." in name:
+            value = 2.0 * value  # so that the weights are not all alike
+        state[name] = torch.from_numpy(np.asarray(value, dtype=np.float32))
+    return state
+
+
+def images() -> Tensor:
+    """(2, 3, 32, 32) float32."""
+    return torch.from_numpy((1.7 * spread((2, 3, 32, 32), start=17)).astype(np.float32))
+
+
+def spread(shape: Sequence[int], *, start: int) -> np.ndarray:
+    """Numbers in [-1, 1) that look random: multiples of an irrational, hashed by a quadratic."""
+    index = np.arange(start, start + int(np.prod(shape)), dtype=np.float64)
+    turns = index * 0.6180339887498949 + index * index * 0.41421356237309503
+    return (2.0 * (turns - np.floor(turns)) - 1.0).reshape(tuple(shape))

@@ -1,0 +1,54 @@
+"""The notebook: committed clean, and it runs from top to bottom on an analysis folder."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.synthetic import make_analysis
+
+ROOT = Path(__file__).resolve().parents[1]
+PATH = ROOT / "notebooks" / "01_explore.ipynb"
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, where: Path) -> nbformat.NotebookNode:
+    monkeypatch.setenv("ELA_PROBE_ANALYSIS", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(where / "runtime"))
+    monkeypatch.setenv("IPYTHONDIR", str(where / "ipython"))
+    notebook = nbformat.read(PATH, as_version=4)  # type: ignore[no-untyped-call]
+    client = NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(where)}}
+    )
+    return client.execute()
+
+
+def test_committed_without_outputs() -> None:
+    notebook = nbformat.read(PATH, as_version=4)  # type: ignore[no-untyped-call]
+    nbformat.validate(notebook)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+def test_runs_on_an_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_analysis((4, 2), samples=30).save(tmp_path / "analysis")
+    notebook = run(tmp_path / "analysis", monkeypatch, tmp_path)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 4  # adjacent, a Beta fit a stage, the curve (and the plan)
+    widgets = str(notebook.metadata["widgets"])  # where the heatmaps and their errors would be
+    assert widgets.count("image/png") == 2
+    assert "Traceback" not in widgets
+    assert (tmp_path / "plans" / "explored.json").is_file()
+
+
+def test_says_how_to_make_an_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELA_PROBE_ANALYSIS", str(tmp_path / "nowhere"))
+    notebook = nbformat.read(PATH, as_version=4)  # type: ignore[no-untyped-call]
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    with pytest.raises(SystemExit, match=r"nowhere(.|\n)*make demo"):
+        exec(first.source.replace("%matplotlib inline", ""), {})
