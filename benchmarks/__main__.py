@@ -3,12 +3,14 @@
 A case is a file with one function whose parameters are its options; CASES lists them.
 """
 
+from collections.abc import Callable
+
 import typer
 
 from benchmarks import analysis, parity, results
 from ela_probe.errors import ElaProbeError
 
-CASES = {
+CASES: dict[str, Callable[..., None]] = {
     "analysis": analysis.run,
     "parity": parity.run,
     "table": results.run,

@@ -41,7 +41,7 @@ def run(
     """
     published = {prefix: load(reference, name) for prefix, name in FILES.items()}
     if record is not None:
-        from benchmarks.golden import recording
+        from benchmarks.golden import recording  # of the repository's tests
 
         write_text(record, recording(published))
     rows = [
@@ -73,7 +73,8 @@ def load(reference: Path, name: str) -> Callable[..., nn.Module]:
             f"{path} does not exist; --reference expects a checkout of github.com/bgx666/KCLA"
         )
     spec = importlib.util.spec_from_file_location(f"published_{name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -104,9 +105,7 @@ def compare_network(
     for dtype in (torch.float32, torch.float64):
         theirs.load_state_dict(state)
         ours.load_state_dict(from_published(state))
-        pair = [
-            figures(model.to(dtype), images.to(dtype), labels) for model in (theirs, ours)
-        ]
+        pair = [figures(model.to(dtype), images.to(dtype), labels) for model in (theirs, ours)]
         expected, actual = from_published(pair[0]), pair[1]
         if expected.keys() != actual.keys():
             raise OptionError(f"{name}: names differ: {sorted(expected.keys() ^ actual.keys())}")

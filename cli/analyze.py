@@ -37,9 +37,7 @@ def command(
     data: Data = None,
     data_root: DataRoot = None,
     download: Download = False,
-    split: Annotated[
-        SplitName, typer.Option(help="Images to analyse, unaugmented.")
-    ] = "train",
+    split: Annotated[SplitName, typer.Option(help="Images to analyse, unaugmented.")] = "train",
     limit: Limit = None,
     model: Model = None,
     factory: Factory = None,

@@ -43,9 +43,7 @@ def command(
     factory: Factory = None,
     model_args: ModelArgs = None,
     workers: Workers = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after an interruption.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
     json: Json = False,

@@ -43,9 +43,7 @@ Workers = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Images a batch.")]
 Model = Annotated[
     str | None,
-    typer.Option(
-        help="Model of a bare state dict; see `ela-probe models`.", show_default=False
-    ),
+    typer.Option(help="Model of a bare state dict; see `ela-probe models`.", show_default=False),
 ]
 Factory = Annotated[
     str | None,

@@ -45,7 +45,12 @@ def command(
     pruned = read_checkpoint(path, spec=spec)
     counts = {"before": parameter_count(before.model), "after": parameter_count(pruned.model)}
     console.emit(
-        {"checkpoint": path, "skipped": chosen.skipped, "share": chosen.share, "parameters": counts},
+        {
+            "checkpoint": path,
+            "skipped": chosen.skipped,
+            "share": chosen.share,
+            "parameters": counts,
+        },
         as_json=json,
     )
     if not json:

@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """One self-contained HTML page about an analysis: figures, findings, plan.
 
-        ela-probe report runs/digits/best-analysis
+    ela-probe report runs/digits/best-analysis
     """
     from ela_probe.analysis import Analysis
     from ela_probe.errors import OptionError

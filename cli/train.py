@@ -16,9 +16,7 @@ def command(
     model: Annotated[str, typer.Option(help="Model name; see `ela-probe models`.")],
     data: Annotated[
         str,
-        typer.Option(
-            help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100."
-        ),
+        typer.Option(help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100."),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder. Default: runs/MODEL-DATA.")
@@ -33,9 +31,7 @@ def command(
         Literal["cosine", "step"],
         typer.Option(help="cosine to 0, or a tenth at 1/2 and at 3/4 of the epochs."),
     ] = "cosine",
-    warmup: Annotated[
-        float, typer.Option(min=0, help="Epochs of linear warm-up, e.g. 0.5.")
-    ] = 0,
+    warmup: Annotated[float, typer.Option(min=0, help="Epochs of linear warm-up, e.g. 0.5.")] = 0,
     label_smoothing: Annotated[float, typer.Option(help="0 to less than 1.")] = 0,
     precision: Annotated[Precision, typer.Option(help="16-mixed needs a GPU.")] = "32-true",
     deterministic: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,10 +57,13 @@ class StageAnalysis:
         zeros, sums = arrays["zeros"].reshape(sites), arrays["beta_sums"].reshape(4, sites)
         beta = tuple(
             BetaStatistics(
-                int(histogram[t].sum()),
-                int(zeros[t]),
-                *(float(value) for value in sums[:, t]),
-                histogram[t],
+                n=int(histogram[t].sum()),
+                zeros=int(zeros[t]),
+                log_u=float(sums[0, t]),
+                log_1mu=float(sums[1, t]),
+                u=float(sums[2, t]),
+                uu=float(sums[3, t]),
+                histogram=histogram[t],
             )
             for t in range(sites)
         )
@@ -141,13 +144,13 @@ class Provenance(BaseModel):
 class Analysis:
     """The redundancy of a model's layer attention, stage by stage.
 
-        analysis = Analysis.load("runs/digits/analysis")
-        analysis.pairs.query("kl < 0.05")
+    analysis = Analysis.load("runs/digits/analysis")
+    analysis.pairs.query("kl < 0.05")
     """
 
     stages: tuple[StageAnalysis, ...]
     provenance: Provenance
-    target: Target = Target()
+    target: Target = field(default_factory=Target)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

@@ -94,9 +94,10 @@ def pairwise(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
     cross = torch.einsum("nis,njs->nij", weights, logs)
     divergence = (negative_entropy[:, :, None] - cross).clamp_min(0.0) * upper
 
-    within = torch.arange(weights.shape[2], device=weights.device)[None, :] < torch.as_tensor(
-        list(sizes), device=weights.device
-    )[:, None]
+    within = (
+        torch.arange(weights.shape[2], device=weights.device)[None, :]
+        < torch.as_tensor(list(sizes), device=weights.device)[:, None]
+    )
     kept = torch.einsum("njs,is->nij", weights, within.double()).clamp(FLOOR, 1.0)
     # Exactly zero where j has no source beyond i's: rounding would leave a trace of mass.
     wider = torch.as_tensor(list(sizes), device=weights.device)

@@ -119,9 +119,7 @@ def analyze_checkpoint(
         seed=data.spec.seed,
         versions=versions(),
     )
-    return analyze(
-        loaded.model, loader, device=where, provenance=provenance, progress=progress
-    )
+    return analyze(loaded.model, loader, device=where, provenance=provenance, progress=progress)
 
 
 def prune_checkpoint(
@@ -145,9 +143,7 @@ def evaluate_checkpoint(
 ) -> dict[str, float]:
     """Accuracy and loss of a checkpoint on a split."""
     check_fit(loaded.model, data)
-    return evaluate(
-        loaded.model, data.loader(split, batch_size=256), device=resolve_device(device)
-    )
+    return evaluate(loaded.model, data.loader(split, batch_size=256), device=resolve_device(device))
 
 
 def data_of(checkpoint: Path, loaded: Checkpoint) -> ImageData:

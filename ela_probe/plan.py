@@ -8,12 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ela_probe.ebqm import Target
 from ela_probe.errors import PlanError
-from ela_probe.sites import Kind, Stage, fingerprint
+from ela_probe.sites import Action, Kind, Stage, fingerprint
 from ela_probe.storage import write_text
 
-SCHEMA_VERSION = 1
-
-Action = Literal["keep", "recur", "skip", "drop"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -96,7 +93,7 @@ class Origin(Strict):
 class SkipPlan(Strict):
     """An action for every site of a model, and why."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     fingerprint: str
     target: Target | None = None
     constraints: Constraints = Constraints()
@@ -127,12 +124,19 @@ class SkipPlan(Strict):
             return
         planned = _described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
         actual = _described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
-        differences = [f"{name} ({planned[name]}) is not in the model" for name in planned if
-                       name not in actual]
-        differences += [f"{name} ({actual[name]}) is not in the plan" for name in actual if
-                        name not in planned]
-        differences += [f"{name} has {actual[name]} in the model, {planned[name]} in the plan"
-                        for name in planned if name in actual and planned[name] != actual[name]]
+        differences = [
+            f"{name} ({planned[name]}) is not in the model"
+            for name in planned
+            if name not in actual
+        ]
+        differences += [
+            f"{name} ({actual[name]}) is not in the plan" for name in actual if name not in planned
+        ]
+        differences += [
+            f"{name} has {actual[name]} in the model, {planned[name]} in the plan"
+            for name in planned
+            if name in actual and planned[name] != actual[name]
+        ]
         shown = "; ".join(differences[:4]) or "the fingerprint differs"
         more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise PlanError(
@@ -157,7 +161,7 @@ class SkipPlan(Strict):
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
             raise PlanError(
-                f"cannot read the plan {path}: {reason}; expected a file written by `ela-probe plan`"
+                f"cannot read the plan {path}: {reason}; expected a file of `ela-probe plan`"
             ) from error
         return cls.parse(text, str(path))
 
@@ -179,7 +183,7 @@ def explain(error: ValidationError, limit: int = 3) -> str:
         value = problem.get("input")
         came = f" (got {value!r})" if isinstance(value, str | int | float | None) else ""
         if problem["loc"] == ("schema_version",):
-            message = f"expected version {SCHEMA_VERSION}; this ela-probe is too old or too new"
+            message = "expected version 1; this ela-probe is too old or too new"
         problems.append(f"{where}: {message}{came}")
     hidden = error.error_count() - limit
     return "; ".join(problems) + (f"; and {hidden} more" if hidden > 0 else "")

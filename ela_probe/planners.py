@@ -17,7 +17,6 @@ from ela_probe.beta import Floats
 from ela_probe.ebqm import Target, skip_scores
 from ela_probe.errors import PlanError
 from ela_probe.plan import (
-    Action,
     Constraints,
     Estimate,
     FitSummary,
@@ -26,7 +25,7 @@ from ela_probe.plan import (
     SkipPlan,
     StagePlan,
 )
-from ela_probe.sites import fingerprint
+from ela_probe.sites import Action, fingerprint
 
 Planner = Literal["budget", "score", "threshold", "random", "alternate", "deepest"]
 PLANNERS: tuple[str, ...] = get_args(Planner)
@@ -207,7 +206,9 @@ def charge_matrices(
         generator = np.random.default_rng(seed)
         prices = [generator.random(size) for size in sizes]
         return alike_after_any(lambda s, t: float(prices[s][t]))
-    depth = {site: n for n, site in enumerate((s, t) for s, z in enumerate(sizes) for t in range(z))}
+    depth = {
+        site: n for n, site in enumerate((s, t) for s, z in enumerate(sizes) for t in range(z))
+    }
     if planner == "deepest":
         return alike_after_any(lambda s, t: -float(depth[s, t]))
     candidates = [site for site in depth if site[1] > 0]  # alternate: evenly spread

@@ -151,7 +151,8 @@ class RedundancyMetric(Metric):
             "histogram": self.histogram.clone(),
         }
         first, second = self._value(self.pair_sums) / samples
-        errors = ((second - first.square()).clamp_min(0.0) / (samples - 1)).sqrt()
+        degrees = torch.where(samples > 1, samples - 1, torch.nan)
+        errors = ((second - first.square()).clamp_min(0.0) / degrees).sqrt()
         for index, name in enumerate(PAIR_MEASURES):
             result[name] = first[index]
             result[f"{name}_se"] = errors[index]

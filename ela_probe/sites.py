@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Kind = Literal["softmax", "unrolled", "channel"]
+Action = Literal["keep", "recur", "skip", "drop"]
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,7 @@ def test_pruned_saved_and_loaded_gives_identical_outputs(
     assert not loaded.model.training
 
 
-def test_a_model_pruned_twice_is_rebuilt(
-    mrla_b: nn.Module, images: Tensor, tmp_path: Path
-) -> None:
+def test_a_model_pruned_twice_is_rebuilt(mrla_b: nn.Module, images: Tensor, tmp_path: Path) -> None:
     first = make_plan(analysed(mrla_b), skip=0.4, planner="alternate")
     once = prune(mrla_b, first)
     second = make_plan(analysed(once), skip=0.3)
@@ -149,7 +147,11 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
     [
         ("mrla_b_resnet14", {}, "is missing"),
         ("resnet8", {}, "is unknown to the model"),
-        ("mrla_b_resnet8", {"num_classes": 3}, r"fc\.weight is \[10, 64\], the model has \[3, 64\]"),
+        (
+            "mrla_b_resnet8",
+            {"num_classes": 3},
+            r"fc\.weight is \[10, 64\], the model has \[3, 64\]",
+        ),
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_refused(
@@ -192,11 +194,11 @@ def test_a_full_disk_keeps_the_old_file(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((Path, "write_bytes") if failing == "write_bytes" else (os, "fsync")), full)
+    monkeypatch.setattr(
+        *((Path, "write_bytes") if failing == "write_bytes" else (os, "fsync")), full
+    )
     with pytest.raises(OutputError, match="No space left on device.*free some space"):
         save_checkpoint(path, small(), spec=spec)
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.pt"]
-
-

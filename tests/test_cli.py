@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from ela_probe_cli import main
 
 VERBS = ("demo", "train", "analyze", "plan", "prune", "finetune", "compare", "report", "models")
@@ -64,9 +63,7 @@ def test_the_main_job_verb_by_verb(chain: Path, capsys: pytest.CaptureFixture[st
 
     plan = run(capsys, "plan", chain / "an", "--skip", 0.34, "-o", chain / "plan.json")
     assert plan["share"] == pytest.approx(1 / 3)
-    pruned = run(
-        capsys, "prune", best, "--plan", chain / "plan.json", "-o", chain / "pruned.pt"
-    )
+    pruned = run(capsys, "prune", best, "--plan", chain / "plan.json", "-o", chain / "pruned.pt")
     assert pruned["parameters"]["after"] < pruned["parameters"]["before"]
     tuned = run(
         capsys, "finetune", chain / "pruned.pt", "-o", chain / "tuned.pt", "--epochs", 1,

@@ -61,7 +61,10 @@ def broken(document: dict, change: str) -> dict:  # type: ignore[type-arg]
     ],
 )
 def test_a_broken_plan_is_refused(
-    document: dict, tmp_path: Path, change: str, message: str  # type: ignore[type-arg]
+    document: dict,
+    tmp_path: Path,
+    change: str,
+    message: str,  # type: ignore[type-arg]
 ) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(broken(document, change)))

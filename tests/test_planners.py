@@ -38,9 +38,7 @@ def random_charge(sites: int, seed: int) -> np.ndarray:
     return np.triu(np.random.default_rng(seed).exponential(size=(sites, sites)), 1)
 
 
-guards = st.builds(
-    Constraints, max_run=st.none() | st.integers(1, 4), min_keep=st.integers(1, 4)
-)
+guards = st.builds(Constraints, max_run=st.none() | st.integers(1, 4), min_keep=st.integers(1, 4))
 
 
 @pytest.mark.parametrize("sites", range(1, 11))

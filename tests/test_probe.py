@@ -63,7 +63,8 @@ def test_only_its_own_hooks_are_removed(mrla_b: nn.Module, images: Tensor) -> No
     handle = mrla_b.register_forward_hook(lambda *_: calls.append(1))
     with AttentionProbe(mrla_b):
         mrla_b(images)
-    assert hooks(mrla_b) and calls == [1]
+    assert hooks(mrla_b)
+    assert calls == [1]
     handle.remove()
 
 

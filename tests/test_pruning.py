@@ -127,7 +127,9 @@ def test_a_pruned_model_can_be_analysed_and_pruned_again(mrla_b: nn.Module) -> N
     first = prune(mrla_b, make_plan(analysed(mrla_b), skip=0.4, planner="alternate"))
     again = analysed(first)
     second = prune(first, make_plan(again, skip=0.3))
-    retrievals = [sum(isinstance(m, MRLABase) for m in x.modules()) for x in (mrla_b, first, second)]
+    retrievals = [
+        sum(isinstance(m, MRLABase) for m in x.modules()) for x in (mrla_b, first, second)
+    ]
     assert retrievals == [15, 9, 6]
 
 

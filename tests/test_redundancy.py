@@ -86,9 +86,7 @@ def test_the_histogram_bins_are_those_of_numpy() -> None:
     batches = random_batches(5, sites=3)
     rows = torch.cat([b[2].flatten(0, 1) for b in batches])
     before = torch.cat([b[1].flatten(0, 1) for b in batches])
-    u = -np.expm1(
-        -divergence.kl(divergence.normalise(before), divergence.normalise(rows)).numpy()
-    )
+    u = -np.expm1(-divergence.kl(divergence.normalise(before), divergence.normalise(rows)).numpy())
     expected = BetaStatistics.of(u).histogram
     assert np.array_equal(metric_of(batches).compute()["histogram"][2].numpy(), expected)
 
@@ -135,3 +133,8 @@ def test_unexpected_weights_are_named(weights: list[Tensor], message: str) -> No
     with pytest.raises(ProbeError, match=message):
         metric.update(weights)
     assert metric.samples == 0
+
+
+def test_one_sample_has_no_standard_error() -> None:
+    result = metric_of([[torch.rand(1, 2, t + 1).softmax(-1) for t in range(3)]]).compute()
+    assert result["kl_se"].isnan().all()

@@ -1,14 +1,12 @@
 """Adapters: one a model family. Where its weights are, and how a site is pruned."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError
-from ela_probe.sites import Stage
-
-Action = Literal["keep", "recur", "skip", "drop"]
+from ela_probe.sites import Action, Stage
 
 
 class Adapter(Protocol):

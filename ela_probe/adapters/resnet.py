@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters import Action, register_adapter
+from ela_probe.adapters import register_adapter
 from ela_probe.errors import PlanError
 from ela_probe.models.attention import MRLABase, MRLALight
 from ela_probe.models.resnet import Block, ResNet
-from ela_probe.sites import Site, Stage
+from ela_probe.sites import Action, Site, Stage
 
 
 class ResNetAdapter:
@@ -51,8 +51,10 @@ class ResNetAdapter:
                         "use keep, skip or drop"
                     )
                 retrieval = block.retrieval
-                keeps_source = action == "skip" and isinstance(retrieval, MRLABase)
-                block.retrieval = retrieval.without_retrieval() if keeps_source else None
+                if action == "skip" and isinstance(retrieval, MRLABase):
+                    block.retrieval = retrieval.without_retrieval()
+                else:
+                    block.retrieval = None
 
     @staticmethod
     def _blocks(model: nn.Module) -> Iterator[tuple[str, list[tuple[str, Block]]]]:
@@ -76,8 +78,8 @@ def unrolled(steps: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     weights = []
     for gate, decay in steps:
         decay = decay.detach().flatten().abs().double()
-        by_channel = gate.detach().abs().double().repeat_interleave(
-            decay.numel() // gate.shape[1], dim=1
+        by_channel = (
+            gate.detach().abs().double().repeat_interleave(decay.numel() // gate.shape[1], dim=1)
         )
         contributions = [earlier * decay for earlier in contributions] + [by_channel]
         stacked = torch.stack(contributions, dim=-1)

@@ -99,9 +99,7 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
     except TypeError as error:
         raise ModelError(f"{name} could not be built with {arguments}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"{name} returned {type(model).__name__}; expected a torch.nn.Module"
-        )
+        raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 

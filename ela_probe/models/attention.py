@@ -162,7 +162,6 @@ def number_of_heads(channels: int, head_dim: int) -> int:
     """Raises ModelError when the channels don't divide into heads."""
     if head_dim < 1 or channels % head_dim:
         raise ModelError(
-            f"head_dim={head_dim} does not divide {channels} channels; "
-            "use a power of two up to 16"
+            f"head_dim={head_dim} does not divide {channels} channels; use a power of two up to 16"
         )
     return channels // head_dim

@@ -1,12 +1,12 @@
 """State dicts of bgx666/KCLA's CIFAR networks, renamed to ours. Names only; no value changes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 # (pattern, replacement) in order; `mrla.mrla` and `bn_mrla` hold a retrieval's parts there.
-RULES = [
+RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}."),
     (r"^(stages\.\d+\.\d+)\.(conv|bn)(\d)\.", r"\1.body.\2\3."),
     (r"\.downsample\.0\.", ".downsample.conv."),

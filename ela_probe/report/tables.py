@@ -15,7 +15,7 @@ from ela_probe.plan import Estimate, SkipPlan
 VERDICTS = {
     "first": "first of its stage",
     "repeats": "repeats the one before",
-    "extends": "the one before plus new sources",
+    "extends": "the one before + new sources",
     "distinct": "distinct",
     "undecided": "too uncertain to tell",
 }

@@ -35,6 +35,8 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         else:
             fan_in = int(np.prod(shape[1:]))
             value = noise * np.sqrt(3 / fan_in)
+        if name == "fc.weight":
+            value = 0.4 * value
         if ".Wq." in name or ".Wk." in name:
             value = 2.0 * value  # so that the weights are not all alike
         state[name] = torch.from_numpy(np.asarray(value, dtype=np.float32))
