@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ela_probe.analysis import Analysis
     from ela_probe.checkpoint import load_checkpoint, save_checkpoint
+    from ela_probe.discovery import discover
     from ela_probe.errors import ElaProbeError
     from ela_probe.measure import analyze
     from ela_probe.models import create_model
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from ela_probe.planners import make_plan
     from ela_probe.probe import AttentionProbe
     from ela_probe.pruning import prune
-    from ela_probe.sites import discover
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _HOMES = {
     "SkipPlan": "plan",
     "analyze": "measure",
     "create_model": "models",
-    "discover": "sites",
+    "discover": "discovery",
     "load_checkpoint": "checkpoint",
     "make_plan": "planners",
     "prune": "pruning",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ela_probe.adapters import unwrap
+from ela_probe.discovery import discover
 from ela_probe.errors import DataError, ModelError, OptionError
 from ela_probe.evaluation import evaluate
 from ela_probe.models import parameter_count
@@ -25,7 +26,6 @@ from ela_probe.profiling import (
     measure_memory,
 )
 from ela_probe.progress import track
-from ela_probe.sites import discover
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,6 +184,6 @@ def compare(
 def retrievals(model: nn.Module) -> int:
     """How many retrievals a model forms; 0 where no layer attention is found."""
     try:
-        return sum(len(stage.sites) for stage in discover(model))
+        return sum(len(stage.sites) for stage in discover(model).stages)
     except ModelError:
         return 0

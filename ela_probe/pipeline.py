@@ -12,13 +12,13 @@ from ela_probe.analysis import Analysis, Provenance
 from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
 from ela_probe.data import ImageData
 from ela_probe.device import resolve_device
+from ela_probe.discovery import discover
 from ela_probe.errors import CheckpointError, DataError
 from ela_probe.evaluation import evaluate
 from ela_probe.measure import analyze
 from ela_probe.models import ModelSpec
 from ela_probe.plan import SkipPlan
 from ela_probe.pruning import prune
-from ela_probe.sites import discover
 from ela_probe.storage import output_directory, replacing
 from ela_probe.training import FitResult, TrainConfig, fit
 

@@ -118,7 +118,7 @@ class SkipPlan(Strict):
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
         """Raises PlanError, listing the differences, unless the plan was made for these sites."""
-        if self.fingerprint == fingerprint(list(stages)) and self.actions.keys() == {
+        if self.fingerprint == fingerprint(stages) and self.actions.keys() == {
             site.name for stage in stages for site in stage.sites
         }:
             return

@@ -4,7 +4,8 @@ import copy
 
 from torch import nn
 
-from ela_probe.adapters import adapter_for, unwrap
+from ela_probe.adapters import unwrap
+from ela_probe.discovery import discover
 from ela_probe.plan import SkipPlan
 
 
@@ -20,8 +21,8 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
         ModelError: the model has no layer attention, or was compiled.
     """
     model = unwrap(model)
-    adapter = adapter_for(model)
-    plan.check_sites(adapter.stages(model))
+    found = discover(model)
+    plan.check_sites(found.stages)
     pruned = copy.deepcopy(model)
     actions = plan.actions
     for stage in plan.stages:
@@ -29,5 +30,5 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
             if site.action in ("keep", "recur"):
                 break
             actions[site.name] = "drop"
-    adapter.apply(pruned, actions)
+    found.adapter.apply(pruned, actions)
     return pruned

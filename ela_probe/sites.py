@@ -1,30 +1,34 @@
-"""Sites and stages: where a model retrieves from earlier layers; finding them."""
-
-from __future__ import annotations
+"""Sites and stages: where a model retrieves from earlier layers."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Literal
 
 Kind = Literal["softmax", "unrolled", "channel"]
 Action = Literal["keep", "recur", "skip", "drop"]
+Reads = Literal["inputs", "output", "softmax"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where a retrieval happens.
+    """One place where a retrieval happens, and where its weights can be read.
 
-    name: qualified module name (with `@k` where a module fires more than once in a pass).
-    tap: qualified name of the module whose inputs are the weights. sources: |S_t|.
+    name: qualified module name, with `@k` where a module retrieves more than once in a pass.
+    sources: |S_t|. module: qualified name of the module to watch. reads: what of it is read: the
+    inputs or the output of its forward, or the outcome of a softmax function called inside it
+    (not inside its submodules). call: which of the firings in a pass this is, of `calls` in all.
+    axis: the axis of what is read that runs over the sources; the first axis is the samples.
     """
 
     name: str
-    tap: str
+    module: str
     sources: int
+    reads: Reads = "inputs"
+    call: int = 0
+    calls: int = 1
+    axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,7 @@ class Stage:
         return tuple(site.sources for site in self.sites)
 
 
-def discover(model: nn.Module) -> list[Stage]:
-    """The stages of a model's layer attention, in forward order. Runs no forward pass.
-
-    Raises:
-        ModelError: no adapter knows the model, or it has no layer attention.
-    """
-    from ela_probe.adapters import adapter_for, unwrap
-
-    model = unwrap(model)
-    return adapter_for(model).stages(model)
-
-
-def fingerprint(stages: list[Stage]) -> str:
+def fingerprint(stages: Sequence[Stage]) -> str:
     """A SHA-256 over names, kinds and sizes: equal for models whose sites are the same."""
     described = [[s.name, s.kind, [[t.name, t.sources] for t in s.sites]] for s in stages]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()

@@ -38,7 +38,7 @@ def test_it_reads_the_weights_of_every_site(mrla_b: nn.Module, images: Tensor) -
         for t, site in enumerate(stage.sites):
             torch.testing.assert_close(
                 result["weights"][t, : t + 1],
-                seen[site.tap].double().mean((0, 1)),
+                seen[site.module].double().mean((0, 1)),
                 rtol=1e-6,
                 atol=1e-6,
             )

@@ -192,7 +192,7 @@ def test_comparing_nothing_or_the_same_name_twice_is_an_error(batch: tuple[Tenso
 
 def every_second(model: nn.Module) -> SkipPlan:
     """A plan that skips the second of each pair of sites."""
-    stages = discover(model)
+    stages = discover(model).stages
     return SkipPlan(
         fingerprint=fingerprint(stages),
         origin=Origin(planner="alternate", ela_probe="0"),

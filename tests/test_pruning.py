@@ -63,7 +63,7 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
     """A dropped site's source gets no weight from later sites: −inf before their softmax."""
     model = settled("mrla_b_resnet32")
     choose = random.Random(seed)
-    stages = discover(model)
+    stages = discover(model).stages
     actions = {
         site.name: choose.choice(["keep", "skip", "drop"]) for s in stages for site in s.sites[1:]
     }
@@ -84,7 +84,7 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
         for t, site in enumerate(stage.sites):
             if actions.get(site.name, "keep") == "keep":
                 earlier = [d for d in dropped if d <= t]
-                model.get_submodule(site.tap).register_forward_hook(mask(earlier))
+                model.get_submodule(site.module).register_forward_hook(mask(earlier))
     zeroed(model, plan.skipped)
     with torch.no_grad():
         torch.testing.assert_close(pruned(images), model(images), rtol=1e-5, atol=1e-5)
@@ -101,7 +101,7 @@ def test_what_is_skipped_is_gone(mrla_b: nn.Module) -> None:
     assert not any(n.startswith(name) for n, _ in dropped.named_parameters())
 
     def sources(model: nn.Module) -> list[tuple[int, ...]]:
-        return [stage.sizes for stage in discover(model)]
+        return [stage.sizes for stage in discover(model).stages]
 
     assert sources(skipped)[1] == (1, 2, 4, 5)
     assert sources(dropped)[1] == (1, 2, 3, 4)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ela_probe.errors import ModelError
+from ela_probe.errors import ModelError, PlanError
 from ela_probe.sites import Action, Stage
 
 
@@ -15,16 +15,43 @@ class Adapter(Protocol):
     name: str
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether this adapter knows the (unwrapped) model, by structure."""
+        """Whether this adapter knows the (unwrapped) model, by structure, not by import path."""
 
     def stages(self, model: nn.Module) -> list[Stage]:
         """Its stages in forward order; without layer attention an empty list."""
 
-    def weights(self, stage: Stage, taps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """From what the taps of a stage received in one pass: [samples, ..., sources] a site."""
+    def weights(
+        self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """From what was read at the sites of a stage in one pass: [samples, ..., sources] each.
+
+        captured: per site the tensors among a module's inputs or outputs, detached.
+        """
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         """Carry out actions by site name, in place: what is skipped is gone, parameters too."""
+
+
+class ReadOnlyAdapter:
+    """Defaults for an adapter: weights are the first tensor read, and nothing can be pruned."""
+
+    name = "observed"
+
+    def weights(
+        self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """The first tensor read at each site, its source axis moved to the end."""
+        return [
+            tensors[0].movedim(site.axis, -1)
+            for site, tensors in zip(stage.sites, captured, strict=True)
+        ]
+
+    def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
+        """Raises PlanError: it takes an adapter to know what to remove."""
+        raise PlanError(
+            f"no adapter knows how to prune a {type(model).__name__}; analysis and plans work, "
+            "and docs/adapters.md shows the thirty lines that make pruning possible"
+        )
 
 
 ADAPTERS: list[Adapter] = []
@@ -36,26 +63,11 @@ def register_adapter(adapter: Adapter) -> Adapter:
     return adapter
 
 
-def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter that knows the model.
-
-    Raises:
-        ModelError: none does, or the model has no layer attention.
-    """
+def adapter_for(model: nn.Module) -> Adapter | None:
+    """The first adapter that knows the (unwrapped) model."""
     from ela_probe.adapters import resnet  # noqa: F401  (registers itself)
 
-    for adapter in ADAPTERS:
-        if adapter.matches(model):
-            if not adapter.stages(model):
-                raise ModelError(
-                    f"no layer attention found in this {type(model).__name__}; expected a model "
-                    "whose layers retrieve from earlier layers, such as mrla_b_resnet20"
-                )
-            return adapter
-    raise ModelError(
-        f"no adapter knows the model {type(model).__name__}; expected one of the registry "
-        "(see `ela-probe models`) or a class with an adapter (ela_probe.adapters.register_adapter)"
-    )
+    return next((adapter for adapter in ADAPTERS if adapter.matches(model)), None)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -34,10 +34,12 @@ class ResNetAdapter:
                 stages.append(Stage(stage_name, kind, tuple(sites)))
         return stages
 
-    def weights(self, stage: Stage, taps: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    def weights(
+        self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
+    ) -> list[Tensor]:
         if stage.kind == "softmax":
-            return [tap[0] for tap in taps]
-        return unrolled([(gate, decay) for gate, decay in taps])
+            return [tensors[0] for tensors in captured]
+        return unrolled([(gate, decay) for gate, decay in captured])
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         for _, blocks in self._blocks(model):
