@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Bytecode is written, so that only the first import of torch is slow.
+export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 

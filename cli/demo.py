@@ -80,7 +80,9 @@ def command(
     for name, path in checkpoints.items():
         loaded = read_checkpoint(path)
         entries.append(CompareEntry(name, loaded.model, loaded.header.plans))
-    compared = compare(entries, images.loader("test", batch_size=64), device=resolve_device(device))
+    compared = compare(
+        entries, images.loader("test", batch_size=64), device=resolve_device(device), repeats=5
+    )
     document = compared.model_dump(mode="json")
     write_json(output / "comparison.json", console.plain(document))
     page = write_report(analysis, folder / "report.html", plan=made, comparison=document)
