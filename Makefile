@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Bytecode is written, so that only the first import of torch is slow.
+export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo test lint types format check clean
+.PHONY: demo test lint types format wheel check clean
 
 demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
@@ -23,6 +25,15 @@ types: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# An ordinary install from a wheel: the command answers, and no bare `cli` lies in site-packages.
+wheel: $(VENV)/ready
+	rm -rf build/wheel && $(BIN)/uv build --quiet --wheel --out-dir build/wheel .
+	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel/venv
+	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python --no-deps build/wheel/*.whl
+	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python -c constraints.txt typer rich
+	cd build/wheel && venv/bin/ela-probe --version && venv/bin/python -c \
+	  "import importlib.util as u; assert u.find_spec('ela_probe_cli') and not u.find_spec('cli')"
 
 check: lint types test
 

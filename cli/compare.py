@@ -82,9 +82,13 @@ def command(
 
 
 def describe(comparison: "Comparison") -> None:
-    """The comparison on the terminal; ratios are to the first model."""
+    """The comparison on the terminal, a column a model; ratios are to the first."""
     headings, rows = comparison.table()
-    columns = [headings[0], *(f">{heading}" for heading in headings[1:])]
     machine = comparison.machine
-    title = f"{comparison.models[0].samples:,} images; batches of {comparison.batch_shape[0]} on "
-    console.out.print(console.table(title + machine.device_name, columns, rows))
+    title = (
+        f"{comparison.models[0].samples:,} images; time and memory of batches of "
+        f"{comparison.batch_shape[0]} on {machine.device_name}"
+    )
+    columns = ["", *(f">{row[0]}" for row in rows)]
+    figures = zip(headings[1:], *(row[1:] for row in rows), strict=True)
+    console.out.print(console.table(title, columns, figures))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -36,10 +37,12 @@ def plain(value: Any) -> Any:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A table; columns whose name starts with `>` are aligned to the right."""
-    shown = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    shown = Table(
+        title=title, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD
+    )
     for column in columns:
         right = column.startswith(">")
-        shown.add_column(column.lstrip(">"), justify="right" if right else "left")
+        shown.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=True)
     for row in rows:
         shown.add_row(*(cell if isinstance(cell, str) else show(cell) for cell in row))
     return shown

@@ -14,7 +14,7 @@ def command(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for all that it writes.")
     ] = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Of the training.")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the training.")] = 5,
     tune_epochs: Annotated[int, typer.Option(min=1, help="Of the fine-tuning.")] = 2,
     skip: Annotated[float, typer.Option(help="Share of all retrievals to skip.")] = 0.3,
     seed: Seed = 0,
@@ -49,7 +49,7 @@ def command(
     trained = train(
         ModelSpec(name="mrla_b_resnet20"),
         images,
-        TrainConfig.of(epochs=epochs, batch_size=64, lr=0.1, warmup_epochs=0.5, seed=seed),
+        TrainConfig.of(epochs=epochs, batch_size=32, lr=0.03, warmup_epochs=0.5, seed=seed),
         output=output / "train",
         device=device,
     )
@@ -69,7 +69,7 @@ def command(
     step(5, "fine-tune the pruned model", "finetune")
     finetune(
         pruned,
-        TrainConfig.for_finetuning(epochs=tune_epochs, batch_size=64, seed=seed),
+        TrainConfig.for_finetuning(epochs=tune_epochs, batch_size=32, lr=0.01, seed=seed),
         output=tuned,
         data=images,
         device=device,
@@ -80,7 +80,9 @@ def command(
     for name, path in checkpoints.items():
         loaded = read_checkpoint(path)
         entries.append(CompareEntry(name, loaded.model, loaded.header.plans))
-    compared = compare(entries, images.loader("test", batch_size=64), device=resolve_device(device))
+    compared = compare(
+        entries, images.loader("test", batch_size=64), device=resolve_device(device), repeats=5
+    )
     document = compared.model_dump(mode="json")
     write_json(output / "comparison.json", console.plain(document))
     page = write_report(analysis, folder / "report.html", plan=made, comparison=document)

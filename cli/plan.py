@@ -96,7 +96,7 @@ def describe(made: "SkipPlan") -> None:
                 site.action, site.action
             ),
             site.reference or "–",
-            *(None if e is None else e.mean for e in (site.kl, site.shape, site.mass)),
+            None if site.kl is None else site.kl.mean,
             site.score,
         ]
         for stage in made.stages
@@ -106,5 +106,5 @@ def describe(made: "SkipPlan") -> None:
         f"{len(made.skipped)} of {len(made.actions)} retrievals skipped ({made.share:.0%}), "
         f"charged {made.charge or 0:.4g} nats in all ({made.origin.planner})"
     )
-    columns = ("site", "action", "against", ">kl", ">shape", ">mass", ">score")
+    columns = ("site", "action", "compared with", ">kl", ">score")
     console.out.print(console.table(title, columns, rows))

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HEADINGS = (
-    "model", "accuracy", "loss", "parameters", "MFLOPs", "retrievals",
-    "train ms", "ratio", "infer ms", "ratio", "train MiB", "infer MiB",
+    "model", "accuracy", "loss", "parameters", "MFLOPs", "retrievals", "training ms", "ratio of it",
+    "inference ms", "ratio of it", "training MiB", "inference MiB",
 )  # fmt: skip
 
 
