@@ -26,7 +26,18 @@ from ela_probe.sites import Stage
 
 __all__ = ["Bystander", "Discovery", "Found", "call", "discover"]
 
-OBSERVED = ReadOnlyAdapter()
+
+class ObservedAdapter(ReadOnlyAdapter):
+    """Reads what was observed; it claims no model and prunes none."""
+
+    def matches(self, model: nn.Module) -> bool:
+        return False
+
+    def stages(self, model: nn.Module) -> list[Stage]:
+        return []
+
+
+OBSERVED = ObservedAdapter()
 
 
 @dataclass(frozen=True)

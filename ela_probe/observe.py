@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ela_probe.capture import tensors_of
 from ela_probe.errors import ModelError
-from ela_probe.growth import Call, grows, growing_runs
+from ela_probe.growth import Call, growing_runs, grows
 from ela_probe.sites import Site, Stage
 from ela_probe.watch import Firing, Watch
 
