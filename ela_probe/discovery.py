@@ -116,7 +116,7 @@ def _adapted(
             call(model, moved(inputs, model))
         inside = [pattern(name) for name in names]
         bystanders = tuple(
-            b for b in seen.bystanders if not any(_within(b.name, name) for name in inside)
+            b for b in seen.bystanders if not any(_within(pattern(b.name), name) for name in inside)
         )
     found = {
         name: Found(f"adapter {adapter.name}", shape)

@@ -95,7 +95,9 @@ def grows(lengths: Sequence[int], *, strict: bool = False) -> bool:
         return False
     if len(grown) == 1:
         return lengths[0] <= grown[0] + 2
-    inner = grown[1:-1] if len(grown) > 3 else grown  # the first and the last may be partial
+    inner = grown[1:] if len(grown) > 3 else grown  # the first may be another
+    if len(inner) > 2 and inner[-1] < min(inner[:-1]):  # the last block may be a partial one
+        inner = inner[:-1]
     return max(inner) < 2 * min(inner)
 
 

@@ -130,17 +130,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _seen(model: nn.Module, inputs: Any) -> tuple[list[Call], list[tuple[str, Firing]]]:
+def _seen(model: nn.Module, inputs: Any) -> tuple[list[Call], list[Firing]]:
     """The softmax calls of one pass, and by name pattern what else attends."""
     calls: list[Call] = []
-    others: list[tuple[str, Firing]] = []
+    others: list[Firing] = []
     counts: Counter[tuple[str, str]] = Counter()
     modules = dict(model.named_modules())
 
     def report(firing: Firing) -> None:
         name = firing.modules[-1]
         if firing.what != "softmax":
-            others.append((pattern(name), firing))
+            others.append(firing)
             return
         is_module = isinstance(modules[name], nn.Softmax | nn.Softmax2d) and bool(name)
         reads = "output" if is_module else "softmax"
@@ -250,33 +250,41 @@ def _mapped(value: Any, change: Any) -> Any:
     return value
 
 
-def _bystanders(calls: list[Call], others: list[tuple[str, Firing]]) -> list[Bystander]:
-    """One for each kind of place, in forward order of softmaxes, then fused attention and gates."""
+def _bystanders(calls: list[Call], others: list[Firing]) -> list[Bystander]:
+    """One for each kind of place: softmaxes in forward order, then fused attention and gates."""
     groups: dict[tuple[Any, ...], list[Call]] = {}
     for item in calls:
         groups.setdefault((item.pattern, item.function, item.lines), []).append(item)
     result = [
-        Bystander(group[0].pattern, group[0].function, _reason(group)) for group in groups.values()
+        Bystander(_title([item.module for item in group]), group[0].function, _reason(group))
+        for group in groups.values()
     ]
-    lengths: dict[tuple[str, str], list[int]] = {}
-    gates: dict[tuple[str, str], str] = {}
-    for name, firing in others:
-        if firing.what == "attention":
-            lengths.setdefault((name, firing.function), []).append(firing.length)
-        else:
-            shape = tuple(firing.value.shape)
-            if len(shape) == 4 and shape[1] > 1 and shape[2:] == (1, 1):
-                gates[name, firing.function] = f"gates {shape[1]} channels, no weights over layers"
-    for (name, what), seen in lengths.items():
-        reason = f"{_spread(seen)}: attends over tokens"
-        if grows(seen):
-            reason = (
-                f"{_spread(seen)}: it grows, but a fused attention shows no weights; write it "
-                "with a softmax if it attends over layers"
+    fired: dict[tuple[str, str, str], list[Firing]] = {}
+    for firing in others:
+        place = pattern(firing.modules[-1])
+        fired.setdefault((firing.what, place, firing.function), []).append(firing)
+    for (what, _, function), firings in sorted(fired.items(), key=lambda item: item[0][0]):
+        name = _title([firing.modules[-1] for firing in firings])
+        if what == "attention":
+            lengths = [firing.length for firing in firings]
+            reason = f"{_spread(lengths)}: " + (
+                "it grows, but a fused attention shows no weights; write it with a softmax if it "
+                "attends over layers"
+                if grows(lengths)
+                else "attends over tokens"
             )
-        result.append(Bystander(name, what, reason))
-    result += [Bystander(name, what, reason) for (name, what), reason in gates.items()]
-    return [replace(b, name=b.name or "forward") for b in result]
+            result.append(Bystander(name, function, reason))
+            continue
+        shape = tuple(firings[0].value.shape)
+        if len(shape) == 4 and shape[1] > 1 and shape[2:] == (1, 1):
+            reason = f"gates {shape[1]} channels, no weights over layers"
+            result.append(Bystander(name, function, reason))
+    return result
+
+
+def _title(names: Sequence[str]) -> str:
+    """The name of one module, or the pattern of many."""
+    return (names[0] if len(set(names)) == 1 else pattern(names[0])) or "forward"
 
 
 def _reason(calls: list[Call]) -> str:

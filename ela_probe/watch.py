@@ -94,20 +94,19 @@ class Watch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        length = 0
-        what = WATCHED.get(function) if self._running else None
-        if what == "attention":  # read before the call: nothing may have changed its input yet
-            length = _keys(function, args, kwargs)
         result = function(*args, **kwargs)
-        value = result[0] if isinstance(result, tuple) else result
-        if what is None or not isinstance(value, Tensor) or not value.is_floating_point():
+        what = WATCHED.get(function) if self._running else None
+        if what is None:
             return result
-        axis = -1
+        value = result[0] if isinstance(result, tuple) else result
+        if not value.is_floating_point() or not value.dim():
+            return result
+        axis, length = -1, 0
         if what == "softmax":
-            if not value.dim():
-                return result
             axis = _axis(function, value, args, kwargs)
             length = value.shape[axis]
+        elif what == "attention":
+            length = _keys(function, args, kwargs)
         self._report(
             Firing(
                 what,

@@ -98,7 +98,7 @@ def test_networks_without_layer_attention_say_what_attends() -> None:
     with pytest.raises(ModelError, match=attends):
         discover(vit, torch.randn(2, 3, 16, 16))
     gated = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 3, 1), nn.Sigmoid())
-    with pytest.raises(ModelError, match=r"2 \(sigmoid\), gates 3 channels"):
+    with pytest.raises(ModelError, match=r"what attends: 2 \(sigmoid\), gates 3 channels"):
         discover(gated, torch.randn(2, 3, 4, 4))
     with pytest.raises(ModelError, match="no layer attention .* what attends: nothing"):
         discover(create_model("resnet20", depth=8), torch.randn(1, 3, 8, 8))
@@ -267,10 +267,10 @@ def test_a_pass_that_raises_leaves_hooks_and_modes_as_before() -> None:
 
 def test_another_number_of_firings_is_an_error() -> None:
     model, inputs = SharedInALoop(4, 2, 3, 3), torch.randn(2, 3, 4)
-    with pytest.raises(ProbeError, match="fired 2 times in a forward pass; expected 3 times"):
-        with AttentionProbe(model, example_inputs=inputs):
-            model.depth = 2
-            model(inputs)
+    probe = AttentionProbe(model, example_inputs=inputs)
+    with pytest.raises(ProbeError, match="fired 2 times in a forward pass; expected 3"), probe:
+        model.depth = 2
+        model(inputs)
 
 
 @dataclass
