@@ -10,16 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ela_probe.adapters import Adapter, ReadOnlyAdapter, adapter_for, unwrap
+from ela_probe.bystanders import Bystander, pattern
 from ela_probe.capture import Capture
 from ela_probe.errors import ModelError
 from ela_probe.observe import (
-    Bystander,
     Found,
     Observation,
     call,
     moved,
     observe,
-    pattern,
     undisturbed,
 )
 from ela_probe.sites import Stage

@@ -116,9 +116,9 @@ def _runs(calls: Sequence[Call]) -> list[list[Call]]:
 
 
 def _without_false_start(run: list[Call]) -> list[list[Call]]:
-    """1, 1, 2, 3 is a stage of one site and a stage of three."""
+    """1, 1, 2, 3 is a stage of one site and a stage of three: a new list starts with one source."""
     plateaus = [len(list(group)) for _, group in groupby(call.length for call in run)]
-    if len(plateaus) > 2 and plateaus[0] > 1 and set(plateaus[1:-1]) == {1}:
+    if run[0].length == 1 and len(plateaus) > 2 and plateaus[0] > 1 and set(plateaus[1:-1]) == {1}:
         cut = plateaus[0] - 1
         return [*([call] for call in run[:cut]), run[cut:]]
     return [run]
@@ -152,15 +152,17 @@ def _parallel(first: list[Call], second: list[Call]) -> bool:
 
 def _attached(runs: list[list[Call]], rest: list[Call]) -> list[list[Call]]:
     """Add the lone first or last retrieval of a stage that has code of its own."""
-    for run in runs:
-        if len(run) < 2:
-            continue
-        step = max(b.length - a.length for a, b in pairwise(run))
-        for call in rest:
-            if call.likeness != run[0].likeness:
+    for call in rest:
+        for run in runs:
+            like = call.likeness[1:] == run[0].likeness[1:]
+            kin = call.owner == run[0].owner or call.lines[:1] == run[0].lines[:1]
+            if len(run) < 2 or not like or not kin:
                 continue
+            step = max(b.length - a.length for a, b in pairwise(run))
             if call.order > run[-1].order and 0 <= call.length - run[-1].length <= step:
                 run.append(call)
-            elif call.order < run[0].order and 0 <= run[0].length - call.length <= step:
+                break
+            if call.order < run[0].order and 0 <= run[0].length - call.length <= step:
                 run.insert(0, call)
+                break
     return runs

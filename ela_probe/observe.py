@@ -3,7 +3,6 @@
 A second pass with one more sample tells which axis runs over the samples.
 """
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,20 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ela_probe.bystanders import Bystander, bystanders, pattern
 from ela_probe.capture import tensors_of
 from ela_probe.errors import ModelError
-from ela_probe.growth import Call, growing_runs, grows
+from ela_probe.growth import Call, growing_runs
 from ela_probe.sites import Site, Stage
 from ela_probe.watch import Firing, Watch
-
-
-@dataclass(frozen=True)
-class Bystander:
-    """Something that attends but is no layer attention: its module, what it is, and why not."""
-
-    name: str
-    what: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -97,8 +88,8 @@ def observe(model: nn.Module, inputs: Any, *, batch_axis: int = 0) -> Observatio
             found[site.name] = Found(how, call.shape, call.axis)
         stages.append(Stage(name, "softmax", tuple(sites)))
     used = {call.order for run in runs for call in run}
-    bystanders = _bystanders([call for call in calls if call.order not in used], others)
-    return Observation(tuple(stages), found, tuple(bystanders))
+    rest = [call for call in calls if call.order not in used]
+    return Observation(tuple(stages), found, tuple(bystanders(rest, others)))
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -248,69 +239,6 @@ def _mapped(value: Any, change: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(_mapped(item, change) for item in value)
     return value
-
-
-def _bystanders(calls: list[Call], others: list[Firing]) -> list[Bystander]:
-    """One for each kind of place: softmaxes in forward order, then fused attention and gates."""
-    groups: dict[tuple[Any, ...], list[Call]] = {}
-    for item in calls:
-        groups.setdefault((item.pattern, item.function, item.lines), []).append(item)
-    result = [
-        Bystander(_title([item.module for item in group]), group[0].function, _reason(group))
-        for group in groups.values()
-    ]
-    fired: dict[tuple[str, str, str], list[Firing]] = {}
-    for firing in others:
-        place = pattern(firing.modules[-1])
-        fired.setdefault((firing.what, place, firing.function), []).append(firing)
-    for (what, _, function), firings in sorted(fired.items(), key=lambda item: item[0][0]):
-        name = _title([firing.modules[-1] for firing in firings])
-        if what == "attention":
-            lengths = [firing.length for firing in firings]
-            reason = f"{_spread(lengths)}: " + (
-                "it grows, but a fused attention shows no weights; write it with a softmax if it "
-                "attends over layers"
-                if grows(lengths)
-                else "attends over tokens"
-            )
-            result.append(Bystander(name, function, reason))
-            continue
-        shape = tuple(firings[0].value.shape)
-        if len(shape) == 4 and shape[1] > 1 and shape[2:] == (1, 1):
-            reason = f"gates {shape[1]} channels, no weights over layers"
-            result.append(Bystander(name, function, reason))
-    return result
-
-
-def _title(names: Sequence[str]) -> str:
-    """The name of one module, or the pattern of many."""
-    return (names[0] if len(set(names)) == 1 else pattern(names[0])) or "forward"
-
-
-def _reason(calls: list[Call]) -> str:
-    spread = _spread([item.length for item in calls])
-    if any(item.source_follows_batch for item in calls):
-        return f"{spread}: attends over the samples of a batch"
-    if len({item.length for item in calls}) > 1:
-        return f"{spread}: does not grow by layers from call to call"
-    first = calls[0]
-    others = [n for i, n in enumerate(first.shape) if i not in (first.axis, first.batch_axis)]
-    over = "tokens" if first.length in others else "a fixed number (tokens, classes, experts)"
-    return f"{spread}: attends over {over}"
-
-
-def _spread(lengths: Sequence[int]) -> str:
-    few = sorted(set(lengths))
-    if len(few) > 1:
-        return f"lengths {few[0]} to {few[-1]} in {len(lengths)} calls"
-    return f"length {few[0]} in " + (
-        f"all {len(lengths)} calls" if len(lengths) > 1 else "its only call"
-    )
-
-
-def pattern(name: str) -> str:
-    """A module's name with `*` for its numbers."""
-    return re.sub(r"\d+", "*", name)
 
 
 def _stage_names(runs: list[list[Call]]) -> list[str]:
