@@ -2,7 +2,7 @@
 
 import typer
 
-from . import analyze, compare, demo, finetune, models, plan, prune, report, train
+from . import analyze, compare, demo, discover, finetune, models, plan, prune, report, train
 
 app = typer.Typer(
     name="ela-probe",
@@ -44,5 +44,5 @@ def root(
     """
 
 
-for module in (demo, train, analyze, plan, prune, finetune, compare, report, models):
+for module in (demo, train, discover, analyze, plan, prune, finetune, compare, report, models):
     app.command(module.__name__.rpartition(".")[2])(module.command)

@@ -1,10 +1,13 @@
 """`analyze`: run a model over data under the probe, and bring back the analysis."""
 
 from collections.abc import Iterable
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ela_probe.adapters import adapter_for, unwrap
 from ela_probe.analysis import Analysis, Provenance, StageAnalysis
 from ela_probe.ebqm import Target
 from ela_probe.evaluation import evaluate
@@ -16,6 +19,7 @@ def analyze(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     device: torch.device | None = None,
+    example_inputs: Any = None,
     provenance: Provenance = Provenance(),
     target: Target = Target(),
     progress: bool = True,
@@ -26,6 +30,8 @@ def analyze(
         model: maps images (N, C, H, W) to logits; its modes are put back afterwards.
         batches: images and labels (N,), e.g. a DataLoader; without augmentation.
         device: where to compute; where the model is when None.
+        example_inputs: a small batch to find the layer attention with, when no adapter knows the
+            model; the first images when None.
         provenance: what is known of model and data; samples, accuracy and time are filled in.
         target: of the skip scores.
 
@@ -34,7 +40,14 @@ def analyze(
         ProbeError: a site did not fire as expected, or weights are NaN.
         DataError: no batches, or labels outside the model's classes.
     """
-    with AttentionProbe(model) as probe:
+    if example_inputs is None and adapter_for(unwrap(model)) is None:
+        iterator = iter(batches)
+        first = next(iterator, None)
+        if first is not None:
+            example_inputs = first[0][:4]
+            if iterator is batches:  # it can be read only once
+                batches = chain([first], iterator)
+    with AttentionProbe(model, example_inputs=example_inputs) as probe:
         result = evaluate(model, batches, device=device, progress=progress)
     return from_probe(
         probe,

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ela_probe.adapters import adapter_for, unwrap
 from ela_probe.analysis import Analysis, Provenance
 from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
 from ela_probe.data import ImageData
@@ -103,7 +104,8 @@ def analyze_checkpoint(
         limit: at most so many images.
     """
     loaded = read_checkpoint(checkpoint, spec=spec)
-    discover(loaded.model)  # before any data is read
+    if adapter_for(unwrap(loaded.model)) is not None:
+        discover(loaded.model)  # before any data is read
     data = data or data_of(checkpoint, loaded)
     check_fit(loaded.model, data)
     where = resolve_device(device)

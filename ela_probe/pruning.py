@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from ela_probe.adapters import unwrap
+from ela_probe.adapters import ReadOnlyAdapter, adapter_for, unwrap
 from ela_probe.discovery import discover
 from ela_probe.plan import SkipPlan
 
@@ -21,6 +21,8 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
         ModelError: the model has no layer attention, or was compiled.
     """
     model = unwrap(model)
+    if adapter_for(model) is None:
+        ReadOnlyAdapter().apply(model, plan.actions)
     found = discover(model)
     plan.check_sites(found.stages)
     pruned = copy.deepcopy(model)

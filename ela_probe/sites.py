@@ -19,7 +19,8 @@ class Site:
     sources: |S_t|. module: qualified name of the module to watch. reads: what of it is read: the
     inputs or the output of its forward, or the outcome of a softmax function called inside it
     (not inside its submodules). call: which of the firings in a pass this is, of `calls` in all.
-    axis: the axis of what is read that runs over the sources; the first axis is the samples.
+    axis: the axis of what is read that runs over the sources. batch_axis: the one that runs over
+    the samples; None where the weights don't depend on the input.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Site:
     call: int = 0
     calls: int = 1
     axis: int = -1
+    batch_axis: int | None = 0
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_a_raising_module_leaves_no_hook(mrla_b: nn.Module, images: Tensor, wher
         mrla_b(images)
     handle.remove()
     assert hooks(mrla_b) == []
-    assert not probe._captured
+    assert not probe._capture._captured
 
 
 def test_a_pass_that_raised_is_not_counted(mrla_b: nn.Module, images: Tensor) -> None:

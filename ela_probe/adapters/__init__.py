@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError, PlanError
@@ -40,9 +41,11 @@ class ReadOnlyAdapter:
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """The first tensor read at each site, its source axis moved to the end."""
+        """The first tensor read at each site, samples moved to the front, sources to the end."""
         return [
-            tensors[0].movedim(site.axis, -1)
+            tensors[0].movedim(site.axis, -1)[None]
+            if site.batch_axis is None
+            else tensors[0].movedim((site.batch_axis, site.axis), (0, -1))
             for site, tensors in zip(stage.sites, captured, strict=True)
         ]
 
@@ -74,13 +77,18 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside DataParallel or DistributedDataParallel.
 
     Raises:
-        ModelError: it was compiled: hooks on a compiled module may silently never fire.
+        ModelError: it or a part of it was compiled or scripted: hooks may silently never fire.
     """
-    if isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+    while isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise ModelError(
-            "this model was compiled, and hooks on a compiled module may never fire; "
-            "probe the module that was given to torch.compile, in a fresh copy"
-        )
+    for name, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        if scripted or compiled:
+            how = "scripted" if scripted else "compiled"
+            raise ModelError(
+                f"{f'{name} in this model' if name else 'this model'} was {how}, and hooks on a "
+                f"{how} module may never fire; probe the module that was given to "
+                f"torch.{'jit' if scripted else 'compile'}, in a fresh copy"
+            )
     return model

@@ -1,0 +1,167 @@
+"""Capture: the weights of every site in every forward pass, handed on stage by stage.
+
+Hooks in, weights out; what is done with them (sums, shapes) is the receiver's affair.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ela_probe.adapters import Adapter
+from ela_probe.errors import ProbeError
+from ela_probe.sites import Reads, Site, Stage
+from ela_probe.watch import Firing, Watch
+
+
+class Capture:
+    """A context manager that reads a model's sites while it runs.
+
+    What is read is detached and copied at once, so that later in-place operations don't reach it,
+    and forgotten when the pass ends. Recomputation in a backward pass is ignored.
+
+    Args:
+        model: unwrapped and uncompiled.
+        adapter: turns what was read into weights.
+        stages: the sites to read.
+        receive: called once a forward pass, with the weights [samples, ..., sources] of each site
+            of each stage.
+
+    Attributes:
+        passes: how many forward passes were received.
+        stray: whether sites fired outside the model's own forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        *,
+        stages: Sequence[Stage],
+        receive: Callable[[list[list[Tensor]]], None],
+    ) -> None:
+        self._model, self._adapter, self._stages = model, adapter, tuple(stages)
+        self._receive = receive
+        self._points = {(site.module, site.reads) for stage in stages for site in stage.sites}
+        self._captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]] = {}
+        self._inside = False
+        self._handles: list[RemovableHandle] = []
+        self._watch: Watch | None = None
+        self.passes, self.stray = 0, False
+
+    def __enter__(self) -> "Capture":
+        if self._handles:
+            raise ProbeError("this probe is active already; leave its `with` block first")
+        try:
+            root = self._model
+            self._handles.append(root.register_forward_pre_hook(self._begin))
+            for name, reads in sorted(self._points):
+                module = root.get_submodule(name)
+                if reads == "inputs":
+                    before = self._inputs_of(name)
+                    self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                elif reads == "output":
+                    self._handles.append(module.register_forward_hook(self._output_of(name)))
+            self._handles.append(root.register_forward_hook(self._end))
+            self._handles.append(root.register_forward_hook(self._left, always_call=True))
+            if any(reads == "softmax" for _, reads in self._points):
+                watch = Watch(root, self._fired)
+                watch.__enter__()
+                self._watch = watch
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        watch, self._watch = self._watch, None
+        try:
+            if watch is not None:
+                watch.__exit__(None, None, None)
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            self._captured.clear()
+            self._inside = False
+
+    def _inputs_of(self, name: str) -> Callable[..., None]:
+        def read(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            self._read(name, "inputs", (*inputs, *options.values()))
+
+        return read
+
+    def _output_of(self, name: str) -> Callable[..., None]:
+        def read(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._read(name, "output", output)
+
+        return read
+
+    def _fired(self, firing: Firing) -> None:
+        name = firing.modules[-1]
+        if firing.what == "softmax" and (name, "softmax") in self._points:
+            self._read(name, "softmax", firing.value)
+
+    def _read(self, name: str, reads: Reads, values: Any) -> None:
+        if not self._inside:  # recomputed for the backward pass, or a part called by itself
+            self.stray = True
+            return
+        copies = tuple(tensor.clone() for tensor in tensors_of(values))
+        self._captured.setdefault((name, reads), []).append(copies)
+
+    def _begin(self, module: nn.Module, inputs: Any) -> None:
+        self._captured.clear()  # what an interrupted pass left behind
+        self._inside = True
+
+    def _left(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._captured.clear()
+        self._inside = False
+
+    @torch.no_grad()
+    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        captured, self._captured, self._inside = self._captured, {}, False
+        read = [[_fired_at(site, captured) for site in stage.sites] for stage in self._stages]
+        device = next((t.device.type for site in read[0] for t in site), "cpu")
+        with torch.autocast(device, enabled=False):
+            self._receive(
+                [
+                    self._adapter.weights(self._model, stage, sites)
+                    for stage, sites in zip(self._stages, read, strict=True)
+                ]
+            )
+        self.passes += 1
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, dicts and data classes, detached, in order."""
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_of(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_of(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_of(getattr(value, field.name))
+
+
+def _fired_at(
+    site: Site, captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]]
+) -> tuple[Tensor, ...]:
+    """What was read at a site. Raises ProbeError when its module did not fire as expected."""
+    fired = captured.get((site.module, site.reads), [])
+    if len(fired) != site.calls:
+        times = "once" if site.calls == 1 else f"{site.calls} times"
+        raise ProbeError(
+            f"{site.name} fired {len(fired)} times in a forward pass; expected {times}. Probe the "
+            "model after pruning, uncompiled, and call it as a whole"
+        )
+    return fired[site.call]

@@ -1,0 +1,149 @@
+"""Watch: what attends inside a model's forward pass, and which module is calling.
+
+A torch function mode sees the calls; hooks on every module keep the stack of who is running.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+What = Literal["softmax", "attention", "gate"]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """One call of something that attends, seen while the watched model runs.
+
+    what: a softmax, a fused attention or a sigmoid. function: its name. modules: the names of the
+    modules that are running, the root ("") first. axis: of a softmax, counted from the front.
+    value: what it returned (detached, not copied). length: how many things it attends over; 0 for
+    a gate.
+    """
+
+    what: What
+    function: str
+    modules: tuple[str, ...]
+    axis: int
+    value: Tensor
+    length: int
+
+
+class Watch(TorchFunctionMode):
+    """A context manager that reports every softmax, fused attention and sigmoid of a model.
+
+    Only calls made during the model's own forward pass count: not those of a backward pass that
+    recomputes, nor of a part called by itself. A function that calls another of these is reported
+    once. Hooks and the mode are gone when the block ends, however it ends.
+
+    Args:
+        model: the whole model, unwrapped and uncompiled.
+        report: called with each Firing, in forward order.
+    """
+
+    def __init__(self, model: nn.Module, report: Callable[[Firing], None]) -> None:
+        super().__init__()
+        self._model, self._report = model, report
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._running: list[nn.Module] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> "Watch":
+        try:
+            for module in self._model.modules():
+                self._handles += [
+                    module.register_forward_pre_hook(self._starts, prepend=True),
+                    module.register_forward_hook(self._ends, always_call=True),
+                ]
+            super().__enter__()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._remove()
+        super().__exit__(*exception)
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._running.clear()
+
+    def _starts(self, module: nn.Module, inputs: Any) -> None:
+        if module is self._model:
+            self._running.clear()  # what an interrupted pass left behind
+        if self._running or module is self._model:
+            self._running.append(module)
+
+    def _ends(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._running and self._running[-1] is module:
+            self._running.pop()
+
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        what = WATCHED.get(function) if self._running else None
+        if what is None:
+            return result
+        value = result[0] if isinstance(result, tuple) else result
+        if not value.is_floating_point() or not value.dim():
+            return result
+        axis, length = -1, 0
+        if what == "softmax":
+            axis = _axis(function, value, args, kwargs)
+            length = value.shape[axis]
+        elif what == "attention":
+            length = _keys(function, args, kwargs)
+        self._report(
+            Firing(
+                what,
+                getattr(function, "__name__", str(function)),
+                tuple(self._names[id(module)] for module in self._running),
+                axis,
+                value.detach(),
+                length,
+            )
+        )
+        return result
+
+
+SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax, F.softmin}
+WATCHED: dict[Any, What] = {
+    **dict.fromkeys(SOFTMAX, "softmax"),
+    F.gumbel_softmax: "softmax",
+    F.scaled_dot_product_attention: "attention",
+    F.multi_head_attention_forward: "attention",
+    **dict.fromkeys(
+        (torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.hardsigmoid, torch.special.expit), "gate"
+    ),
+}
+
+
+def _axis(function: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The axis that a softmax ran over, counted from the front."""
+    position = 4 if function is F.gumbel_softmax else 1
+    axis = kwargs.get("dim", kwargs.get("axis"))
+    if axis is None and len(args) > position:
+        axis = args[position]
+    if axis is None:  # F.softmax's own choice, which it warns of
+        axis = -1 if function is F.gumbel_softmax else int(value.dim() not in (0, 1, 3))
+    return int(axis) % value.dim()
+
+
+def _keys(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many keys a fused attention attends over."""
+    key = args[1] if len(args) > 1 else kwargs["key"]
+    return int(key.shape[0] if function is F.multi_head_attention_forward else key.shape[-2])
