@@ -9,6 +9,7 @@ from . import console
 from .options import (
     BatchSize,
     CheckpointArgument,
+    CodePath,
     Data,
     DataRoot,
     Device,
@@ -42,6 +43,7 @@ def command(
     model: Model = None,
     factory: Factory = None,
     model_args: ModelArgs = None,
+    code: CodePath = None,
     batch_size: BatchSize = 256,
     workers: Workers = None,
     figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,
@@ -60,7 +62,7 @@ def command(
     from ela_probe.plots import save_figures
     from ela_probe.storage import output_directory
 
-    spec = model_spec(model, factory, model_args)
+    spec = model_spec(model, factory, model_args, code)
     images = checkpoint_data(checkpoint, spec, data, data_root, download)
     folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
     existed = folder.exists()

@@ -61,13 +61,23 @@ ModelArgs = Annotated[
         show_default=False,
     ),
 ]
+CodePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--path",
+        help="Folder of the code that --factory or --example-inputs names, put first on sys.path.",
+        show_default=False,
+    ),
+]
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(help="A checkpoint, or a state dict with --model.", show_default=False),
 ]
 
 
-def model_spec(model: str | None, factory: str | None, arguments: str | None) -> "ModelSpec | None":
+def model_spec(
+    model: str | None, factory: str | None, arguments: str | None, path: Path | None = None
+) -> "ModelSpec | None":
     """The model that was named, if any. Raises OptionError."""
     from ela_probe.errors import OptionError
     from ela_probe.models import ModelSpec
@@ -89,7 +99,7 @@ def model_spec(model: str | None, factory: str | None, arguments: str | None) ->
         if parsed:
             raise OptionError("--model-args came without --model or --factory; name the model")
         return None
-    return ModelSpec(name=name, args=parsed)
+    return ModelSpec(name=name, args=parsed, path=path)
 
 
 def checkpoint_data(
