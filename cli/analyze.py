@@ -14,14 +14,21 @@ from .options import (
     DataRoot,
     Device,
     Download,
+    ExampleBatches,
     Factory,
+    ImageSize,
+    InputDtype,
+    InputHigh,
+    InputSize,
     Json,
     Limit,
     Model,
     ModelArgs,
+    SitesFile,
     SplitName,
     Workers,
     checkpoint_data,
+    chosen_inputs,
     model_spec,
 )
 
@@ -40,6 +47,12 @@ def command(
     download: Download = False,
     split: Annotated[SplitName, typer.Option(help="Images to analyse, unaugmented.")] = "train",
     limit: Limit = None,
+    image_size: ImageSize = None,
+    input_size: InputSize = None,
+    input_dtype: InputDtype = "float32",
+    input_high: InputHigh = None,
+    example_inputs: ExampleBatches = None,
+    sites: SitesFile = None,
     model: Model = None,
     factory: Factory = None,
     model_args: ModelArgs = None,
@@ -57,13 +70,22 @@ def command(
 
         ela-probe analyze runs/digits/best.pt
         ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
+        ela-probe analyze best.pth.tar --factory models:resnet50_mrlab --path REPO --input-size 3,224,224
     """
+    from ela_probe.adapters.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.plots import save_figures
     from ela_probe.storage import output_directory
 
     spec = model_spec(model, factory, model_args, code)
-    images = checkpoint_data(checkpoint, spec, data, data_root, download)
+    inputs = chosen_inputs(
+        input_size, input_dtype, input_high, example_inputs,
+        path=code, data=data, limit=limit, batch_size=batch_size,
+    )  # fmt: skip
+    declared = None if sites is None else DeclaredAdapter.load(sites)
+    images = None
+    if inputs is None:
+        images = checkpoint_data(checkpoint, spec, data, data_root, download, image_size=image_size)
     folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
     existed = folder.exists()
     output_directory(folder)
@@ -71,6 +93,8 @@ def command(
         analysis = analyze_checkpoint(
             checkpoint,
             data=images,
+            inputs=inputs,
+            sites=declared,
             spec=spec,
             split=split,
             limit=limit,
@@ -82,6 +106,11 @@ def command(
         if not existed:
             folder.rmdir()
         raise
+    if input_size is not None:
+        console.said(
+            f"note: the inputs are random ({analysis.provenance.samples} samples): the divergences "
+            "tell what the model does on noise, not on its task"
+        )
     analysis.save(folder)
     drawn = save_figures(analysis, folder / "figures") if figures else []
     console.emit(
@@ -116,7 +145,7 @@ def describe(analysis: "Analysis", folder: Path) -> None:
     kinds = " and ".join(sorted({part.stage.kind for part in analysis.stages}))
     title = (
         f"{source.model or 'model'} on {source.data or 'data'} ({source.split or 'all'}): "
-        f"{source.samples:,} images{accuracy}\n"
+        f"{source.samples:,} {'samples' if source.split is None else 'images'}{accuracy}\n"
         f"divergence of each retrieval from the one before it, in nats ({kinds} weights)"
     )
     console.out.print(console.table(title, columns, rows))

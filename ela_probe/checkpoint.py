@@ -147,7 +147,7 @@ def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Check
         )
     else:
         header = Header(model=spec)
-        state = from_published(state)
+        state = state if spec.is_factory else from_published(state)
     if spec is not None:
         header = header.model_copy(update={"model": header.model.found_in(spec.path)})
     model = header.model.build()
