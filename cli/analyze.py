@@ -70,7 +70,7 @@ def command(
 
         ela-probe analyze runs/digits/best.pt
         ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
-        ela-probe analyze best.pth.tar --factory models:resnet50_mrlab --path REPO --input-size 3,224,224
+        ela-probe analyze best.pth.tar --factory models:net --path REPO --input-size 3,224,224
     """
     from ela_probe.adapters.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint

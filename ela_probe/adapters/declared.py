@@ -1,110 +1,23 @@
-"""Sites declared in a TOML file: for a model that no adapter knows and whose weights some module
-takes in or puts out. Analysis and plans work; pruning takes an adapter."""
+"""Sites declared in a file: for a model that no adapter knows and whose weights some module takes
+in or puts out. Analysis and plans work; pruning takes an adapter."""
 
 import difflib
 import re
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import torch
 from torch import Tensor, nn
 
 from ela_probe.adapters import ReadOnlyAdapter, unwrap
-from ela_probe.errors import ModelError, OptionError, ProbeError
-from ela_probe.sites import Kind, Reads, Site, Stage
+from ela_probe.adapters.sites_file import DeclaredStage, SitesFile
+from ela_probe.errors import ModelError, ProbeError
+from ela_probe.sites import Site, Stage
 
 if TYPE_CHECKING:
     from ela_probe.discovery import Discovery
-
-
-class DeclaredStage(BaseModel):
-    """One `[[stage]]` of the file: which modules retrieve, and where their weights are.
-
-    modules: globs over qualified module names; `*` stays within one part of a name, `**` crosses
-    dots. regex: patterns that match whole names instead. group: a capture group of the regex, by
-    name or number, whose text tells stages apart. reads, axis, kind: as in Site and Stage.
-    tensor: which of the tensors read, from 0. calls: how often a module retrieves in a pass.
-    sources: the number of sources of every site of a stage; counted in a forward pass if left out.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str | None = None
-    modules: tuple[str, ...] = ()
-    regex: tuple[str, ...] = ()
-    group: str | int | None = None
-    reads: Reads = "output"
-    axis: int = -1
-    tensor: int = Field(0, ge=0)
-    kind: Kind = "softmax"
-    calls: int = Field(1, ge=1)
-    sources: tuple[int, ...] | None = None
-
-    @field_validator("modules", "regex", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("regex")
-    @classmethod
-    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
-        return value
-
-    @field_validator("kind")
-    @classmethod
-    def _plain(cls, value: Kind) -> Kind:
-        if value == "unrolled":
-            raise ValueError(
-                "unrolled weights are computed from gates and decays, which takes an adapter; "
-                "expected 'softmax' or 'channel'"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _patterns(self) -> "DeclaredStage":
-        if not self.modules and not self.regex:
-            raise ValueError("it names no modules; expected modules = 'GLOB' or regex = 'PATTERN'")
-        if self.group is not None:
-            known: set[str | int] = {
-                key
-                for pattern in map(re.compile, self.regex)
-                for key in (*range(1, pattern.groups + 1), *pattern.groupindex)
-            }
-            if self.modules or self.group not in known:
-                raise ValueError(
-                    f"group {self.group!r} is no capture group of its regex; expected "
-                    f"{' or '.join(map(repr, sorted(known, key=str))) or 'a regex with groups'}"
-                )
-        return self
-
-    def grouped(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """The matching module names by stage, both in the model's order."""
-        patterns = [re.compile(p) for p in (*map(_glob, self.modules), *self.regex)]
-        stages: dict[str, list[str]] = {}
-        for name in names:
-            match = next((m for m in (p.fullmatch(name) for p in patterns) if m), None)
-            if match is None:
-                continue
-            label = "" if self.group is None else str(match[self.group])
-            stages.setdefault(".".join(part for part in (self.name, label) if part), []).append(
-                name
-            )
-        return stages
-
-
-class SitesFile(BaseModel):
-    """The whole file: one or more `[[stage]]`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: tuple[DeclaredStage, ...] = Field(min_length=1)
 
 
 class DeclaredAdapter(ReadOnlyAdapter):
@@ -112,34 +25,20 @@ class DeclaredAdapter(ReadOnlyAdapter):
 
     name = "declared"
 
-    def __init__(self, declared: SitesFile, *, origin: str = "the sites file") -> None:
+    def __init__(
+        self,
+        declared: SitesFile,
+        *,
+        origin: str = "the sites file",
+        counted: Mapping[str, int] | None = None,
+    ) -> None:
         self.declared, self.origin = declared, origin
-        self._tensors: dict[str, int] = {}
-        self._sources: dict[str, int] = {}
+        self._counted = dict(counted or {})
 
     @classmethod
     def load(cls, path: str | Path) -> "DeclaredAdapter":
-        """Read and validate a sites file.
-
-        Raises:
-            OptionError: no such file, no TOML, or not what a sites file holds.
-        """
-        try:
-            table = _toml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise OptionError(
-                f"cannot read the sites file {path}: {reason}; expected TOML with [[stage]] tables "
-                "(docs/adapters.md)"
-            ) from error
-        try:
-            return cls(SitesFile.model_validate(table), origin=str(path))
-        except ValidationError as error:
-            from ela_probe.plan import explain
-
-            raise OptionError(
-                f"{path} is no valid sites file: {explain(error)}; see docs/adapters.md"
-            ) from error
+        """Read and validate a sites file. Raises OptionError."""
+        return cls(SitesFile.load(path), origin=str(path))
 
     def discover(self, model: nn.Module, example_inputs: Any = None) -> "Discovery":
         """The declared stages of a model.
@@ -154,86 +53,81 @@ class DeclaredAdapter(ReadOnlyAdapter):
         from ela_probe.discovery import Discovery
 
         model = unwrap(model)
-        counted = DeclaredAdapter(self.declared, origin=self.origin)
-        sites = counted._placed(model)
-        if any(site.sources == 0 for stage in sites for site in stage.sites):
+        stages = self.stages(model)
+        adapter = self
+        if any(0 in stage.sizes for stage in stages):
             if example_inputs is None:
                 raise ModelError(
                     f"{self.origin} does not declare how many sources the sites have; add "
                     "sources = [1, 2, ...], or give example inputs to count them"
                 )
-            counted._sources = _counted(model, sites, counted._tensors, example_inputs)
-        stages = counted.stages(model)
+            sources = _count(model, stages, self._chosen_tensors(model), example_inputs)
+            adapter = DeclaredAdapter(self.declared, origin=self.origin, counted=sources)
+            stages = adapter.stages(model)
         for stage in stages:
             self._check_growth(stage)
-        return Discovery(tuple(stages), counted)
+        return Discovery(tuple(stages), adapter)
 
     def matches(self, model: nn.Module) -> bool:
         return all(part.grouped(_names(model)) for part in self.declared.stage)
 
     def stages(self, model: nn.Module) -> list[Stage]:
         """The declared stages; 0 sources where `discover` has not counted them."""
-        return [
-            Stage(
-                stage.name,
-                stage.kind,
-                tuple(
-                    Site(
-                        s.name, s.module, self._sources.get(s.name, s.sources),
-                        s.reads, s.call, s.calls, s.axis,
-                    )
-                    for s in stage.sites
-                ),
-            )
-            for stage in self._placed(model)
-        ]  # fmt: skip
+        return [stage for stage, _ in self._placed(model)]
 
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
+        which = self._chosen_tensors(model)[stage.name]
         chosen = [
-            (self._tensor(site, tensors),)
+            (_chosen(site, tensors, which),)
             for site, tensors in zip(stage.sites, captured, strict=True)
         ]
         return super().weights(model, stage, chosen)
 
-    def _placed(self, model: nn.Module) -> list[Stage]:
-        """The sites that the patterns match; 0 sources where they are not declared."""
+    def _chosen_tensors(self, model: nn.Module) -> dict[str, int]:
+        """Which of the tensors read are the weights, by stage."""
+        return {stage.name: part.tensor for stage, part in self._placed(model)}
+
+    def _placed(self, model: nn.Module) -> list[tuple[Stage, DeclaredStage]]:
+        """The stages that the patterns make, each with its declaration."""
         names = _names(model)
-        stages: list[Stage] = []
+        placed: list[tuple[Stage, DeclaredStage]] = []
         taken: set[str] = set()
         for number, part in enumerate(self.declared.stage):
             grouped = part.grouped(names)
             if not grouped:
                 raise ModelError(self._no_match(part, names))
             for label, modules in grouped.items():
-                sites = self._sites(part, modules, label)
-                again = [site.module for site in sites if site.module in taken]
+                again = [module for module in modules if module in taken]
                 if again:
                     raise ModelError(
                         f"{self.origin} declares {again[0]} twice; make the patterns tell apart"
                     )
                 taken.update(modules)
-                stages.append(Stage(label or f"stage.{number}", part.kind, tuple(sites)))
-        return stages
+                name = label or f"stage.{number}"
+                if name in {stage.name for stage, _ in placed}:
+                    raise ModelError(
+                        f"{self.origin} has two stages called {name!r}; give each another name"
+                    )
+                stage = Stage(name, part.kind, self._sites(part, modules, name))
+                placed.append((stage, part))
+        return placed
 
-    def _sites(self, part: DeclaredStage, modules: Sequence[str], label: str) -> list[Site]:
+    def _sites(self, part: DeclaredStage, modules: Sequence[str], stage: str) -> tuple[Site, ...]:
         places = [(module, call) for module in modules for call in range(part.calls)]
         sources = part.sources or (0,) * len(places)
         if len(sources) != len(places):
             raise ModelError(
-                f"{self.origin} declares {len(sources)} numbers of sources, but stage "
-                f"{label or 'without a name'} has {len(places)} sites: {_few(modules)}"
+                f"{self.origin} declares {len(sources)} numbers of sources, but stage {stage} has "
+                f"{len(places)} sites: {_few(modules)}"
             )
         sites = []
         for (module, call), count in zip(places, sources, strict=True):
             name = module if part.calls == 1 else f"{module}@{call}"
-            self._tensors[name] = part.tensor
+            count = self._counted.get(name, count)
             sites.append(Site(name, module, count, part.reads, call, part.calls, part.axis))
-        return sites
-
-    def _tensor(self, site: Site, tensors: tuple[Tensor, ...]) -> Tensor:
-        return _chosen(site, tensors, self._tensors.get(site.name, 0))
+        return tuple(sites)
 
     def _check_growth(self, stage: Stage) -> None:
         if any(b < a for a, b in zip(stage.sizes, stage.sizes[1:], strict=False)):
@@ -264,15 +158,15 @@ class _Counted(Exception):
 class _Counter(ReadOnlyAdapter):
     """Takes the sizes of what the probe read at the sites, and ends the pass."""
 
-    def __init__(self, tensors: Mapping[str, int]) -> None:
+    def __init__(self, tensors: Sequence[int]) -> None:
         self.sources: dict[str, int] = {}
         self._tensors = tensors
 
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        for site, tensors in zip(stage.sites, captured, strict=True):
-            tensor = _chosen(site, tensors, self._tensors[site.name])
+        for site, tensors, which in zip(stage.sites, captured, self._tensors, strict=True):
+            tensor = _chosen(site, tensors, which)
             if not -tensor.ndim <= site.axis < tensor.ndim:
                 raise ModelError(
                     f"{site.name}: axis {site.axis} of a tensor of shape {list(tensor.shape)} "
@@ -288,21 +182,17 @@ class _Counter(ReadOnlyAdapter):
         return []
 
 
-def _counted(
+def _count(
     model: nn.Module, stages: Sequence[Stage], tensors: Mapping[str, int], inputs: Any
 ) -> dict[str, int]:
     """The number of sources of every site, from one pass in eval mode under a probe."""
-    import torch
-
     from ela_probe.discovery import Discovery, call
     from ela_probe.inputs import mapped
     from ela_probe.probe import AttentionProbe
 
-    sites = [site for stage in stages for site in stage.sites]
-    numbered = tuple(
-        Site(s.name, s.module, t + 1, s.reads, s.call, s.calls, s.axis) for t, s in enumerate(sites)
-    )
-    counter = _Counter(tensors)
+    sites = [(site, tensors[stage.name]) for stage in stages for site in stage.sites]
+    numbered = tuple(replace(site, sources=t + 1) for t, (site, _) in enumerate(sites))
+    counter = _Counter([which for _, which in sites])
     found = Discovery((Stage("counting", "softmax", numbered),), counter)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
@@ -333,24 +223,9 @@ def _chosen(site: Site, tensors: tuple[Tensor, ...], which: int) -> Tensor:
     return tensors[which]
 
 
-def _glob(pattern: str) -> str:
-    """A glob over dotted names as a regular expression."""
-    parts = re.split(r"(\*\*|\*|\?)", pattern)
-    meaning = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    return "".join(meaning.get(part, re.escape(part)) for part in parts)
-
-
 def _names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules() if name]
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
