@@ -122,7 +122,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, Kind, list[tuple[str, Any]]]
         return
     groups: list[list[tuple[str, Any]]] = [[]]
     for number, block in enumerate(blocks):
-        starts = getattr(block.mrla, "init_cell", False) is True
+        starts = getattr(getattr(block.mrla, "mrla", None), "init_cell", False) is True
         if starts and groups[-1]:
             groups.append([])
         groups[-1].append((f"blocks.{number}.mrla", block))
