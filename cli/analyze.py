@@ -106,11 +106,8 @@ def command(
         if not existed:
             folder.rmdir()
         raise
-    if input_size is not None:
-        console.said(
-            f"note: the inputs are random ({analysis.provenance.samples} samples): the divergences "
-            "tell what the model does on noise, not on its task"
-        )
+    for note in analysis.provenance.notes:
+        console.said(f"note: {note}")
     analysis.save(folder)
     drawn = save_figures(analysis, folder / "figures") if figures else []
     console.emit(

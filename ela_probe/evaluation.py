@@ -58,8 +58,8 @@ def evaluate(
         model.to(device).eval()
         for batch in track(loader, "evaluating", progress=progress):
             inputs, labels = inputs_and_labels(batch, labelled=labelled)
-            output = call(model, mapped(inputs, lambda t: t.to(device, non_blocking=True)))
             samples += sample_count(inputs)
+            output = call(model, mapped(inputs, lambda t: t.to(device, non_blocking=True)))
             logits = logits_of(output)
             if logits is None or not _are_classes(labels, logits):
                 if measured:

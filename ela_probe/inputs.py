@@ -48,6 +48,12 @@ def sample_count(inputs: Any) -> int:
     return len(first)
 
 
+def first_samples(inputs: Any, limit: int) -> Any:
+    """At most `limit` samples of a batch: every tensor as long as the first one is cut."""
+    count = sample_count(inputs)
+    return mapped(inputs, lambda t: t[:limit] if t.ndim and len(t) == count else t)
+
+
 def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same nest of tuples, lists and dicts with every tensor changed."""
     if isinstance(inputs, Tensor):
@@ -97,6 +103,14 @@ class RandomInputs:
             raise OptionError(f"--input-high is for integers, not {self.dtype}; use --input-dtype")
 
     @property
+    def note(self) -> str:
+        """What to know of an analysis of these."""
+        return (
+            f"the inputs are random ({self.samples} samples): the divergences tell what the model "
+            "does on noise, not on its task"
+        )
+
+    @property
     def is_integer(self) -> bool:
         return self.dtype.startswith("int")
 
@@ -137,6 +151,8 @@ class ExampleInputs:
         something else.
     """
 
+    note = None
+
     def __init__(self, name: str, *, path: Path | None = None, limit: int | None = None) -> None:
         self.name, self._path, self._limit = name, path, limit
         with importable(path):
@@ -149,9 +165,7 @@ class ExampleInputs:
         left = self._limit
         for batch in self._batches():
             count = sample_count(batch)
-            if left is not None and count > left:
-                batch = mapped(batch, lambda t, n=count, k=left: t[:k] if len(t) == n else t)  # type: ignore[misc]
-            yield batch
+            yield batch if left is None else first_samples(batch, left)
             if left is not None:
                 left -= count
                 if left <= 0:

@@ -14,10 +14,10 @@ from ela_probe.analysis import Analysis, Provenance
 from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
 from ela_probe.data import ImageData
 from ela_probe.device import resolve_device
-from ela_probe.discovery import discover
+from ela_probe.discovery import call, discover
 from ela_probe.errors import CheckpointError, DataError
 from ela_probe.evaluation import evaluate
-from ela_probe.inputs import ExampleInputs, RandomInputs, logits_of
+from ela_probe.inputs import ExampleInputs, RandomInputs, first_samples, logits_of, mapped
 from ela_probe.measure import analyze
 from ela_probe.models import ModelSpec
 from ela_probe.plan import SkipPlan
@@ -116,6 +116,7 @@ def analyze_checkpoint(
     loader: Iterable[Any]
     if inputs is not None:
         data, loader = None, inputs
+        check_inputs(loaded.model, inputs)
     else:
         data = data or data_of(checkpoint, loaded)
         check_fit(loaded.model, data)
@@ -133,6 +134,7 @@ def analyze_checkpoint(
         split=None if data is None else split,
         device=str(where),
         seed=getattr(inputs, "seed", None) if data is None else data.spec.seed,
+        notes=tuple(note for note in (loaded.note, inputs and inputs.note) if note),
         versions=versions(),
     )
     return analyze(
@@ -207,6 +209,26 @@ def check_fit(model: nn.Module, data: ImageData) -> None:
             f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
             f"an image has shape {list(logits.shape[1:])}; choose other data with --data"
         )
+
+
+@torch.no_grad()
+def check_inputs(model: nn.Module, inputs: RandomInputs | ExampleInputs) -> None:
+    """Try the model on the first sample. Raises DataError when it doesn't take it."""
+    first = next(iter(inputs), None)
+    if first is None:
+        raise DataError(f"there is nothing to analyse: {inputs} are none")
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        call(model.eval(), mapped(first_samples(first, 1), lambda tensor: tensor.to(device)))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            f"the model does not take {inputs} ({str(error).splitlines()[0][:150]}); expected "
+            "what its forward takes: see --input-size, --input-dtype, --example-inputs"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _fit(
