@@ -9,18 +9,26 @@ from . import console
 from .options import (
     BatchSize,
     CheckpointArgument,
+    CodePath,
     Data,
     DataRoot,
     Device,
     Download,
+    ExampleBatches,
     Factory,
+    ImageSize,
+    InputDtype,
+    InputHigh,
+    InputSize,
     Json,
     Limit,
     Model,
     ModelArgs,
+    SitesFile,
     SplitName,
     Workers,
     checkpoint_data,
+    chosen_inputs,
     model_spec,
 )
 
@@ -39,9 +47,16 @@ def command(
     download: Download = False,
     split: Annotated[SplitName, typer.Option(help="Images to analyse, unaugmented.")] = "train",
     limit: Limit = None,
+    image_size: ImageSize = None,
+    input_size: InputSize = None,
+    input_dtype: InputDtype = "float32",
+    input_high: InputHigh = None,
+    example_inputs: ExampleBatches = None,
+    sites: SitesFile = None,
     model: Model = None,
     factory: Factory = None,
     model_args: ModelArgs = None,
+    code: CodePath = None,
     batch_size: BatchSize = 256,
     workers: Workers = None,
     figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,
@@ -55,13 +70,22 @@ def command(
 
         ela-probe analyze runs/digits/best.pt
         ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
+        ela-probe analyze best.pth.tar --factory models:net --path REPO --input-size 3,224,224
     """
+    from ela_probe.adapters.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.plots import save_figures
     from ela_probe.storage import output_directory
 
-    spec = model_spec(model, factory, model_args)
-    images = checkpoint_data(checkpoint, spec, data, data_root, download)
+    spec = model_spec(model, factory, model_args, code)
+    inputs = chosen_inputs(
+        input_size, input_dtype, input_high, example_inputs,
+        path=code, data=data, limit=limit, batch_size=batch_size,
+    )  # fmt: skip
+    declared = None if sites is None else DeclaredAdapter.load(sites)
+    images = None
+    if inputs is None:
+        images = checkpoint_data(checkpoint, spec, data, data_root, download, image_size=image_size)
     folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
     existed = folder.exists()
     output_directory(folder)
@@ -69,6 +93,8 @@ def command(
         analysis = analyze_checkpoint(
             checkpoint,
             data=images,
+            inputs=inputs,
+            sites=declared,
             spec=spec,
             split=split,
             limit=limit,
@@ -80,6 +106,8 @@ def command(
         if not existed:
             folder.rmdir()
         raise
+    for note in analysis.provenance.notes:
+        console.said(f"note: {note}")
     analysis.save(folder)
     drawn = save_figures(analysis, folder / "figures") if figures else []
     console.emit(
@@ -114,7 +142,7 @@ def describe(analysis: "Analysis", folder: Path) -> None:
     kinds = " and ".join(sorted({part.stage.kind for part in analysis.stages}))
     title = (
         f"{source.model or 'model'} on {source.data or 'data'} ({source.split or 'all'}): "
-        f"{source.samples:,} images{accuracy}\n"
+        f"{source.samples:,} {'samples' if source.split is None else 'images'}{accuracy}\n"
         f"divergence of each retrieval from the one before it, in nats ({kinds} weights)"
     )
     console.out.print(console.table(title, columns, rows))

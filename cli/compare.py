@@ -8,6 +8,7 @@ import typer
 from . import console
 from .options import (
     BatchSize,
+    CodePath,
     Data,
     DataRoot,
     Device,
@@ -43,6 +44,7 @@ def command(
     model: Model = None,
     factory: Factory = None,
     model_args: ModelArgs = None,
+    code: CodePath = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -58,7 +60,7 @@ def command(
     from ela_probe.pipeline import check_fit, data_of
     from ela_probe.storage import write_json
 
-    spec = model_spec(model, factory, model_args)
+    spec = model_spec(model, factory, model_args, code)
     loaded = [read_checkpoint(path, spec=spec) for path in checkpoints]
     images = checkpoint_data(checkpoints[0], spec, data, data_root, download)
     images = images or data_of(checkpoints[0], loaded[0])

@@ -7,6 +7,7 @@ import typer
 
 from .options import (
     CheckpointArgument,
+    CodePath,
     Data,
     DataRoot,
     Device,
@@ -42,6 +43,7 @@ def command(
     model: Model = None,
     factory: Factory = None,
     model_args: ModelArgs = None,
+    code: CodePath = None,
     workers: Workers = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     seed: Seed = 0,
@@ -68,7 +70,7 @@ def command(
         seed=seed,
         num_workers=workers,
     )
-    spec = model_spec(model, factory, model_args)
+    spec = model_spec(model, factory, model_args, code)
     images = checkpoint_data(checkpoint, spec, data, data_root, download)
     path = output or checkpoint.with_name(f"{checkpoint.stem}-tuned{checkpoint.suffix}")
     result = finetune(

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from ela_probe.data import ImageData
+    from ela_probe.inputs import ExampleInputs, InputType, RandomInputs
     from ela_probe.models import ModelSpec
 
 SplitName = Literal["train", "val", "test"]
@@ -61,13 +62,60 @@ ModelArgs = Annotated[
         show_default=False,
     ),
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Resize images to so many pixels a side.", show_default=False),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Run on seeded random inputs of this size instead of data, e.g. 3,224,224, or 128 "
+        "for token ids.",
+        show_default=False,
+    ),
+]
+InputDtype = Annotated[
+    Literal["float32", "float64", "float16", "bfloat16", "int64", "int32"],
+    typer.Option(help="Of random inputs; token ids are int64."),
+]
+InputHigh = Annotated[
+    int | None,
+    typer.Option(help="Random integers are below this: the vocabulary.", show_default=False),
+]
+ExampleBatches = Annotated[
+    str | None,
+    typer.Option(
+        "--example-inputs",
+        help="package.module:function that gives batches (tensors, tuples, dicts) to run on "
+        "instead of data. Its code is run.",
+        show_default=False,
+    ),
+]
+SitesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--sites",
+        help="TOML file that says where to read (docs/adapters.md), instead of finding out.",
+        show_default=False,
+    ),
+]
+CodePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--path",
+        help="Folder of the code that --factory or --example-inputs names, put first on sys.path.",
+        show_default=False,
+    ),
+]
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(help="A checkpoint, or a state dict with --model.", show_default=False),
 ]
 
 
-def model_spec(model: str | None, factory: str | None, arguments: str | None) -> "ModelSpec | None":
+def model_spec(
+    model: str | None, factory: str | None, arguments: str | None, path: Path | None = None
+) -> "ModelSpec | None":
     """The model that was named, if any. Raises OptionError."""
     from ela_probe.errors import OptionError
     from ela_probe.models import ModelSpec
@@ -89,7 +137,7 @@ def model_spec(model: str | None, factory: str | None, arguments: str | None) ->
         if parsed:
             raise OptionError("--model-args came without --model or --factory; name the model")
         return None
-    return ModelSpec(name=name, args=parsed)
+    return ModelSpec(name=name, args=parsed, path=path)
 
 
 def checkpoint_data(
@@ -98,6 +146,8 @@ def checkpoint_data(
     data: str | None,
     data_root: Path | None,
     download: bool,
+    *,
+    image_size: int | None = None,
 ) -> "ImageData | None":
     """The images named by --data and --data-root; None leaves it to the checkpoint.
 
@@ -105,13 +155,57 @@ def checkpoint_data(
     """
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.data import ImageData, open_data
+    from ela_probe.errors import OptionError
 
-    if data is None and data_root is None and not download:
+    if data is None and data_root is None and not download and image_size is None:
         return None
     known = read_checkpoint(checkpoint, spec=spec).header.data
     if known is not None:
         known = known.with_source(data or known.source, root=data_root)
+        if image_size is not None:
+            known = known.model_copy(update={"image_size": image_size})
         return ImageData.from_spec(known, download=download)
     if data is None:
+        if image_size is not None:
+            raise OptionError("--image-size came without --data; name the images")
         return None
-    return open_data(data, root=data_root, download=download)
+    return open_data(data, root=data_root, download=download, image_size=image_size)
+
+
+def chosen_inputs(
+    size: str | None,
+    dtype: "InputType",
+    high: int | None,
+    examples: str | None,
+    *,
+    path: Path | None,
+    data: str | None,
+    limit: int | None,
+    batch_size: int,
+) -> "RandomInputs | ExampleInputs | None":
+    """What to run on instead of data, if anything. Raises OptionError, ModelError."""
+    from ela_probe.errors import OptionError
+    from ela_probe.inputs import ExampleInputs, RandomInputs
+
+    named = [
+        option
+        for option, value in (
+            ("--data", data), ("--input-size", size), ("--example-inputs", examples)
+        )
+        if value is not None
+    ]  # fmt: skip
+    if len(named) > 1:
+        raise OptionError(f"{' and '.join(named)} were given; expected one of them")
+    if examples is not None:
+        return ExampleInputs(examples, path=path, limit=limit)
+    if size is None:
+        if high is not None:
+            raise OptionError("--input-high came without --input-size; give both")
+        return None
+    try:
+        numbers = tuple(int(part) for part in size.split(","))
+    except ValueError as error:
+        raise OptionError(
+            f"--input-size {size!r} came; expected numbers with commas, e.g. 3,32,32"
+        ) from error
+    return RandomInputs(numbers, dtype, high, samples=limit or 256, batch_size=batch_size)

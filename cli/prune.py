@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .options import CheckpointArgument, Factory, Json, Model, ModelArgs, model_spec
+from .options import CheckpointArgument, CodePath, Factory, Json, Model, ModelArgs, model_spec
 
 
 def command(
@@ -19,6 +19,7 @@ def command(
     model: Model = None,
     factory: Factory = None,
     model_args: ModelArgs = None,
+    code: CodePath = None,
     json: Json = False,
 ) -> None:
     """Carry out a skip plan: the skipped retrievals and their parameters are gone.
@@ -33,7 +34,7 @@ def command(
     from ela_probe.plan import SkipPlan
 
     chosen = SkipPlan.load(plan)
-    spec = model_spec(model, factory, model_args)
+    spec = model_spec(model, factory, model_args, code)
     path = output or checkpoint.with_name(f"{checkpoint.stem}-pruned{checkpoint.suffix}")
     before = prune_checkpoint(checkpoint, chosen, output=path, spec=spec)
     made_from = chosen.origin.checkpoint_sha256

@@ -121,7 +121,7 @@ class StageAnalysis:
 
 
 class Provenance(BaseModel):
-    """What an analysis was made from."""
+    """What an analysis was made from. notes: what to know before believing it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -137,6 +137,7 @@ class Provenance(BaseModel):
     seconds: float | None = None
     device: str | None = None
     seed: int | None = None
+    notes: tuple[str, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ import json
 import pickle
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ela_probe.data import DataSpec
 from ela_probe.errors import CheckpointError
+from ela_probe.foreign import Unpacked, load_restricted, unpack
 from ela_probe.models import ModelSpec
 from ela_probe.models.published import from_published
 from ela_probe.plan import SkipPlan, explain
@@ -48,11 +49,15 @@ class Header(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read: the ready model in eval mode, the header, the file's SHA-256."""
+    """A checkpoint read: the ready model in eval mode, the header, the file's SHA-256.
+
+    note: what to know of how a foreign file was read, if anything.
+    """
 
     model: nn.Module
     header: Header
     sha256: str
+    note: str | None = None
 
 
 def versions() -> dict[str, str]:
@@ -120,9 +125,10 @@ def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Check
     """Like `load_checkpoint`, with the header and the file's SHA-256."""
     path = Path(path)
     content = _read_bytes(path)
-    text, state = _decode(path, content)
-    if text is not None:
-        header = _parse_header(path, text)
+    found = _decode(path, content)
+    state = found.state
+    if found.header is not None:
+        header = _parse_header(path, found.header)
         if header.model.is_factory and (spec is None or spec.name != header.model.name):
             raise CheckpointError(
                 f"{path}: its model is built by the code {header.model.name!r}, which is not run "
@@ -133,18 +139,22 @@ def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Check
                 f"{path} says itself that it is a {header.model.name}; leave out --model"
             )
     elif spec is None:
+        named = "" if found.arch is None else f" of a network that it calls {found.arch!r}"
         raise CheckpointError(
-            f"{path} is a bare state dict; say which model it belongs to with --model NAME "
-            "(see `ela-probe models`) or --factory package.module:function"
+            f"{path} is a bare state dict{named}; say which model it belongs to with --model NAME "
+            f"(see `ela-probe models`) or --factory package.module:{found.arch or 'function'} "
+            "--path DIR, the folder of its code"
         )
     else:
         header = Header(model=spec)
-        state = from_published(state)
+        state = state if spec.is_factory else from_published(state)
+    if spec is not None:
+        header = header.model_copy(update={"model": header.model.found_in(spec.path)})
     model = header.model.build()
     for plan in header.plans:
         model = prune(model, plan)
-    _load_state(path, model, state)
-    return Checkpoint(model.eval(), header, hashlib.sha256(content).hexdigest())
+    _load_state(path, model, state, arch=found.arch)
+    return Checkpoint(model.eval(), header, hashlib.sha256(content).hexdigest(), found.note)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -160,8 +170,8 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _decode(path: Path, content: bytes) -> tuple[str | None, dict[str, Tensor]]:
-    """The header's text, if there is one, and the state dict without wrappers' prefixes."""
+def _decode(path: Path, content: bytes) -> Unpacked:
+    """The state dict without wrappers' prefixes, and what else the file tells."""
     if path.suffix == ".safetensors":
         try:
             state: Any = safetensors.torch.load(content)
@@ -171,9 +181,9 @@ def _decode(path: Path, content: bytes) -> tuple[str | None, dict[str, Tensor]]:
             raise CheckpointError(
                 f"{path} is no safetensors file, or a damaged one ({error}); write it again"
             ) from error
-        return stored, _clean(state)
+        return Unpacked(_clean(state), stored)
     try:
-        stored_object = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        found = unpack(load_restricted(content), KEY)
     except pickle.UnpicklingError as error:
         refused = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
         if refused:
@@ -185,14 +195,7 @@ def _decode(path: Path, content: bytes) -> tuple[str | None, dict[str, Tensor]]:
         raise CheckpointError(_damaged(path)) from error
     except Exception as error:  # on foreign bytes the unpickler fails in any way
         raise CheckpointError(_damaged(path)) from error
-    text = None
-    if isinstance(stored_object, dict):
-        text = stored_object.get(KEY)
-        for key in ("state_dict", "model", "model_state_dict"):
-            if isinstance(stored_object.get(key), dict):
-                stored_object = stored_object[key]
-                break
-    return text, _clean_checked(path, stored_object)
+    return replace(found, state=_clean_checked(path, found.state))
 
 
 def _metadata(header: bytes) -> str | None:
@@ -235,7 +238,9 @@ def _parse_header(path: Path, text: Any) -> Header:
         ) from error
 
 
-def _load_state(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _load_state(
+    path: Path, model: nn.Module, state: Mapping[str, Tensor], *, arch: str | None = None
+) -> None:
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [f"{name} is unknown to the model" for name in state if name not in expected]
@@ -246,9 +251,10 @@ def _load_state(path: Path, model: nn.Module, state: Mapping[str, Tensor]) -> No
     ]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        named = "" if arch is None else f"; the file calls its network {arch!r}"
         raise CheckpointError(
             f"{path} does not fit the model {type(model).__name__}: {'; '.join(problems[:3])}"
-            f"{more}. Check the model's name and arguments (depth, num_classes, in_channels)"
+            f"{more}{named}. Check the model's name and arguments (depth, num_classes, in_channels)"
         )
     broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:

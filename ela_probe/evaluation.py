@@ -1,7 +1,9 @@
 """How good a classifier is on a split: accuracy and loss, in one pass."""
 
+import math
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +11,20 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from ela_probe.discovery import call
 from ela_probe.errors import DataError
+from ela_probe.inputs import inputs_and_labels, logits_of, mapped, sample_count
 from ela_probe.progress import track
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[Any],
     device: torch.device | None = None,
     *,
+    labelled: bool = True,
+    measured: bool = True,
     progress: bool = True,
 ) -> dict[str, float]:
     """Measure `model` in eval mode over all batches of `loader`.
@@ -27,7 +33,10 @@ def evaluate(
 
     Args:
         model: maps images (N, C, H, W) to logits (N, K); moved to `device`.
-        loader: batches of images (N, C, H, W) and labels (N,).
+        loader: batches of images (N, C, H, W) and labels (N,); see `inputs_and_labels`.
+        labelled: whether a batch that is a pair is inputs and labels.
+        measured: False allows batches without labels and outputs without logits; where there
+            are any, accuracy and loss are NaN.
         device: where to compute; where the model's first parameter lies when None.
         progress: show a bar on stderr, if that is a terminal.
 
@@ -35,21 +44,31 @@ def evaluate(
         `accuracy` (fraction of 1), `loss` (mean cross entropy, nats), `samples`, `seconds`.
 
     Raises:
-        DataError: the loader holds no batch, or a label is none of the model's K classes.
+        DataError: the loader holds no batch, a label is none of the model's K classes, or (if
+            `measured`) there are no labels or logits.
     """
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
     loss = MeanMetric().to(device)
     accuracy: MulticlassAccuracy | None = None
-    samples = 0
+    samples, scored = 0, True
     start = time.perf_counter()
     try:
         model.to(device).eval()
-        for images, labels in track(loader, "evaluating", progress=progress):
+        for batch in track(loader, "evaluating", progress=progress):
+            inputs, labels = inputs_and_labels(batch, labelled=labelled)
+            samples += sample_count(inputs)
+            output = call(model, mapped(inputs, lambda t: t.to(device, non_blocking=True)))
+            logits = logits_of(output)
+            if logits is None or not _are_classes(labels, logits):
+                if measured:
+                    raise DataError(_unmeasured(labels, output))
+                scored = False
+                continue
+            logits = logits.float()
             outside = int(labels.max())
             labels = labels.to(device, non_blocking=True)
-            logits = model(images.to(device, non_blocking=True)).float()
             if outside >= logits.shape[1]:
                 raise DataError(
                     f"the data has label {outside}, the model only {logits.shape[1]} classes "
@@ -61,15 +80,34 @@ def evaluate(
                 ).to(device)
             accuracy.update(logits, labels)
             loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-            samples += len(labels)
-        if accuracy is None:
+        if not samples:
             raise DataError("there is nothing to evaluate: the split holds no images")
         return {
-            "accuracy": float(accuracy.compute()),
-            "loss": float(loss.compute()),
+            "accuracy": float(accuracy.compute()) if accuracy and scored else math.nan,
+            "loss": float(loss.compute()) if accuracy and scored else math.nan,
             "samples": samples,
             "seconds": time.perf_counter() - start,
         }
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _are_classes(labels: Any, logits: Tensor) -> bool:
+    """Whether these are class labels (N,) of logits (N, K)."""
+    return (
+        isinstance(labels, Tensor)
+        and not labels.is_floating_point()
+        and logits.ndim == 2
+        and labels.shape == logits.shape[:1]
+    )
+
+
+def _unmeasured(labels: Any, output: Any) -> str:
+    def shown(value: Any) -> str:
+        return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+    return (
+        f"accuracy needs labels (N,) and logits (N, K), alone or as `.logits` of the output; "
+        f"{shown(labels)} and {shown(output)} came; such a model can be analysed, not compared"
+    )

@@ -1,37 +1,45 @@
 """`analyze`: run a model over data under the probe, and bring back the analysis."""
 
+import math
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ela_probe.adapters import adapter_for, unwrap
 from ela_probe.analysis import Analysis, Provenance, StageAnalysis
+from ela_probe.discovery import Discovery, discover
 from ela_probe.ebqm import Target
 from ela_probe.evaluation import evaluate
+from ela_probe.inputs import inputs_and_labels
 from ela_probe.probe import AttentionProbe
 
 
 def analyze(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
     *,
+    labelled: bool = True,
+    discovery: Discovery | None = None,
     device: torch.device | None = None,
-    example_inputs: Any = None,
     provenance: Provenance = Provenance(),
     target: Target = Target(),
     progress: bool = True,
 ) -> Analysis:
-    """Measure the redundancy of a classifier's layer attention in eval mode, in one pass.
+    """Measure the redundancy of a model's layer attention in eval mode, in one pass.
+
+    Accuracy and loss are measured too where there are labels (N,) for every batch and logits
+    (N, K), alone or as `logits` of the output; elsewhere they are None.
 
     Args:
-        model: maps images (N, C, H, W) to logits; its modes are put back afterwards.
-        batches: images and labels (N,), e.g. a DataLoader; without augmentation.
+        model: any model; its modes are put back afterwards.
+        batches: e.g. a DataLoader, without augmentation. A pair is inputs and labels; anything
+            else (a tensor, a dict, a longer tuple) is what the model is called with.
+        labelled: False where a pair is two arguments of the model.
+        discovery: what `discover` or `DeclaredAdapter.discover` found, when it was called already.
         device: where to compute; where the model is when None.
-        example_inputs: a small batch to find the layer attention with, when no adapter knows the
-            model; the first images when None.
         provenance: what is known of model and data; samples, accuracy and time are filled in.
         target: of the skip scores.
 
@@ -40,22 +48,20 @@ def analyze(
         ProbeError: a site did not fire as expected, or weights are NaN.
         DataError: no batches, or labels outside the model's classes.
     """
-    if example_inputs is None and adapter_for(unwrap(model)) is None:
-        iterator = iter(batches)
-        first = next(iterator, None)
-        if first is not None:
-            example_inputs = first[0][:4]
-            if iterator is batches:  # it can be read only once
-                batches = chain([first], iterator)
-    with AttentionProbe(model, example_inputs=example_inputs) as probe:
-        result = evaluate(model, batches, device=device, progress=progress)
+    if discovery is None and adapter_for(unwrap(model)) is None:
+        batches, first = _peeked(batches)
+        discovery = discover(model, inputs_and_labels(first, labelled=labelled)[0])
+    with AttentionProbe(model, discovery=discovery) as probe:
+        result = evaluate(
+            model, batches, device, labelled=labelled, measured=False, progress=progress
+        )
     return from_probe(
         probe,
         provenance=provenance.model_copy(
             update={
                 "samples": int(result["samples"]),
-                "accuracy": result["accuracy"],
-                "loss": result["loss"],
+                "accuracy": None if math.isnan(result["accuracy"]) else result["accuracy"],
+                "loss": None if math.isnan(result["loss"]) else result["loss"],
                 "seconds": result["seconds"],
             }
         ),
@@ -79,3 +85,12 @@ def from_probe(
         provenance,
         target,
     )
+
+
+def _peeked(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:
+    """All the batches, and the first of them (None if there is none)."""
+    iterator = iter(batches)
+    if iterator is not batches:
+        return batches, next(iterator, None)
+    first = list(islice(iterator, 1))
+    return chain(first, iterator), first[0] if first else None

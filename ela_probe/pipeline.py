@@ -1,21 +1,23 @@
 """The main job, verb by verb: what the commands do, for use from Python. Files in, files out."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ela_probe.adapters import adapter_for, unwrap
+from ela_probe.adapters.declared import DeclaredAdapter
 from ela_probe.analysis import Analysis, Provenance
 from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
 from ela_probe.data import ImageData
 from ela_probe.device import resolve_device
-from ela_probe.discovery import discover
+from ela_probe.discovery import call, discover
 from ela_probe.errors import CheckpointError, DataError
 from ela_probe.evaluation import evaluate
+from ela_probe.inputs import ExampleInputs, RandomInputs, first_samples, logits_of, mapped
 from ela_probe.measure import analyze
 from ela_probe.models import ModelSpec
 from ela_probe.plan import SkipPlan
@@ -88,6 +90,8 @@ def analyze_checkpoint(
     checkpoint: Path,
     *,
     data: ImageData | None = None,
+    inputs: RandomInputs | ExampleInputs | None = None,
+    sites: DeclaredAdapter | None = None,
     spec: ModelSpec | None = None,
     split: Split = "train",
     limit: int | None = None,
@@ -100,28 +104,48 @@ def analyze_checkpoint(
 
     Args:
         data: replaces the data that the checkpoint names.
+        inputs: what to run on instead of data; no accuracy is measured then.
+        sites: where to read, instead of what `discover` finds.
         split: the training images by default, so that the test split plays no part in planning.
         limit: at most so many images.
     """
     loaded = read_checkpoint(checkpoint, spec=spec)
-    if adapter_for(unwrap(loaded.model)) is not None:
+    if sites is None and adapter_for(unwrap(loaded.model)) is not None:
         discover(loaded.model)  # before any data is read
-    data = data or data_of(checkpoint, loaded)
-    check_fit(loaded.model, data)
     where = resolve_device(device)
-    loader = data.loader(split, batch_size=batch_size, limit=limit, num_workers=num_workers)
+    loader: Iterable[Any]
+    if inputs is not None:
+        data, loader = None, inputs
+        check_inputs(loaded.model, inputs)
+    else:
+        data = data or data_of(checkpoint, loaded)
+        check_fit(loaded.model, data)
+        loader = data.loader(split, batch_size=batch_size, limit=limit, num_workers=num_workers)
+    found = None
+    if sites is not None:
+        first = next(iter(loader))
+        found = sites.discover(loaded.model, first if data is None else first[0])
     provenance = Provenance(
         model=loaded.header.model.name,
         model_args=loaded.header.model.args,
         checkpoint=checkpoint.name,
         checkpoint_sha256=loaded.sha256,
-        data=data.spec.source,
-        split=split,
+        data=str(inputs) if data is None else data.spec.source,
+        split=None if data is None else split,
         device=str(where),
-        seed=data.spec.seed,
+        seed=getattr(inputs, "seed", None) if data is None else data.spec.seed,
+        notes=tuple(note for note in (loaded.note, inputs and inputs.note) if note),
         versions=versions(),
     )
-    return analyze(loaded.model, loader, device=where, provenance=provenance, progress=progress)
+    return analyze(
+        loaded.model,
+        loader,
+        labelled=data is not None,
+        discovery=found,
+        device=where,
+        provenance=provenance,
+        progress=progress,
+    )
 
 
 def prune_checkpoint(
@@ -153,7 +177,8 @@ def data_of(checkpoint: Path, loaded: Checkpoint) -> ImageData:
     if loaded.header.data is None:
         raise CheckpointError(
             f"{checkpoint} does not say what data it belongs to; name it with --data "
-            "(digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100)"
+            "(digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100), or analyze it "
+            "on --example-inputs package.module:function or, at random, --input-size C,H,W"
         )
     return ImageData.from_spec(loaded.header.data)
 
@@ -169,7 +194,7 @@ def check_fit(model: nn.Module, data: ImageData) -> None:
     modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), None)
     try:
-        logits = model.eval()(torch.zeros(1, channels, size, size, device=device))
+        logits = logits_of(model.eval()(torch.zeros(1, channels, size, size, device=device)))
     except (RuntimeError, ValueError) as error:
         raise DataError(
             f"the model does not take images of {channels} x {size} x {size} as in "
@@ -179,11 +204,31 @@ def check_fit(model: nn.Module, data: ImageData) -> None:
     finally:
         for module, training in modes:
             module.training = training
-    if logits.shape != (1, data.spec.num_classes):
+    if logits is not None and logits.shape != (1, data.spec.num_classes):
         raise DataError(
             f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
             f"an image has shape {list(logits.shape[1:])}; choose other data with --data"
         )
+
+
+@torch.no_grad()
+def check_inputs(model: nn.Module, inputs: RandomInputs | ExampleInputs) -> None:
+    """Try the model on the first sample. Raises DataError when it doesn't take it."""
+    first = next(iter(inputs), None)
+    if first is None:
+        raise DataError(f"there is nothing to analyse: {inputs} are none")
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        call(model.eval(), mapped(first_samples(first, 1), lambda tensor: tensor.to(device)))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            f"the model does not take {inputs} ({str(error).splitlines()[0][:150]}); expected "
+            "what its forward takes: see --input-size, --input-dtype, --example-inputs"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _fit(

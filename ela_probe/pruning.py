@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from ela_probe.adapters import ReadOnlyAdapter, adapter_for, unwrap
+from ela_probe.adapters import adapter_for, cannot_prune, unwrap
 from ela_probe.discovery import discover
 from ela_probe.plan import SkipPlan
 
@@ -16,13 +16,13 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
     later retrieval of its stage reads is dropped.
 
     Raises:
-        PlanError: the plan was made for other sites (listed), or has an action that the model's
-            adapter can't carry out.
+        PlanError: no adapter knows the model, the plan was made for other sites (listed), or it
+            has an action that the model's adapter can't carry out.
         ModelError: the model has no layer attention, or was compiled.
     """
     model = unwrap(model)
     if adapter_for(model) is None:
-        ReadOnlyAdapter().apply(model, plan.actions)
+        raise cannot_prune(model)
     found = discover(model)
     plan.check_sites(found.stages)
     pruned = copy.deepcopy(model)

@@ -51,13 +51,18 @@ class ReadOnlyAdapter:
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         """Raises PlanError: it takes an adapter to know what to remove."""
-        raise PlanError(
-            f"no adapter knows how to prune a {type(model).__name__}; analysis and plans work, "
-            "and docs/adapters.md shows the thirty lines that make pruning possible"
-        )
+        raise cannot_prune(model)
 
 
 ADAPTERS: list[Adapter] = []
+
+
+def cannot_prune(model: nn.Module) -> PlanError:
+    """The error of a model whose family no adapter can prune, with the way out."""
+    return PlanError(
+        f"no adapter knows how to prune a {type(model).__name__}; analysis and plans work, "
+        "and docs/adapters.md shows the thirty lines that make pruning possible"
+    )
 
 
 def register_adapter(adapter: Adapter) -> Adapter:
@@ -68,8 +73,10 @@ def register_adapter(adapter: Adapter) -> Adapter:
 
 def adapter_for(model: nn.Module) -> Adapter | None:
     """The first adapter that knows the (unwrapped) model."""
-    from ela_probe.adapters import resnet  # noqa: F401  (registers itself)
+    from ela_probe.adapters import deit, resnet  # noqa: F401  (register themselves)
+    from ela_probe.adapters.plugins import load_plugins
 
+    load_plugins()
     return next((adapter for adapter in ADAPTERS if adapter.matches(model)), None)
 
 

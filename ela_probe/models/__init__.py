@@ -1,16 +1,17 @@
 """The model registry: names such as `mrla_b_resnet20` plus keyword arguments."""
 
 import difflib
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
 from torch import nn
 
-from ela_probe.errors import ModelError
+from ela_probe.errors import ElaProbeError, ModelError
+from ela_probe.importing import importable, load_function
 from ela_probe.models.resnet import ResNet
 
 __all__ = ["FAMILIES", "ModelFamily", "ModelSpec", "create_model", "register_family"]
@@ -63,10 +64,15 @@ class ModelSpec(BaseModel):
 
     name: str
     args: dict[str, Any] = Field(default_factory=dict)
+    path: Path | None = Field(None, exclude=True, description="folder of a factory's code; unsaved")
 
     @property
     def is_factory(self) -> bool:
         return ":" in self.name
+
+    def found_in(self, path: Path | None) -> "ModelSpec":
+        """The same model, its factory's code in another folder."""
+        return self.model_copy(update={"path": path}) if self.is_factory else self
 
     def build(self) -> nn.Module:
         """Build it with fresh weights; a factory's module is imported, so its code runs.
@@ -76,15 +82,8 @@ class ModelSpec(BaseModel):
         """
         if not self.is_factory:
             return create_model(self.name, **self.args)
-        module_name, _, function = self.name.partition(":")
-        try:
-            factory = getattr(importlib.import_module(module_name), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ModelError(
-                f"cannot find the factory {self.name!r} ({error}); expected "
-                "package.module:function, importable from here"
-            ) from error
-        return call_builder(factory, self.name, self.args)
+        with importable(self.path):
+            return call_builder(load_function(self.name, path=self.path), self.name, self.args)
 
 
 def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -96,8 +95,14 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
         raise ModelError(
             f"{name} does not take {where}={problem.get('input')!r}: {problem['msg']}"
         ) from error
-    except TypeError as error:
-        raise ModelError(f"{name} could not be built with {arguments}: {error}") from error
+    except ElaProbeError:
+        raise
+    except Exception as error:
+        if not isinstance(error, TypeError) and ":" not in name:  # a fault of ours
+            raise
+        raise ModelError(
+            f"{name} could not be built with {arguments}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
     return model

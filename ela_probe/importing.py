@@ -1,0 +1,93 @@
+"""Functions named by the user as `package.module:function`, in code that lies anywhere."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ela_probe.errors import ModelError
+
+
+@contextmanager
+def importable(folder: Path | None) -> Iterator[None]:
+    """Put a folder first on sys.path while the block runs, and take it off after.
+
+    Modules imported meanwhile stay imported. None changes nothing.
+
+    Raises:
+        ModelError: it is no folder.
+    """
+    if folder is None:
+        yield
+        return
+    if not folder.is_dir():
+        raise ModelError(f"--path {folder} is no folder; expected the one that holds the code")
+    entry = str(folder.absolute())
+    sys.path.insert(0, entry)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)
+
+
+def load_function(name: str, *, path: Path | None = None) -> Callable[..., Any]:
+    """Import `package.module:function`; the module's code runs.
+
+    path: the folder that was made `importable` for it; another module of that name is an error.
+
+    Raises:
+        ModelError: the name is malformed, nothing is there, or the module raises.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (colon and module_name and attribute):
+        raise ModelError(f"{name!r} came; expected package.module:function")
+    if path is not None:
+        _refuse_shadowed(module_name.partition(".")[0], path)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise ModelError(
+                f"cannot find the module of {name!r} ({error}); expected package.module:function, "
+                "importable from here or from --path DIR"
+            ) from error
+        raise ModelError(
+            f"{module_name} needs a module that is not installed here: {error}; install it, or "
+            "put its folder on PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        raise ModelError(
+            f"cannot find {name!r} ({error}); expected package.module:function"
+        ) from error
+    except Exception as error:  # whatever foreign code raises while it is imported
+        raise ModelError(
+            f"importing {module_name} failed: {type(error).__name__}: {error}; try it in Python"
+        ) from error
+    if not callable(found):
+        raise ModelError(f"{name} is a {type(found).__name__}; expected a function or a class")
+    return found  # type: ignore[no-any-return]
+
+
+def _refuse_shadowed(package: str, folder: Path) -> None:
+    """Raises ModelError where a package imported from elsewhere hides the folder's own."""
+    known = sys.modules.get(package)
+    if known is None:
+        return
+    if (folder / package).is_dir():
+        home = folder / package
+    elif (folder / f"{package}.py").is_file():
+        home = folder
+    else:
+        return
+    origin = getattr(known, "__file__", None)
+    places = list(getattr(known, "__path__", [])) or ([Path(origin).parent] if origin else [])
+    if home.resolve() not in [Path(place).resolve() for place in places]:
+        raise ModelError(
+            f"a module {package!r} was imported from {', '.join(map(str, places)) or 'elsewhere'} "
+            f"already, which hides the one in {folder}; use a fresh Python process for it"
+        )

@@ -1,0 +1,212 @@
+"""The adapter of DeiT with MRLA, on a look-alike: same submodules and signatures, other code."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ela_probe import AttentionProbe, analyze, discover, make_plan, prune
+from ela_probe.adapters.deit import DeiTAdapter
+from ela_probe.errors import PlanError
+from ela_probe.plan import SkipPlan
+
+WIDTH, HEADS, SIDE = 8, 2, 3
+
+
+class TokenAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return (q @ k.transpose(1, 2)).softmax(-1) @ v
+
+
+class Layer(nn.Module):
+    """What both retrievals hold: 1-d convolutions over channels, a depthwise one over patches."""
+
+    def __init__(self, init_cell: bool | None) -> None:
+        super().__init__()
+        self.Wq = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.Wk = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.Wv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH, bias=False)
+        self.base = init_cell is not None
+        if init_cell is not None:
+            self.init_cell = init_cell
+            self.softmax = nn.Softmax(dim=-1)
+        else:
+            self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x: Tensor, keys: Any = None, values: Any = None) -> Any:
+        n = len(x)
+        mean = x.mean((2, 3)).unsqueeze(1)
+        q, k, v = self.Wq(mean), self.Wk(mean), self.Wv(x)
+        q = q.view(n, HEADS, 1, -1)
+        if not self.base:
+            gate = self.sigmoid((q * k.view(n, HEADS, 1, -1)).sum(-1).view(n, HEADS, 1, 1, 1))
+            return (v.view(n, HEADS, -1, SIDE, SIDE) * gate).view_as(v)
+        keys = k if self.init_cell else torch.cat((keys, k), 1)
+        values = v[:, None] if self.init_cell else torch.cat((values, v[:, None]), 1)
+        by_head = keys.view(n, -1, HEADS, WIDTH // HEADS).transpose(1, 2)
+        weights = self.softmax(q @ by_head.transpose(2, 3))  # [n, heads, 1, t]
+        split = values.view(n, -1, HEADS, WIDTH // HEADS, SIDE, SIDE)
+        return (
+            torch.einsum("ngt,ntgdhw->ngdhw", weights[:, :, 0], split).flatten(1, 2),
+            keys,
+            values,
+        )
+
+
+class Retrieval(nn.Module):
+    def __init__(self, init_cell: bool | None) -> None:
+        super().__init__()
+        self.normx = nn.LayerNorm(WIDTH)
+        self.mrla = Layer(init_cell)
+        if init_cell is None:
+            self.normo = nn.LayerNorm(WIDTH)
+            self.lambda_t = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor, *before: Any) -> Any:
+        x = self.normx(x)
+        image = x[:, 1:].transpose(1, 2).unflatten(-1, (SIDE, SIDE))
+        if self.mrla.base:
+            out, keys, values = self.mrla(image, *before)
+            return torch.cat((x[:, :1], out.flatten(2).transpose(1, 2)), 1), keys, values
+        out = self.mrla(image).flatten(2).transpose(1, 2)
+        return torch.cat((x[:, :1], out + self.lambda_t * self.normo(before[0])[:, 1:]), 1)
+
+
+class Block(nn.Module):
+    def __init__(self, init_cell: bool | None) -> None:
+        super().__init__()
+        self.attn = TokenAttention()
+        self.mrla = Retrieval(init_cell)
+        self.base = init_cell is not None
+
+    def forward(self, x: Tensor, keys: Any = None, values: Any = None) -> Any:
+        before, x = x, x + self.attn(x)
+        if not self.base:
+            return x + self.mrla(x, before)
+        added, keys, values = self.mrla(x, keys, values)
+        return x + added, keys, values
+
+
+class DeiT(nn.Module):
+    def __init__(self, *, base: bool, depth: int = 6, every: int = 3) -> None:
+        super().__init__()
+        self.base = base
+        self.cls_token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.blocks = nn.ModuleList(Block(t % every == 0 if base else None) for t in range(depth))
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), 1)
+        keys = values = None
+        for block in self.blocks:
+            if self.base:
+                x, keys, values = block(x, keys, values)
+            else:
+                x = block(x)
+        return self.head(x[:, 0])
+
+
+@pytest.fixture(params=[True, False], ids=["base", "light"])
+def model(request: pytest.FixtureRequest) -> DeiT:
+    torch.manual_seed(0)
+    return DeiT(base=request.param).eval()
+
+
+@pytest.fixture
+def patches() -> Tensor:
+    return torch.randn(5, SIDE * SIDE, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def planned(model: nn.Module, patches: Tensor, **actions: str) -> SkipPlan:
+    """A plan with these actions by block number."""
+    plan = make_plan(analyze(model, [patches], progress=False), skip=0.0)
+    document = plan.model_dump()
+    for stage in document["stages"]:
+        for site in stage["sites"]:
+            site["action"] = actions.get("b" + site["name"].split(".")[1], "keep")
+    return SkipPlan.model_validate(document)
+
+
+def test_every_retrieval_is_a_site_and_token_attention_is_none(model: DeiT) -> None:
+    stages = discover(model).stages
+    assert [site.name for stage in stages for site in stage.sites] == [
+        f"blocks.{t}.mrla" for t in range(6)
+    ]
+    assert isinstance(discover(model).adapter, DeiTAdapter)
+    if model.base:
+        assert [(s.kind, s.sizes) for s in stages] == [("softmax", (1, 2, 3))] * 2
+    else:
+        assert [(s.kind, s.sizes) for s in stages] == [("unrolled", (1, 2, 3, 4, 5, 6))]
+
+
+def test_the_weights_are_those_of_the_modules(model: DeiT, patches: Tensor) -> None:
+    seen: dict[int, Tensor] = {}
+    for t, block in enumerate(model.blocks):
+        layer: Any = block.mrla.mrla
+
+        def note(module: nn.Module, args: Any, out: Tensor, t: int = t) -> None:
+            seen[t] = out.detach().double()
+
+        (layer.softmax if model.base else layer.sigmoid).register_forward_hook(note)
+    with AttentionProbe(model) as probe, torch.no_grad():
+        model(patches)
+    contributions: list[Tensor] = []
+    for stage in probe.stages:
+        weights = probe.metrics[stage.name].compute()["weights"]
+        for t, site in enumerate(stage.sites):
+            number = int(site.name.split(".")[1])
+            if model.base:
+                expected = seen[number].mean((0, 1, 2))
+            else:
+                decay = model.get_submodule(site.name).lambda_t.detach().abs().double()
+                gate = seen[number].flatten(1).repeat_interleave(WIDTH // HEADS, 1)
+                contributions = [c * decay for c in contributions] + [gate]
+                raw = torch.stack(contributions, -1)
+                expected = (raw / raw.sum(-1, keepdim=True)).mean((0, 1))
+            torch.testing.assert_close(weights[t, : t + 1], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_skipped_retrieval_adds_nothing_and_stays_a_source(model: DeiT, patches: Tensor) -> None:
+    pruned = prune(model, planned(model, patches, b1="skip", b4="skip"))
+    silent = copy.deepcopy(model)
+    for number in (1, 4):
+        silent.blocks[number].mrla.register_forward_hook(
+            lambda module, args, out: (out[0] * 0, *out[1:]) if len(out) == 3 else out * 0
+        )
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(patches), silent(patches), rtol=0, atol=0)
+    sizes = [stage.sizes for stage in discover(pruned).stages]
+    assert sizes == ([(1, 3), (1, 3)] if model.base else [(1, 2, 3, 4)])
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_a_dropped_retrieval_is_no_source(patches: Tensor) -> None:
+    torch.manual_seed(0)
+    model = DeiT(base=True).eval()
+    pruned = prune(model, planned(model, patches, b1="drop", b4="skip", b5="skip"))
+    assert [stage.sizes for stage in discover(pruned).stages] == [(1, 2), (1,)]
+    assert not list(pruned.blocks[1].mrla.parameters())
+    assert not list(pruned.blocks[4].mrla.parameters())  # nothing reads it: dropped
+    assert pruned(patches).shape == (5, 4)
+    again = prune(pruned, planned(pruned, patches, b2="skip"))
+    assert [stage.sizes for stage in discover(again).stages] == [(1,), (1,)]
+
+
+def test_recur_is_refused(model: DeiT, patches: Tensor) -> None:
+    with pytest.raises(PlanError, match=r"blocks\.1\.mrla: .*'recur'"):
+        prune(model, planned(model, patches, b1="recur", b2="keep"))
+
+
+@pytest.mark.parametrize("other", [nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))])
+def test_other_models_are_not_matched(other: nn.Module) -> None:
+    plain = nn.Module()
+    plain.blocks = nn.Sequential(TokenAttention(), TokenAttention())
+    assert not DeiTAdapter().matches(other)
+    assert not DeiTAdapter().matches(plain)
