@@ -37,7 +37,7 @@ def command(
     data: Data = None,
     data_root: DataRoot = None,
     download: Download = False,
-    split: Annotated[SplitName, typer.Option(help="Images to analyse, unaugmented.")] = "train",
+    split: Annotated[SplitName, typer.Option(help="Samples to analyse, unaugmented.")] = "train",
     limit: Limit = None,
     model: Model = None,
     factory: Factory = None,
@@ -101,6 +101,9 @@ def describe(analysis: "Analysis", folder: Path) -> None:
 
     source = analysis.provenance
     accuracy = "" if source.accuracy is None else f", accuracy {source.accuracy:.2%}"
+    what = "images"
+    if source.perplexity is not None:
+        what, accuracy = "sequences", f"{accuracy}, perplexity {source.perplexity:.3f}"
     columns = ("site", ">kl ± se", ">shape", ">mass", ">quantile", ">score")
     rows = [
         [
@@ -114,7 +117,7 @@ def describe(analysis: "Analysis", folder: Path) -> None:
     kinds = " and ".join(sorted({part.stage.kind for part in analysis.stages}))
     title = (
         f"{source.model or 'model'} on {source.data or 'data'} ({source.split or 'all'}): "
-        f"{source.samples:,} images{accuracy}\n"
+        f"{source.samples:,} {what}{accuracy}\n"
         f"divergence of each retrieval from the one before it, in nats ({kinds} weights)"
     )
     console.out.print(console.table(title, columns, rows))

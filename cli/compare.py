@@ -36,7 +36,7 @@ def command(
     data: Data = None,
     data_root: DataRoot = None,
     download: Download = False,
-    split: Annotated[SplitName, typer.Option(help="Images to measure accuracy on.")] = "test",
+    split: Annotated[SplitName, typer.Option(help="Samples to measure accuracy on.")] = "test",
     limit: Limit = None,
     batch_size: BatchSize = 128,
     repeats: Annotated[int, typer.Option(min=3, help="Timed rounds.")] = 10,
@@ -86,5 +86,7 @@ def describe(comparison: "Comparison") -> None:
     headings, rows = comparison.table()
     columns = [headings[0], *(f">{heading}" for heading in headings[1:])]
     machine = comparison.machine
-    title = f"{comparison.models[0].samples:,} images; batches of {comparison.batch_shape[0]} on "
+    first = comparison.models[0]
+    what = "images" if first.perplexity is None else "sequences"
+    title = f"{first.samples:,} {what}; batches of {comparison.batch_shape[0]} on "
     console.out.print(console.table(title + machine.device_name, columns, rows))

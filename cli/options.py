@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ela_probe.data import ImageData
+    from ela_probe.data import Data as OpenedData
     from ela_probe.models import ModelSpec
 
 SplitName = Literal["train", "val", "test"]
@@ -22,7 +22,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100. "
+        help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE. "
         "Default: the data that the checkpoint names.",
         show_default=False,
     ),
@@ -34,13 +34,13 @@ Download = Annotated[
     bool, typer.Option("--download", help="Fetch a torchvision data set that is not there.")
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Use at most so many images.", show_default=False)
+    int | None, typer.Option(min=1, help="Use at most so many samples.", show_default=False)
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that read images; default: as the data needs."),
+    typer.Option(min=0, help="Processes that read samples; default: as the data needs."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
 Model = Annotated[
     str | None,
     typer.Option(help="Model of a bare state dict; see `ela-probe models`.", show_default=False),
@@ -98,20 +98,20 @@ def checkpoint_data(
     data: str | None,
     data_root: Path | None,
     download: bool,
-) -> "ImageData | None":
-    """The images named by --data and --data-root; None leaves it to the checkpoint.
+) -> "OpenedData | None":
+    """The data named by --data and --data-root; None leaves it to the checkpoint.
 
     With a checkpoint that carries a data spec its normalisation, classes and split are kept.
     """
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.data import ImageData, open_data
+    from ela_probe.data import data_from_spec, open_data
 
     if data is None and data_root is None and not download:
         return None
     known = read_checkpoint(checkpoint, spec=spec).header.data
     if known is not None:
         known = known.with_source(data or known.source, root=data_root)
-        return ImageData.from_spec(known, download=download)
+        return data_from_spec(known, download=download)
     if data is None:
         return None
     return open_data(data, root=data_root, download=download)

@@ -1,5 +1,9 @@
-"""How good a classifier is on a split: accuracy and loss, in one pass."""
+"""How good a classifier is on a split: accuracy and loss, in one pass.
 
+Predicting the next token is classifying every position of a sequence.
+"""
+
+import math
 import time
 from collections.abc import Iterable
 
@@ -26,13 +30,15 @@ def evaluate(
     The train/eval mode of every submodule is put back afterwards, also when the model raises.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, K); moved to `device`.
-        loader: batches of images (N, C, H, W) and labels (N,).
+        model: maps inputs (N, ...) to logits (*L, K) where labels have shape L: images to (N, K),
+            tokens to (N, tokens, K); moved to `device`.
+        loader: batches of inputs (N, ...) and labels, (N,) or a label for every token (N, tokens).
         device: where to compute; where the model's first parameter lies when None.
         progress: show a bar on stderr, if that is a terminal.
 
     Returns:
-        `accuracy` (fraction of 1), `loss` (mean cross entropy, nats), `samples`, `seconds`.
+        `accuracy` (fraction of 1) and `loss` (mean cross entropy, nats), both over all labels,
+        `samples`, `seconds`; for sequences also `perplexity`, exp(loss).
 
     Raises:
         DataError: the loader holds no batch, or a label is none of the model's K classes.
@@ -43,13 +49,16 @@ def evaluate(
     loss = MeanMetric().to(device)
     accuracy: MulticlassAccuracy | None = None
     samples = 0
+    sequences = False
     start = time.perf_counter()
     try:
         model.to(device).eval()
         for images, labels in track(loader, "evaluating", progress=progress):
             outside = int(labels.max())
-            labels = labels.to(device, non_blocking=True)
-            logits = model(images.to(device, non_blocking=True)).float()
+            samples += len(labels)
+            sequences = labels.dim() > 1
+            labels = labels.to(device, non_blocking=True).flatten()
+            logits = model(images.to(device, non_blocking=True)).float().flatten(0, -2)
             if outside >= logits.shape[1]:
                 raise DataError(
                     f"the data has label {outside}, the model only {logits.shape[1]} classes "
@@ -61,15 +70,21 @@ def evaluate(
                 ).to(device)
             accuracy.update(logits, labels)
             loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-            samples += len(labels)
         if accuracy is None:
-            raise DataError("there is nothing to evaluate: the split holds no images")
+            raise DataError("there is nothing to evaluate: the split is empty")
+        mean = float(loss.compute())
         return {
             "accuracy": float(accuracy.compute()),
-            "loss": float(loss.compute()),
+            "loss": mean,
+            **({"perplexity": perplexity(mean)} if sequences else {}),
             "samples": samples,
             "seconds": time.perf_counter() - start,
         }
     finally:
         for module, training in modes:
             module.training = training
+
+
+def perplexity(loss: float) -> float:
+    """exp of the mean cross entropy (nats a token): 1 for certainty, K for a uniform guess."""
+    return math.exp(min(loss, 700.0))  # beyond lies infinity

@@ -23,8 +23,8 @@ def analyze(
     """Measure the redundancy of a classifier's layer attention in eval mode, in one pass.
 
     Args:
-        model: maps images (N, C, H, W) to logits; its modes are put back afterwards.
-        batches: images and labels (N,), e.g. a DataLoader; without augmentation.
+        model: as in `evaluate`; its modes are put back afterwards.
+        batches: inputs and labels, e.g. a DataLoader; without augmentation.
         device: where to compute; where the model is when None.
         provenance: what is known of model and data; samples, accuracy and time are filled in.
         target: of the skip scores.
@@ -43,6 +43,7 @@ def analyze(
                 "samples": int(result["samples"]),
                 "accuracy": result["accuracy"],
                 "loss": result["loss"],
+                "perplexity": result.get("perplexity"),
                 "seconds": result["seconds"],
             }
         ),
