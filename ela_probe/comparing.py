@@ -81,9 +81,10 @@ class Comparison(BaseModel):
     machine: Machine
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings and a row of cells for each model, to print."""
+        """Headings and a row of cells for each model, to print; of language models perplexity
+        stands in place of the loss."""
         language = any(row.perplexity is not None for row in self.models)
-        headings = (*HEADINGS[:3], "perplexity", *HEADINGS[3:]) if language else HEADINGS
+        headings = tuple("perplexity" if language and h == "loss" else h for h in HEADINGS)
         rows: list[tuple[str, ...]] = []
         for row in self.models:
             total = row.kept + row.skipped
@@ -91,8 +92,7 @@ class Comparison(BaseModel):
                 (
                     row.name,
                     f"{row.accuracy:.2%}",
-                    f"{row.loss:.4f}",
-                    *([f"{row.perplexity:.3f}"] if row.perplexity is not None else []),
+                    f"{row.loss:.4f}" if row.perplexity is None else f"{row.perplexity:.3f}",
                     f"{row.parameters:,}",
                     f"{row.flops / 1e6:.1f}",
                     f"{row.kept} of {total}" if row.skipped else str(row.kept),

@@ -103,8 +103,9 @@ def count_flops(
     """Floating-point operations of one sample's forward pass in eval mode, by torch's counter.
 
     It counts convolutions and matrix products, a multiplication and an addition as two. It does
-    not count elementwise work, such as normalisation, activations MRLA-B's weighted sum of its sources
-    or AttnRes's retrievals: a skipped retrieval saves time and memory that FLOPs don't show.
+    not count elementwise work, such as normalisation, activations, MRLA-B's weighted sum of its
+    sources or AttnRes's retrievals: a skipped retrieval saves time and memory that FLOPs don't
+    show.
 
     Args:
         input_shape: of one sample, (C, H, W) or (tokens,).

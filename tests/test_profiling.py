@@ -187,7 +187,7 @@ def test_comparing_nothing_or_the_same_name_twice_is_an_error(batch: tuple[Tenso
         compare(twice, [batch])
     with pytest.raises(OptionError, match="one or more"):
         compare([], [batch])
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="split is empty"):
         compare(twice[:1], [])
 
 

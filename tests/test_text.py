@@ -11,6 +11,7 @@ from ela_probe_cli import main
 from torch import nn
 
 from ela_probe.checkpoint import Header, read_checkpoint
+from ela_probe.comparing import Comparison
 from ela_probe.data import DataSpec, TextData, TextSpec, data_from_spec, open_data
 from ela_probe.errors import DataError
 from ela_probe.evaluation import evaluate
@@ -186,7 +187,10 @@ def test_the_chain_on_a_language_model(
     assert isinstance(read_checkpoint(folder / "tuned.pt").header.data, TextSpec)
 
     assert main(["compare", str(best), "--repeats", "3", "--device", "cpu"]) == 0
-    assert "perplexity" in capsys.readouterr().out
+    assert "sequences; batches of" in capsys.readouterr().out
+    headings, rows = Comparison.model_validate(compared).table()
+    assert "perplexity" in headings
+    assert len(headings) == len(rows[0])
 
 
 @pytest.mark.parametrize(
