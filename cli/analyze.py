@@ -45,7 +45,7 @@ def command(
     data: Data = None,
     data_root: DataRoot = None,
     download: Download = False,
-    split: Annotated[SplitName, typer.Option(help="Images to analyse, unaugmented.")] = "train",
+    split: Annotated[SplitName, typer.Option(help="Samples to analyse, unaugmented.")] = "train",
     limit: Limit = None,
     image_size: ImageSize = None,
     input_size: InputSize = None,
@@ -129,6 +129,9 @@ def describe(analysis: "Analysis", folder: Path) -> None:
 
     source = analysis.provenance
     accuracy = "" if source.accuracy is None else f", accuracy {source.accuracy:.2%}"
+    what = "samples" if source.split is None else "images"
+    if source.perplexity is not None:
+        what, accuracy = "sequences", f"{accuracy}, perplexity {source.perplexity:.3f}"
     columns = ("site", ">kl ± se", ">shape", ">mass", ">quantile", ">score")
     rows = [
         [
@@ -142,7 +145,7 @@ def describe(analysis: "Analysis", folder: Path) -> None:
     kinds = " and ".join(sorted({part.stage.kind for part in analysis.stages}))
     title = (
         f"{source.model or 'model'} on {source.data or 'data'} ({source.split or 'all'}): "
-        f"{source.samples:,} {'samples' if source.split is None else 'images'}{accuracy}\n"
+        f"{source.samples:,} {what}{accuracy}\n"
         f"divergence of each retrieval from the one before it, in nats ({kinds} weights)"
     )
     console.out.print(console.table(title, columns, rows))

@@ -37,7 +37,7 @@ def command(
     data: Data = None,
     data_root: DataRoot = None,
     download: Download = False,
-    split: Annotated[SplitName, typer.Option(help="Images to measure accuracy on.")] = "test",
+    split: Annotated[SplitName, typer.Option(help="Samples to measure accuracy on.")] = "test",
     limit: Limit = None,
     batch_size: BatchSize = 128,
     repeats: Annotated[int, typer.Option(min=3, help="Timed rounds.")] = 10,
@@ -87,9 +87,11 @@ def describe(comparison: "Comparison") -> None:
     """The comparison on the terminal, a column a model; ratios are to the first."""
     headings, rows = comparison.table()
     machine = comparison.machine
+    first = comparison.models[0]
+    what = "images" if first.perplexity is None else "sequences"
     title = (
-        f"{comparison.models[0].samples:,} images; time and memory of batches of "
-        f"{comparison.batch_shape[0]} on {machine.device_name}"
+        f"{first.samples:,} {what}; time and memory of batches of {comparison.batch_shape[0]} on "
+        f"{machine.device_name}"
     )
     columns = ["", *(f">{row[0]}" for row in rows)]
     figures = zip(headings[1:], *(row[1:] for row in rows), strict=True)

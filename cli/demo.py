@@ -28,7 +28,7 @@ def command(
     """
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.comparing import CompareEntry, compare
-    from ela_probe.data import ImageData, open_data
+    from ela_probe.data import open_data
     from ela_probe.device import resolve_device
     from ela_probe.models import ModelSpec
     from ela_probe.pipeline import analyze_checkpoint, finetune, prune_checkpoint, train
@@ -41,7 +41,7 @@ def command(
     def step(number: int, title: str, verb: str) -> None:
         console.err.rule(f"[bold]{number}/6 {title}[/]  [dim]ela-probe {verb}[/]", align="left")
 
-    images: ImageData = open_data("digits", seed=seed)
+    images = open_data("digits", seed=seed)
     folder = output / "analysis"
     best, pruned, tuned = output / "train" / "best.pt", output / "pruned.pt", output / "tuned.pt"
 

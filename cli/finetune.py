@@ -21,7 +21,7 @@ from .options import (
     checkpoint_data,
     model_spec,
 )
-from .train import Precision, report
+from .train import Precision, given, report
 
 
 def command(
@@ -30,11 +30,22 @@ def command(
         Path | None,
         typer.Option("-o", "--output", help="Checkpoint. Default: CHECKPOINT-tuned, beside it."),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.01,
-    warmup: Annotated[float, typer.Option(min=0, help="Epochs of linear warm-up.")] = 0,
-    weight_decay: Annotated[float, typer.Option(help="On all parameters.")] = 5e-4,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training samples; default: 10, of text 1."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a step; default: 128, of text 32.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate; default: 0.01, of text 0.0005.")
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, help="Epochs of linear warm-up; default: 0, of text 0.1.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="SGD: on all parameters, default 5e-4; of text 0.1.")
+    ] = None,
     label_smoothing: Annotated[float, typer.Option(help="0 to less than 1.")] = 0,
     precision: Annotated[Precision, typer.Option(help="16-mixed needs a GPU.")] = "32-true",
     data: Data = None,
@@ -56,24 +67,29 @@ def command(
 
         ela-probe finetune pruned.pt -o tuned.pt --epochs 5
     """
-    from ela_probe.pipeline import finetune
+    from ela_probe.checkpoint import read_checkpoint
+    from ela_probe.pipeline import data_of, finetune
     from ela_probe.training import TrainConfig
 
+    spec = model_spec(model, factory, model_args, code)
+    images = checkpoint_data(checkpoint, spec, data, data_root, download)
+    images = images or data_of(checkpoint, read_checkpoint(checkpoint, spec=spec))
     config = TrainConfig.for_finetuning(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        warmup_epochs=warmup,
-        weight_decay=weight_decay,
+        images.spec.task,
+        **given(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            warmup_epochs=warmup,
+            weight_decay=weight_decay,
+        ),
         label_smoothing=label_smoothing,
         precision=precision,
         seed=seed,
         num_workers=workers,
     )
-    spec = model_spec(model, factory, model_args, code)
-    images = checkpoint_data(checkpoint, spec, data, data_root, download)
     path = output or checkpoint.with_name(f"{checkpoint.stem}-tuned{checkpoint.suffix}")
     result = finetune(
         checkpoint, config, output=path, data=images, spec=spec, device=device, resume=resume
     )
-    report(result, path, json)
+    report(result, path, json, task=images.spec.task)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ela_probe.data import ImageData
+    from ela_probe.data import Data as OpenedData
     from ela_probe.inputs import ExampleInputs, InputType, RandomInputs
     from ela_probe.models import ModelSpec
 
@@ -23,7 +23,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100. "
+        help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE. "
         "Default: the data that the checkpoint names.",
         show_default=False,
     ),
@@ -35,13 +35,13 @@ Download = Annotated[
     bool, typer.Option("--download", help="Fetch a torchvision data set that is not there.")
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Use at most so many images.", show_default=False)
+    int | None, typer.Option(min=1, help="Use at most so many samples.", show_default=False)
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that read images; default: as the data needs."),
+    typer.Option(min=0, help="Processes that read samples; default: as the data needs."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
 Model = Annotated[
     str | None,
     typer.Option(help="Model of a bare state dict; see `ela-probe models`.", show_default=False),
@@ -148,13 +148,13 @@ def checkpoint_data(
     download: bool,
     *,
     image_size: int | None = None,
-) -> "ImageData | None":
-    """The images named by --data and --data-root; None leaves it to the checkpoint.
+) -> "OpenedData | None":
+    """The data named by --data and --data-root; None leaves it to the checkpoint.
 
     With a checkpoint that carries a data spec its normalisation, classes and split are kept.
     """
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.data import ImageData, open_data
+    from ela_probe.data import data_from_spec, open_data
     from ela_probe.errors import OptionError
 
     if data is None and data_root is None and not download and image_size is None:
@@ -163,8 +163,10 @@ def checkpoint_data(
     if known is not None:
         known = known.with_source(data or known.source, root=data_root)
         if image_size is not None:
+            if not hasattr(known, "image_size"):
+                raise OptionError(f"--image-size came, but {known.source} holds no images")
             known = known.model_copy(update={"image_size": image_size})
-        return ImageData.from_spec(known, download=download)
+        return data_from_spec(known, download=download)
     if data is None:
         if image_size is not None:
             raise OptionError("--image-size came without --data; name the images")

@@ -34,8 +34,11 @@ def command(
         typer.Option(help="In nats, for --planner threshold.", show_default=False),
     ] = None,
     action: Annotated[
-        Literal["skip", "drop"],
-        typer.Option(help="skip: the layer stays a source of later ones. drop: it does not."),
+        Literal["skip", "drop", "recur"],
+        typer.Option(
+            help="skip: the layer stays a source of later ones. drop: it does not. recur: two-term "
+            "recurrence (AttnRes)."
+        ),
     ] = "skip",
     measure: Annotated[
         Literal["kl", "shape", "js"], typer.Option(help="The divergence that is charged.")
@@ -92,9 +95,12 @@ def describe(made: "SkipPlan") -> None:
     rows = [
         [
             site.name,
-            {"keep": "keep", "skip": "[yellow]skip[/]", "drop": "[red]drop[/]"}.get(
-                site.action, site.action
-            ),
+            {
+                "keep": "keep",
+                "skip": "[yellow]skip[/]",
+                "drop": "[red]drop[/]",
+                "recur": "[cyan]recur[/]",
+            }.get(site.action, site.action),
             site.reference or "–",
             None if site.kl is None else site.kl.mean,
             site.score,

@@ -134,6 +134,7 @@ class Provenance(BaseModel):
     samples: int = 0
     accuracy: float | None = None
     loss: float | None = None
+    perplexity: float | None = None
     seconds: float | None = None
     device: str | None = None
     seed: int | None = None

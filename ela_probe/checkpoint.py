@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from ela_probe.data import DataSpec
+from ela_probe.data import AnySpec
 from ela_probe.errors import CheckpointError
 from ela_probe.foreign import Unpacked, load_restricted, unpack
 from ela_probe.models import ModelSpec
@@ -42,7 +42,7 @@ class Header(BaseModel):
     format_version: Literal[1] = 1
     model: ModelSpec
     plans: tuple[SkipPlan, ...] = ()
-    data: DataSpec | None = None
+    data: AnySpec | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -78,7 +78,7 @@ def save_checkpoint(
     *,
     spec: ModelSpec,
     plans: Sequence[SkipPlan] = (),
-    data: DataSpec | None = None,
+    data: AnySpec | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a model. `spec` builds the unpruned model, to which `plans` were applied in turn.

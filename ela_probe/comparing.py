@@ -48,7 +48,8 @@ class CompareEntry:
 class Compared(BaseModel):
     """What one model is worth and what it costs.
 
-    accuracy: fraction of 1; loss: mean cross entropy in nats; flops: of one sample's forward pass
+    accuracy: fraction of 1; loss: mean cross entropy in nats; perplexity: exp(loss), of language
+    models; flops: of one sample's forward pass
     (convolutions and matrix products); kept, skipped: retrievals formed, and no longer formed;
     latency in seconds per batch; memory in bytes at the peak of a step.
     """
@@ -58,6 +59,7 @@ class Compared(BaseModel):
     name: str
     accuracy: float
     loss: float
+    perplexity: float | None = None
     samples: int
     parameters: int
     parameters_ratio: float
@@ -79,7 +81,10 @@ class Comparison(BaseModel):
     machine: Machine
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings and a row of cells for each model, to print."""
+        """Headings and a row of cells for each model, to print; of language models perplexity
+        stands in place of the loss."""
+        language = any(row.perplexity is not None for row in self.models)
+        headings = tuple("perplexity" if language and h == "loss" else h for h in HEADINGS)
         rows: list[tuple[str, ...]] = []
         for row in self.models:
             total = row.kept + row.skipped
@@ -87,7 +92,7 @@ class Comparison(BaseModel):
                 (
                     row.name,
                     f"{row.accuracy:.2%}",
-                    f"{row.loss:.4f}",
+                    f"{row.loss:.4f}" if row.perplexity is None else f"{row.perplexity:.3f}",
                     f"{row.parameters:,}",
                     f"{row.flops / 1e6:.1f}",
                     f"{row.kept} of {total}" if row.skipped else str(row.kept),
@@ -99,7 +104,7 @@ class Comparison(BaseModel):
                     f"{row.memory.inference / 2**20:.1f}",
                 )
             )
-        return HEADINGS, rows
+        return headings, rows
 
     def to_frame(self) -> pd.DataFrame:
         """One row a model, indexed by name; nested figures as `latency.training.median`."""
@@ -126,14 +131,14 @@ def compare(
 
     Args:
         entries: the models; the first is what the others are compared with.
-        loader: batches of images (N, C, H, W) and labels (N,), normally of the test split.
+        loader: batches as `evaluate` takes them, normally of the test split.
         batch: what time and memory are measured on; the loader's first batch when None.
         device: where to compute; the CPU when None. The models are moved there.
         repeats, warmup: rounds of timing, and of warm-up before.
 
     Raises:
         OptionError: no entries, two of the same name, or no rounds.
-        DataError: no images, or labels outside a model's classes.
+        DataError: no samples, or labels outside a model's classes.
         ModelError: a model was compiled.
     """
     names = [entry.name for entry in entries]
@@ -142,7 +147,7 @@ def compare(
     if batch is None:
         batch = next(iter(loader), None)
         if batch is None:
-            raise DataError("there is nothing to compare on: the split holds no images")
+            raise DataError("there is nothing to compare on: the split is empty")
     device = device or torch.device("cpu")
     models = {entry.name: unwrap(entry.model).to(device) for entry in entries}
     results = {
@@ -155,7 +160,8 @@ def compare(
         name: measure_memory(model, batch, device=device)
         for name, model in track(list(models.items()), "measuring memory", progress=progress)
     }
-    flops = {name: count_flops(model, batch[0].shape[1:]) for name, model in models.items()}
+    sample, dtype = batch[0].shape[1:], batch[0].dtype
+    flops = {name: count_flops(model, sample, dtype=dtype) for name, model in models.items()}
     parameters = {name: parameter_count(model) for name, model in models.items()}
     first = names[0]
     return Comparison(
@@ -164,6 +170,7 @@ def compare(
                 name=entry.name,
                 accuracy=results[entry.name]["accuracy"],
                 loss=results[entry.name]["loss"],
+                perplexity=results[entry.name].get("perplexity"),
                 samples=int(results[entry.name]["samples"]),
                 parameters=parameters[entry.name],
                 parameters_ratio=parameters[entry.name] / max(1, parameters[first]),

@@ -1,4 +1,8 @@
-"""How good a classifier is on a split: accuracy and loss, in one pass."""
+"""How good a classifier is on a split: accuracy and loss, in one pass.
+
+
+Predicting the next token is classifying every position of a sequence.
+"""
 
 import math
 import time
@@ -32,8 +36,10 @@ def evaluate(
     The train/eval mode of every submodule is put back afterwards, also when the model raises.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, K); moved to `device`.
-        loader: batches of images (N, C, H, W) and labels (N,); see `inputs_and_labels`.
+        model: maps inputs (N, ...) to logits (*L, K) where labels have shape L: images to (N, K),
+            tokens to (N, tokens, K); moved to `device`.
+        loader: batches of inputs (N, ...) and labels, (N,) or a label for every token (N, tokens);
+            see `inputs_and_labels`.
         labelled: whether a batch that is a pair is inputs and labels.
         measured: False allows batches without labels and outputs without logits; where there
             are any, accuracy and loss are NaN.
@@ -41,7 +47,8 @@ def evaluate(
         progress: show a bar on stderr, if that is a terminal.
 
     Returns:
-        `accuracy` (fraction of 1), `loss` (mean cross entropy, nats), `samples`, `seconds`.
+        `accuracy` (fraction of 1) and `loss` (mean cross entropy, nats), both over all labels,
+        `samples`, `seconds`; for sequences also `perplexity`, exp(loss).
 
     Raises:
         DataError: the loader holds no batch, a label is none of the model's K classes, or (if
@@ -52,7 +59,7 @@ def evaluate(
     modes = [(module, module.training) for module in model.modules()]
     loss = MeanMetric().to(device)
     accuracy: MulticlassAccuracy | None = None
-    samples, scored = 0, True
+    samples, scored, sequences = 0, True, False
     start = time.perf_counter()
     try:
         model.to(device).eval()
@@ -68,7 +75,9 @@ def evaluate(
                 continue
             logits = logits.float()
             outside = int(labels.max())
-            labels = labels.to(device, non_blocking=True)
+            sequences = labels.dim() > 1
+            labels = labels.to(device, non_blocking=True).flatten()
+            logits = logits.flatten(0, -2)
             if outside >= logits.shape[1]:
                 raise DataError(
                     f"the data has label {outside}, the model only {logits.shape[1]} classes "
@@ -81,10 +90,13 @@ def evaluate(
             accuracy.update(logits, labels)
             loss.update(F.cross_entropy(logits, labels), weight=len(labels))
         if not samples:
-            raise DataError("there is nothing to evaluate: the split holds no images")
+            raise DataError("there is nothing to evaluate: the split is empty")
+        known = accuracy is not None and scored
+        mean = float(loss.compute()) if known else math.nan
         return {
-            "accuracy": float(accuracy.compute()) if accuracy and scored else math.nan,
-            "loss": float(loss.compute()) if accuracy and scored else math.nan,
+            "accuracy": float(accuracy.compute()) if accuracy is not None and scored else math.nan,
+            "loss": mean,
+            **({"perplexity": perplexity(mean)} if sequences and scored else {}),
             "samples": samples,
             "seconds": time.perf_counter() - start,
         }
@@ -94,12 +106,12 @@ def evaluate(
 
 
 def _are_classes(labels: Any, logits: Tensor) -> bool:
-    """Whether these are class labels (N,) of logits (N, K)."""
+    """Whether these are class labels of logits with one more axis: (N,) and (N, K), say."""
     return (
         isinstance(labels, Tensor)
         and not labels.is_floating_point()
-        and logits.ndim == 2
-        and labels.shape == logits.shape[:1]
+        and logits.ndim > 1
+        and labels.shape == logits.shape[:-1]
     )
 
 
@@ -108,6 +120,12 @@ def _unmeasured(labels: Any, output: Any) -> str:
         return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
     return (
-        f"accuracy needs labels (N,) and logits (N, K), alone or as `.logits` of the output; "
-        f"{shown(labels)} and {shown(output)} came; such a model can be analysed, not compared"
+        "accuracy needs labels (N,) and logits (N, K), or one label for every token, the logits "
+        f"alone or as `.logits` of the output; {shown(labels)} and {shown(output)} came; such a "
+        "model can be analysed, not compared"
     )
+
+
+def perplexity(loss: float) -> float:
+    """exp of the mean cross entropy (nats a token): 1 for certainty, K for a uniform guess."""
+    return math.exp(min(loss, 700.0))  # beyond lies infinity

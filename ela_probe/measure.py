@@ -62,6 +62,7 @@ def analyze(
                 "samples": int(result["samples"]),
                 "accuracy": None if math.isnan(result["accuracy"]) else result["accuracy"],
                 "loss": None if math.isnan(result["loss"]) else result["loss"],
+                "perplexity": result.get("perplexity"),
                 "seconds": result["seconds"],
             }
         ),

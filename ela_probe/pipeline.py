@@ -12,14 +12,14 @@ from ela_probe.adapters import adapter_for, unwrap
 from ela_probe.adapters.declared import DeclaredAdapter
 from ela_probe.analysis import Analysis, Provenance
 from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
-from ela_probe.data import ImageData
+from ela_probe.data import Data, data_from_spec
 from ela_probe.device import resolve_device
 from ela_probe.discovery import call, discover
 from ela_probe.errors import CheckpointError, DataError
 from ela_probe.evaluation import evaluate
 from ela_probe.inputs import ExampleInputs, RandomInputs, first_samples, logits_of, mapped
 from ela_probe.measure import analyze
-from ela_probe.models import ModelSpec
+from ela_probe.models import ModelSpec, family_of
 from ela_probe.plan import SkipPlan
 from ela_probe.pruning import prune
 from ela_probe.storage import output_directory, replacing
@@ -30,7 +30,7 @@ Split = Literal["train", "val", "test"]
 
 def train(
     spec: ModelSpec,
-    data: ImageData,
+    data: Data,
     config: TrainConfig,
     *,
     output: Path,
@@ -38,15 +38,21 @@ def train(
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
-    """Train a model from scratch on `data`; its classes and channels are the data's.
+    """Train a model from scratch on `data`; its classes and channels, or tokens, are the data's.
 
     Writes `best.pt`, `last.pt`, `metrics.csv` and `resume.ckpt` into `output`.
 
     Raises:
         ModelError, OptionError, DataError, OutputError, CheckpointError (on resume).
     """
-    sizes = {"num_classes": data.spec.num_classes, "in_channels": data.spec.channels}
-    if not spec.is_factory:
+    sizes = data.spec.model_arguments()
+    family = family_of(spec.name)
+    if family is not None:
+        if family.reads != data.spec.task:
+            raise DataError(
+                f"{spec.name} reads {family.reads}, but {data.spec.source} holds {data.spec.task}; "
+                "choose other data with --data, or another model (see `ela-probe models`)"
+            )
         for name, value in sizes.items():
             if spec.args.get(name, value) != value:
                 raise DataError(
@@ -64,7 +70,7 @@ def finetune(
     config: TrainConfig,
     *,
     output: Path,
-    data: ImageData | None = None,
+    data: Data | None = None,
     spec: ModelSpec | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -89,7 +95,7 @@ def finetune(
 def analyze_checkpoint(
     checkpoint: Path,
     *,
-    data: ImageData | None = None,
+    data: Data | None = None,
     inputs: RandomInputs | ExampleInputs | None = None,
     sites: DeclaredAdapter | None = None,
     spec: ModelSpec | None = None,
@@ -107,7 +113,7 @@ def analyze_checkpoint(
         inputs: what to run on instead of data; no accuracy is measured then.
         sites: where to read, instead of what `discover` finds.
         split: the training images by default, so that the test split plays no part in planning.
-        limit: at most so many images.
+        limit: at most so many samples.
     """
     loaded = read_checkpoint(checkpoint, spec=spec)
     if sites is None and adapter_for(unwrap(loaded.model)) is not None:
@@ -165,49 +171,50 @@ def prune_checkpoint(
 
 
 def evaluate_checkpoint(
-    loaded: Checkpoint, data: ImageData, *, split: Split = "test", device: str = "auto"
+    loaded: Checkpoint, data: Data, *, split: Split = "test", device: str = "auto"
 ) -> dict[str, float]:
     """Accuracy and loss of a checkpoint on a split."""
     check_fit(loaded.model, data)
     return evaluate(loaded.model, data.loader(split, batch_size=256), device=resolve_device(device))
 
 
-def data_of(checkpoint: Path, loaded: Checkpoint) -> ImageData:
+def data_of(checkpoint: Path, loaded: Checkpoint) -> Data:
     """The data that a checkpoint was trained on. Raises CheckpointError when it names none."""
     if loaded.header.data is None:
         raise CheckpointError(
             f"{checkpoint} does not say what data it belongs to; name it with --data "
-            "(digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10 or cifar100), or analyze it "
-            "on --example-inputs package.module:function or, at random, --input-size C,H,W"
+            "(digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE), or "
+            "analyze it on --example-inputs package.module:function or, at random, "
+            "--input-size C,H,W"
         )
-    return ImageData.from_spec(loaded.header.data)
+    return data_from_spec(loaded.header.data)
 
 
 @torch.no_grad()
-def check_fit(model: nn.Module, data: ImageData) -> None:
-    """Try the model on one blank image of the data's shape.
+def check_fit(model: nn.Module, data: Data) -> None:
+    """Try the model on one blank sample of the data's shape.
 
     Raises:
-        DataError: it doesn't take such an image, or knows another number of classes.
+        DataError: it doesn't take such a sample, or knows another number of classes.
     """
-    size, channels = data.spec.image_size, data.spec.channels
+    inputs, labels = data.spec.example()
     modes = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), None)
     try:
-        logits = logits_of(model.eval()(torch.zeros(1, channels, size, size, device=device)))
-    except (RuntimeError, ValueError) as error:
+        logits = logits_of(model.eval()(inputs.to(device)))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise DataError(
-            f"the model does not take images of {channels} x {size} x {size} as in "
-            f"{data.spec.source} ({str(error).splitlines()[0][:150]}); choose other data with "
-            "--data, or a model with these input channels"
+            f"the model does not take {data.spec.sample} as in {data.spec.source} "
+            f"({str(error).partition(chr(10))[0][:150]}); choose other data with --data, or a "
+            "model made for them"
         ) from error
     finally:
         for module, training in modes:
             module.training = training
-    if logits is not None and logits.shape != (1, data.spec.num_classes):
+    if logits is not None and logits.shape != (*labels.shape, data.spec.num_classes):
         raise DataError(
             f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
-            f"an image has shape {list(logits.shape[1:])}; choose other data with --data"
+            f"a sample has shape {list(logits.shape[1:])}; choose other data with --data"
         )
 
 
@@ -235,7 +242,7 @@ def _fit(
     model: nn.Module,
     spec: ModelSpec,
     plans: Sequence[SkipPlan],
-    data: ImageData,
+    data: Data,
     config: TrainConfig,
     output: Path,
     device: str,

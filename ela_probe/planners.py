@@ -38,7 +38,7 @@ def make_plan(
     skip: float = 0.3,
     planner: Planner = "budget",
     threshold: float | None = None,
-    action: Literal["skip", "drop"] = "skip",
+    action: Literal["skip", "drop", "recur"] = "skip",
     measure: Measure = "kl",
     concentration: float = 4.0,
     constraints: Constraints = Constraints(),
@@ -52,7 +52,7 @@ def make_plan(
             `threshold` (greedy: skip while the divergence from the last kept site is below
             `threshold` nats), or a baseline: `random`, `alternate`, `deepest`.
         action: what becomes of a skipped site. Sites that no later retrieval of their stage
-            reads are dropped in any case.
+            reads are dropped rather than skipped.
         measure: the divergence that is charged.
         concentration: κ of the target distribution of the skip scores.
         seed: of the `random` planner.
@@ -223,7 +223,7 @@ def charge_matrices(
 def describe(
     part: StageAnalysis,
     skipped: Sequence[int],
-    action: Literal["skip", "drop"],
+    action: Literal["skip", "drop", "recur"],
     scores: Floats,
     charge: Floats,
 ) -> tuple[StagePlan, float]:
@@ -242,7 +242,7 @@ def describe(
         what: Action = "keep"
         reference = t - 1
         if t in skipped:
-            what = "drop" if t > last_kept else action
+            what = "drop" if t > last_kept and action == "skip" else action
             reference = kept
             total += float(charge[kept, t])
         else:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ela_probe.errors import OptionError
@@ -96,20 +97,26 @@ class Machine(BaseModel):
     device_name: str
 
 
-def count_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
+def count_flops(
+    model: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype | None = None
+) -> int:
     """Floating-point operations of one sample's forward pass in eval mode, by torch's counter.
 
     It counts convolutions and matrix products, a multiplication and an addition as two. It does
-    not count elementwise work, such as normalisation, activations or MRLA-B's weighted sum of its
-    sources: a skipped retrieval saves time and memory that FLOPs don't show.
+    not count elementwise work, such as normalisation, activations, MRLA-B's weighted sum of its
+    sources or AttnRes's retrievals: a skipped retrieval saves time and memory that FLOPs don't
+    show.
 
     Args:
-        input_shape: of one sample, (C, H, W).
+        input_shape: of one sample, (C, H, W) or (tokens,).
+        dtype: of the sample; the parameters' own when None.
     """
     model = copy.deepcopy(model).eval()
     parameter = next(model.parameters(), torch.empty(0))
-    sample = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    sample = torch.zeros((1, *input_shape), device=parameter.device, dtype=dtype or parameter.dtype)
+    # the plain kernel: its products are counted alike in every version and on every device
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         model(sample)
     return int(counter.get_total_flops())
 
@@ -131,7 +138,7 @@ def measure_latency(
 
     Args:
         models: by name.
-        batch: images (N, C, H, W) and labels (N,).
+        batch: inputs and labels, as `evaluate` takes them.
         device: where to measure; where the images are when None.
         repeats: rounds; in each, every model takes one step.
         warmup: rounds before, not counted.
@@ -174,7 +181,7 @@ def measure_memory(
     """Peak memory of a training step and of inference on a batch (`ela_probe.memory`).
 
     Args:
-        batch: images (N, C, H, W) and labels (N,). device: where the images are when None.
+        batch: inputs and labels, as `evaluate` takes them. device: where the images are when None.
     """
     device = device or batch[0].device
     images, labels = (part.to(device) for part in batch)
@@ -245,7 +252,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
     def step() -> None:
-        F.cross_entropy(model(images), labels).backward()
+        F.cross_entropy(model(images).flatten(0, -2), labels.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ela_probe.comparing import CompareEntry, Comparison, compare
+from ela_probe.discovery import discover
 from ela_probe.errors import DataError, OptionError
 from ela_probe.memory import peak_bytes
 from ela_probe.models import create_model, parameter_count
 from ela_probe.plan import Origin, SitePlan, SkipPlan, StagePlan
 from ela_probe.profiling import Timing, alternate, count_flops, measure_latency, measure_memory
 from ela_probe.pruning import prune
-from ela_probe.sites import discover, fingerprint
+from ela_probe.sites import fingerprint
 
 CLASSES = 10
 
@@ -186,7 +187,7 @@ def test_comparing_nothing_or_the_same_name_twice_is_an_error(batch: tuple[Tenso
         compare(twice, [batch])
     with pytest.raises(OptionError, match="one or more"):
         compare([], [batch])
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="split is empty"):
         compare(twice[:1], [])
 
 

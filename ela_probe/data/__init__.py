@@ -1,6 +1,18 @@
-"""Image data: where it comes from, how it is split, normalised, augmented and batched."""
+"""Data: where images and text come from, how they are split, prepared and batched."""
 
-from ela_probe.data.images import ImageData, open_data
+from ela_probe.data.images import ImageData
+from ela_probe.data.opening import AnySpec, Data, data_from_spec, open_data
 from ela_probe.data.spec import Augmentation, DataSpec
+from ela_probe.data.text import TextData, TextSpec
 
-__all__ = ["Augmentation", "DataSpec", "ImageData", "open_data"]
+__all__ = [
+    "AnySpec",
+    "Augmentation",
+    "Data",
+    "DataSpec",
+    "ImageData",
+    "TextData",
+    "TextSpec",
+    "data_from_spec",
+    "open_data",
+]

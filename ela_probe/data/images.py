@@ -19,7 +19,7 @@ MEASURED_IMAGES = 10_000  # for mean and deviation; more move them by less than 
 FILE_WORKERS = 4
 
 
-def open_data(
+def open_images(
     source: str,
     *,
     root: str | Path | None = None,
@@ -92,7 +92,7 @@ def open_data(
 class ImageData:
     """The splits of one source, with the normalisation and classes of `spec`.
 
-    Made by `open_data` (which measures the spec) or `ImageData.from_spec` (which follows one).
+    Made by `open_images` (which measures the spec) or `ImageData.from_spec` (which follows one).
     """
 
     def __init__(self, spec: DataSpec, splits: Splits) -> None:

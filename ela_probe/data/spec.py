@@ -7,14 +7,16 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from ela_probe.errors import DataError
 
 Augmentation = Literal["none", "crop", "crop-flip"]
 
 NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
-PATH_SOURCES = ("npz", "folder")
+PATH_SOURCES = ("npz", "folder", "text")
 
 
 class DataSpec(BaseModel):
@@ -50,6 +52,25 @@ class DataSpec(BaseModel):
         """Number of classes K; labels are 0..K-1."""
         return len(self.classes)
 
+    @property
+    def task(self) -> Literal["images", "tokens"]:
+        """What a model of this data reads."""
+        return "images"
+
+    @property
+    def sample(self) -> str:
+        """One sample in words."""
+        return f"images of {self.channels} x {self.image_size} x {self.image_size}"
+
+    def model_arguments(self) -> dict[str, int]:
+        """What a model of the zoo must be built with."""
+        return {"num_classes": self.num_classes, "in_channels": self.channels}
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """A blank batch of one: an image, float32 (1, C, H, W), and its label, int64 (1,)."""
+        image = torch.zeros(1, self.channels, self.image_size, self.image_size)
+        return image, torch.zeros(1, dtype=torch.int64)
+
     def with_source(self, source: str, *, root: str | Path | None = None) -> "DataSpec":
         """The same normalisation, classes and split on data that lies elsewhere.
 
@@ -57,6 +78,8 @@ class DataSpec(BaseModel):
             DataError: the source is not known.
         """
         where = absolute_root(root) if root is not None else self.root
+        if source.startswith("text:"):
+            raise DataError(f"{source} is text, but the model was trained on images")
         return self.model_copy(update={"source": absolute_source(source), "root": where})
 
     def check_model(self, *, num_classes: int, in_channels: int) -> None:
@@ -87,7 +110,7 @@ def absolute_source(source: str) -> str:
         return source
     if kind in PATH_SOURCES and path:
         return f"{kind}:{Path(path).expanduser().absolute()}"
-    known = (*NAMED_SOURCES, "npz:PREFIX", "folder:DIR")
+    known = (*NAMED_SOURCES, "npz:PREFIX", "folder:DIR", "text:FILE")
     if kind in PATH_SOURCES:
         raise DataError(f"data source {source!r} lacks its path: expected {kind}:PATH")
     names = {name.partition(":")[0]: name for name in known}

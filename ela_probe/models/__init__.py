@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
 from torch import nn
 
 from ela_probe.errors import ElaProbeError, ModelError
 from ela_probe.importing import importable, load_function
+from ela_probe.models.attnres import Transformer
 from ela_probe.models.resnet import ResNet
 
 __all__ = ["FAMILIES", "ModelFamily", "ModelSpec", "create_model", "register_family"]
@@ -19,12 +20,16 @@ __all__ = ["FAMILIES", "ModelFamily", "ModelSpec", "create_model", "register_fam
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """Models of one make and any depth: `name` followed by the depth is a model's name."""
+    """Models of one make and any depth: `name` followed by the depth is a model's name.
+
+    reads: what the models take, "images" or "tokens".
+    """
 
     name: str
     build: Callable[..., nn.Module]
     description: str
     depths: tuple[int, ...] = ()
+    reads: Literal["images", "tokens"] = "images"
 
 
 FAMILIES: dict[str, ModelFamily] = {}
@@ -36,6 +41,11 @@ def register_family(family: ModelFamily) -> ModelFamily:
         raise ModelError(f"a model family {family.name!r} is registered already; choose another")
     FAMILIES[family.name] = family
     return family
+
+
+def family_of(name: str) -> ModelFamily | None:
+    """The family of a model's name, e.g. of `mrla_b_resnet20`; None if there is none."""
+    return FAMILIES.get(name.rstrip("0123456789"))
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -139,3 +149,61 @@ def resnet_family(prefix: str, attention: str | None, description: str) -> Model
 register_family(resnet_family("", None, "CIFAR ResNet, no layer attention"))
 register_family(resnet_family("mrla_b_", "mrla_b", "CIFAR ResNet with MRLA-B (softmax weights)"))
 register_family(resnet_family("mrla_l_", "mrla_l", "CIFAR ResNet with MRLA-L (gated recurrence)"))
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def attnres_family(prefix: str, description: str, *, blocks: int) -> ModelFamily:
+    @validate_call
+    def build(
+        depth: Count,
+        *,
+        block_size: Count = blocks,
+        dim: Count = 128,
+        heads: Count = 4,
+        kv_heads: Count = 2,
+        vocab_size: Count = 256,
+        tied: bool = False,
+    ) -> Any:
+        return Transformer(
+            depth,
+            block_size=block_size,
+            dim=dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            vocab_size=vocab_size,
+            tied=tied,
+        )
+
+    return ModelFamily(prefix, build, description, (6, 12), "tokens")
+
+
+@validate_call
+def build_gpt(
+    depth: Count,
+    *,
+    dim: Count = 128,
+    heads: Count = 4,
+    kv_heads: Count = 2,
+    vocab_size: Count = 256,
+    tied: bool = False,
+) -> Any:
+    return Transformer(
+        depth,
+        attention=None,
+        dim=dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        vocab_size=vocab_size,
+        tied=tied,
+    )
+
+
+register_family(
+    ModelFamily("gpt", build_gpt, "language model, no layer attention", (6, 12), "tokens")
+)
+register_family(attnres_family("attnres", "language model with Attention Residuals", blocks=1))
+register_family(
+    attnres_family("attnres_block", "language model with block Attention Residuals", blocks=4)
+)

@@ -9,19 +9,39 @@ from ela_probe.errors import OptionError
 
 MILESTONES = (0.5, 0.75)
 GAMMA = 0.1
+TEXT: dict[str, Any] = {
+    "epochs": 5,
+    "batch_size": 32,
+    "lr": 2e-3,
+    "optimizer": "adamw",
+    "weight_decay": 0.1,
+    "warmup_epochs": 0.1,
+    "gradient_clip": 1.0,
+}
+TUNING: dict[str, dict[str, Any]] = {
+    "images": {"epochs": 10, "lr": 0.01},
+    "tokens": {**TEXT, "epochs": 1, "lr": 5e-4},
+}
 
 
 class TrainConfig(BaseModel):
-    """Settings of a training run; the defaults are the usual ones for CIFAR ResNets."""
+    """Settings of a training run; the defaults are the usual ones for CIFAR ResNets.
+
+    `for_task` has those for language models.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(160, ge=1, description="passes over the training images")
-    batch_size: int = Field(128, ge=1, description="images a step")
+    epochs: int = Field(160, ge=1, description="passes over the training samples")
+    batch_size: int = Field(128, ge=1, description="samples a step")
     lr: float = Field(0.1, gt=0, description="highest learning rate")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(False, description="Nesterov's momentum")
-    weight_decay: float = Field(5e-4, ge=0, description="on all parameters")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    weight_decay: float = Field(
+        5e-4, ge=0, description="SGD: on all parameters; AdamW: on matrices, not on vectors"
+    )
     schedule: Literal["cosine", "step"] = Field(
         "cosine", description="cosine to 0, or a tenth at 1/2 and again at 3/4 of the epochs"
     )
@@ -41,6 +61,8 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} must be fewer than epochs {self.epochs}"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must be from 0 to less than 1")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         return self
@@ -64,13 +86,25 @@ class TrainConfig(BaseModel):
             raise OptionError(f"training settings: {'; '.join(wrong)}") from None
 
     @classmethod
-    def for_finetuning(cls, **settings: Any) -> "TrainConfig":
-        """The same with a smaller schedule: 10 epochs from a learning rate of 0.01.
+    def for_task(cls, task: Literal["images", "tokens"], **settings: Any) -> "TrainConfig":
+        """The same with the defaults of a task; for tokens those of small language models: AdamW,
+        5 epochs of batches of 32 from a learning rate of 0.002, gradients clipped to a norm of 1.
 
         Raises:
             OptionError: as `of`.
         """
-        return cls.of(**{"epochs": 10, "lr": 0.01, **settings})
+        return cls.of(**{**(TEXT if task == "tokens" else {}), **settings})
+
+    @classmethod
+    def for_finetuning(
+        cls, task: Literal["images", "tokens"] = "images", **settings: Any
+    ) -> "TrainConfig":
+        """The same with a smaller schedule: 10 epochs from 0.01; for tokens 1 epoch from 0.0005.
+
+        Raises:
+            OptionError: as `of`.
+        """
+        return cls.of(**{**TUNING[task], **settings})
 
     def lr_factor(self, step: int, *, steps_per_epoch: int) -> float:
         """What `lr` is multiplied with in optimizer step `step` (from 0).

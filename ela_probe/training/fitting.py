@@ -17,7 +17,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
-from ela_probe.data import ImageData
+from ela_probe.data import Data
 from ela_probe.device import resolve_device
 from ela_probe.errors import CheckpointError, OptionError, OutputError
 from ela_probe.storage import output_directory
@@ -65,7 +65,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 def fit(
     model: nn.Module,
-    data: ImageData,
+    data: Data,
     config: TrainConfig,
     *,
     output: Path,
@@ -75,16 +75,18 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Train `model` on the training images of `data`; afterwards it holds the last weights.
+    """Train `model` on the training samples of `data`; afterwards it holds the last weights.
 
     Writes into `output`, each file atomically and at the end of every epoch: `best.pt` (highest
-    validation accuracy; the last epoch where nothing is set aside), `last.pt`, `metrics.csv` (a
-    row an epoch) and `resume.ckpt` (the trainer's full state). A run that is resumed from there
-    goes on as if it had never stopped: on a CPU the weights are equal to the last bit.
+    validation accuracy, of text lowest loss; the last epoch where nothing is set aside), `last.pt`,
+    `metrics.csv` (a row an epoch) and `resume.ckpt` (the trainer's full state). A run that is
+    resumed from there goes on as if it had never stopped: on a CPU the weights are equal to the
+    last bit.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, K); trained in place.
-        data: its classes and channels are the caller's to check (`data.spec.check_model`).
+        model: maps images (N, C, H, W) to logits (N, K), or tokens (N, L) to (N, L, K); trained
+            in place.
+        data: that the model fits it is the caller's to check (`pipeline.check_fit`).
         config: the settings.
         output: folder to write into; made if need be.
         save: called as `save(path, model, metrics)`; writes `best.pt` and `last.pt`.
@@ -124,7 +126,7 @@ def fit(
     )
     model.train()
     origin = {"config": config.model_dump(), "data": _what(data)}
-    history = History(output, save, origin=origin)
+    history = History(output, save, origin=origin, by_loss=data.spec.task == "tokens")
     state = output / RESUME
     if resume:
         epochs_done = _check_resume(state, module, origin=origin)
@@ -190,7 +192,7 @@ def fit(
     )
 
 
-def _what(data: ImageData) -> dict[str, Any]:
+def _what(data: Data) -> dict[str, Any]:
     """What makes the images what they are: where they lie may change until the run is resumed."""
     return data.spec.model_dump(mode="json", exclude={"source", "root"})
 

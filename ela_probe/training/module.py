@@ -18,14 +18,14 @@ CHECK_EVERY = 50  # steps between looks at the loss on an accelerator, where a l
 
 
 class ClassificationModule(pl.LightningModule):
-    """Trains a classifier by SGD on the cross entropy.
+    """Trains a classifier, of samples or of every token of a sequence, on the cross entropy.
 
     Every epoch's sums are kept in torchmetrics objects (`train_loss`, `train_accuracy`,
     `val_loss`, `val_accuracy`); `fit` reads and resets them. The validation loss has no label
     smoothing.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, K); held as `self.model`.
+        model: maps inputs (N, ...) to logits (*L, K), L the labels' shape; held as `self.model`.
         config: the settings.
         num_classes: K.
         steps_per_epoch: optimizer steps in an epoch; the schedule counts in them.
@@ -45,14 +45,13 @@ class ClassificationModule(pl.LightningModule):
         self.val_accuracy = accuracy()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K)."""
+        """Logits (*L, K)."""
         logits: Tensor = self.model(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch, nats. Raises OptionError as soon as a loss is seen to be NaN."""
-        images, labels = batch
-        logits = self(images)
+        logits, labels = self._flat(batch)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         if loss.device.type == "cpu" or batch_idx % CHECK_EVERY == 0:
             self.check_loss(loss.item(), step=batch_idx)
@@ -62,10 +61,14 @@ class ClassificationModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add one batch to the validation sums."""
-        images, labels = batch
-        logits = self(images)
+        logits, labels = self._flat(batch)
         self.val_loss.update(F.cross_entropy(logits.float(), labels), weight=len(labels))
         self.val_accuracy.update(logits, labels)
+
+    def _flat(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
+        inputs, labels = batch
+        return self(inputs).flatten(0, -2), labels.flatten()
 
     def reset_sums(self) -> None:
         """Start the sums of the next epoch."""
@@ -82,14 +85,29 @@ class ClassificationModule(pl.LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """SGD over all parameters, its learning rate set every step."""
-        optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            nesterov=self.config.nesterov,
-            weight_decay=self.config.weight_decay,
-        )
+        """SGD or AdamW over all parameters, the learning rate set every step."""
+        optimizer: torch.optim.Optimizer
+        if self.config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                self.model.parameters(),
+                lr=self.config.lr,
+                momentum=self.config.momentum,
+                nesterov=self.config.nesterov,
+                weight_decay=self.config.weight_decay,
+            )
+        else:
+            parameters = list(self.model.parameters())
+            vectors = [p for p in parameters if p.dim() < 2]  # norms, biases, depth queries
+            groups: list[dict[str, Any]] = [
+                {"params": [p for p in parameters if p.dim() >= 2]},
+                {"params": vectors, "weight_decay": 0.0},
+            ]
+            optimizer = torch.optim.AdamW(
+                groups,
+                lr=self.config.lr,
+                betas=self.config.betas,
+                weight_decay=self.config.weight_decay,
+            )
         factor = partial(self.config.lr_factor, steps_per_epoch=self.steps_per_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {

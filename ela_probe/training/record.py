@@ -26,16 +26,21 @@ class History(pl.Callback):
     """One row an epoch, and `best.pt` whenever an epoch is the best so far.
 
     Comes before the caller's callbacks, so that `best.pt` holds the very model that was validated
-    even if one of them changes it at the end of the epoch. Without validation images every epoch
-    is the best so far.
+    even if one of them changes it at the end of the epoch. The best has the highest validation
+    accuracy, of language models the lowest validation loss; without validation samples every
+    epoch is the best so far.
 
     Args:
         output: folder of `best.pt`.
         save: writes a model and its metrics to a path.
         origin: what the run was started with; kept so that `--resume` can compare.
+        by_loss: whether the validation loss tells the best.
     """
 
-    def __init__(self, output: Path, save: Save, *, origin: dict[str, Any]) -> None:
+    def __init__(
+        self, output: Path, save: Save, *, origin: dict[str, Any], by_loss: bool = False
+    ) -> None:
+        self.by_loss = by_loss
         self.output = output
         self.save = save
         self.origin = origin
@@ -84,8 +89,8 @@ class History(pl.Callback):
         module.reset_sums()
         row["seconds"] = round(time.perf_counter() - self._start, 3)
         self.rows.append(row)
-        score = row.get("val_accuracy")
-        if not self.best or score is None or score > self.best["val_accuracy"]:
+        key, sign = ("val_loss", -1) if self.by_loss else ("val_accuracy", 1)
+        if not self.best or key not in row or sign * row[key] > sign * self.best[key]:
             self.best = row
             _saved(self.save, self.output / BEST, module.model, row)
 

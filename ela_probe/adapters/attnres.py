@@ -1,0 +1,79 @@
+"""The adapter of our transformers with Attention Residuals (ela_probe.models.attnres)."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from ela_probe.adapters import ReadOnlyAdapter, register_adapter
+from ela_probe.errors import PlanError
+from ela_probe.models.attnres import Sublayer, Transformer
+from ela_probe.models.depth_attention import Recurrence, Residual, Retrieval
+from ela_probe.sites import Action, Site, Stage
+
+
+class AttnResAdapter(ReadOnlyAdapter):
+    """One stage, the whole stack; a site is the retrieval before a sublayer or before the head."""
+
+    name = "attnres"
+
+    def matches(self, model: nn.Module) -> bool:
+        return isinstance(model, Transformer)
+
+    def stages(self, model: nn.Module) -> list[Stage]:
+        """Sources of a site: the embedding and a block for every `block_size` recorded outputs."""
+        assert isinstance(model, Transformer)
+        sites, recorded = [], -1
+        for name, sublayer in model.sublayers():
+            recorded += sublayer.retrieval.source
+            if isinstance(sublayer.retrieval, Retrieval):
+                sources = 1 - (-recorded // model.block_size)
+                sites.append(Site(f"{name}.retrieval", f"{name}.retrieval.tap", sources))
+        return [Stage("depth", "softmax", tuple(sites))] if sites else []
+
+    def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
+        assert isinstance(model, Transformer)
+        sublayers = [(f"{name}.retrieval", sublayer) for name, sublayer in model.sublayers()]
+        for position, (name, sublayer) in enumerate(sublayers):
+            retrieval, action = sublayer.retrieval, actions.get(name, "keep")
+            if action == "keep" or not isinstance(retrieval, Retrieval):
+                continue
+            if action == "recur":
+                opens = (position - 1) % model.block_size == 0
+                if not opens:
+                    raise PlanError(
+                        f"{name} cannot recur: its newest source is a block's sum that the site "
+                        "before has read already; in block form only the sites after a block's "
+                        "first sublayer can; use keep or skip"
+                    )
+                left: Recurrence | Residual = Recurrence(retrieval.query)
+            else:
+                left = Residual(source=action == "skip")
+            sublayer.retrieval = left.train(retrieval.training)
+        _check(model.block_size, sublayers)
+
+
+def _check(block_size: int, sublayers: list[tuple[str, Sublayer]]) -> None:
+    """Raises PlanError where what is left doesn't fit together."""
+    for position, (name, sublayer) in enumerate(sublayers):
+        retrieval = sublayer.retrieval
+        later = [s.retrieval for _, s in sublayers[position:]]
+        if isinstance(retrieval, Recurrence) and isinstance(
+            sublayers[position - 1][1].retrieval, Residual
+        ):
+            raise PlanError(
+                f"{name} cannot recur: it continues the retrieval of the site before, which "
+                f"{sublayers[position - 1][0]} does not form; keep that one, or skip both"
+            )
+        if (
+            block_size > 1
+            and not retrieval.source
+            and any(isinstance(r, Retrieval | Recurrence) for r in later)
+        ):
+            raise PlanError(
+                f"{name} cannot be dropped: in block form the sources are sums over "
+                f"{block_size} sublayers, and a sum without one of them is another source; "
+                "use skip"
+            )
+
+
+register_adapter(AttnResAdapter())

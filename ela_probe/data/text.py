@@ -1,0 +1,255 @@
+"""Text: a plain file as byte tokens, split by position, in windows for next-token prediction."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ela_probe.data.batches import Batch, SeededBatches
+from ela_probe.data.spec import absolute_source
+from ela_probe.errors import DataError
+
+Split = Literal["train", "val", "test"]
+
+CONTEXT = 128
+VAL_FRACTION = 0.05
+TEST_FRACTION = 0.05
+
+
+class TextSpec(BaseModel):
+    """Where text comes from and how it becomes training, validation and test windows.
+
+    The last 5 % of the bytes are the test split, the `val_fraction` before them the validation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(pattern="^text:.", description="text:FILE, the path absolute")
+    context: int = Field(CONTEXT, ge=1, description="tokens a window")
+    tokens: Literal["bytes"] = "bytes"
+    val_fraction: float = Field(VAL_FRACTION, ge=0, lt=0.9, description="of the file")
+    seed: int = Field(0, ge=0, description="draws the limited subset")
+    limit: int | None = Field(None, ge=1, description="training windows used")
+
+    @property
+    def task(self) -> Literal["images", "tokens"]:
+        """What a model of this data reads."""
+        return "tokens"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of tokens; labels are 0..255."""
+        return 256
+
+    @property
+    def sample(self) -> str:
+        """One sample in words."""
+        return f"sequences of {self.context} byte tokens"
+
+    def model_arguments(self) -> dict[str, int]:
+        """What a model of the zoo must be built with."""
+        return {"vocab_size": self.num_classes}
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """A blank batch of one: tokens and next tokens, int64 (1, context) each."""
+        blank = torch.zeros(1, self.context, dtype=torch.int64)
+        return blank, blank
+
+    def with_source(self, source: str, *, root: object = None) -> "TextSpec":
+        """The same windows of another file. Raises DataError when it is no text."""
+        moved = absolute_source(source)
+        if not moved.startswith("text:"):
+            raise DataError(
+                f"{source} are images, but the model was trained on text: expected text:FILE"
+            )
+        return self.model_copy(update={"source": moved})
+
+
+class TextData:
+    """The splits of one text file. Made by `open_text` or from a spec.
+
+    Raises:
+        DataError: the file is missing or empty, or a split is shorter than a window.
+    """
+
+    def __init__(self, spec: TextSpec) -> None:
+        self.spec = spec
+        content = _read(Path(spec.source.partition(":")[2]))
+        test = round(len(content) * TEST_FRACTION)
+        val = round(len(content) * spec.val_fraction)
+        train = len(content) - test - val
+        self._parts = dict(
+            zip(("train", "val", "test"), content.split([train, val, test]), strict=True)
+        )
+        for split, part in self._parts.items():
+            if len(part) <= spec.context and (split != "val" or spec.val_fraction):
+                raise DataError(
+                    f"{spec.source}: its {split} split has {len(part)} of {len(content)} bytes, "
+                    f"too few for a window of {spec.context} and the next; take a longer file or "
+                    "a shorter context"
+                )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{self.size(split)} {split}" for split in ("train", "val", "test"))
+        return f"TextData({self.spec.source}: {sizes} windows of {self.spec.context} bytes)"
+
+    def size(self, split: Split) -> int:
+        """Number of windows in "train", "val" or "test"; 0 for "val" when none is set aside."""
+        return len(self.dataset(split))
+
+    def dataset(
+        self, split: Split, *, augment: bool = False, limit: int | None = None
+    ) -> "Windows":
+        """The windows of one split.
+
+        Args:
+            split: "train", "val" or "test".
+            augment: move every window of a batch on by a random part of its length; without it
+                windows lie end to end.
+            limit: only so many windows, drawn by the spec's seed.
+
+        Raises:
+            DataError: an unknown split, or a limit below 1.
+        """
+        if split not in self._parts:
+            raise DataError(f"unknown split {split!r}: choose train, val or test")
+        if limit is not None and limit < 1:
+            raise DataError(f"limit {limit} is out of range: expected 1 or more windows")
+        part, context = self._parts[split], self.spec.context
+        windows = torch.arange(max(0, (len(part) - 1) // context))
+        for most in (self.spec.limit if split == "train" else None, limit):
+            if most is not None:
+                order = np.random.default_rng(self.spec.seed).permutation(len(windows))
+                windows = windows[torch.from_numpy(order[:most]).sort().values]
+        return Windows(part, windows * context, context=context, shift=augment)
+
+    def loader(
+        self,
+        split: Split,
+        *,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        augment: bool = False,
+        limit: int | None = None,
+        seed: int | None = None,
+        num_workers: int | None = None,
+    ) -> "DataLoader[tuple[Tensor, Tensor]]":
+        """Batches of tokens and of the tokens that follow each, int64 (B, context) both.
+
+        Order and shifts depend on `seed`, the epoch and the batch's number alone
+        (`loader.sampler.set_epoch`), as with ImageData. The text lies in memory.
+
+        Raises:
+            DataError: an unknown split, one without windows, or a limit below 1.
+        """
+        dataset = self.dataset(split, augment=augment, limit=limit)
+        if not len(dataset):
+            raise DataError(
+                f"{self.spec.source} has no {split} windows: set some text aside with a "
+                "validation fraction above 0"
+            )
+        batches = SeededBatches(
+            len(dataset),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=self.spec.seed if seed is None else seed,
+        )
+        return DataLoader(
+            dataset,
+            sampler=batches,
+            batch_size=None,
+            num_workers=num_workers or 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(batches.seed),
+        )
+
+
+class Windows(Dataset[tuple[Tensor, Tensor]]):
+    """Windows of bytes by position: tokens and next tokens, int64.
+
+    Args:
+        text: uint8 (N,). starts: of the windows, int64. shift: move each window of a batch on by
+            0 to context - 1 bytes, drawn by the batch's seed, as far as the text goes.
+    """
+
+    def __init__(self, text: Tensor, starts: Tensor, *, context: int, shift: bool) -> None:
+        self.text = text
+        self.starts = starts
+        self.context = context
+        self.shift = shift
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int | Batch) -> tuple[Tensor, Tensor]:
+        """(context,) each for a position; (B, context) each for a Batch."""
+        if not isinstance(index, Batch):
+            if not 0 <= index < len(self):
+                raise IndexError(f"position {index} of {len(self)} windows")
+            return self._read(self.starts[index])
+        starts = self.starts[index.positions]
+        if self.shift:
+            generator = torch.Generator().manual_seed(index.seed)
+            moved = starts + torch.randint(self.context, starts.shape, generator=generator)
+            starts = moved.clamp(max=len(self.text) - self.context - 1)
+        return self._read(starts[:, None])
+
+    def _read(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        window = self.text[starts + torch.arange(self.context + 1)].long()
+        return window[..., :-1], window[..., 1:]
+
+
+def open_text(
+    source: str,
+    *,
+    limit: int | None = None,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    context: int | None = None,
+) -> TextData:
+    """Open `text:FILE` as byte tokens.
+
+    Args:
+        limit: use that many training windows, drawn by `seed`.
+        val_fraction: share of the file set aside for validation, 0.05 when None; 0 for none.
+        context: tokens a window, 128 when None.
+
+    Raises:
+        DataError: the file is missing, empty or too short, or an argument is out of range.
+    """
+    context = CONTEXT if context is None else context
+    fraction = VAL_FRACTION if val_fraction is None else val_fraction
+    for name, value, fits, expected in (
+        ("context", context, context >= 1, "1 or more"),
+        ("validation fraction", fraction, 0 <= fraction < 0.9, "0 to less than 0.9"),
+        ("limit", limit, limit is None or limit >= 1, "1 or more"),
+        ("seed", seed, seed >= 0, "0 or more"),
+    ):
+        if not fits:
+            raise DataError(f"{name} {value} is out of range: expected {expected}")
+    return TextData(
+        TextSpec(
+            source=absolute_source(source),
+            context=context,
+            val_fraction=fraction,
+            seed=seed,
+            limit=limit,
+        )
+    )
+
+
+def _read(path: Path) -> Tensor:
+    """The file's bytes, uint8 (N,)."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the text {path}: {error.strerror}; expected a plain text file"
+        ) from error
+    if not content:
+        raise DataError(f"the text {path} is empty (0 bytes); expected a plain text file")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

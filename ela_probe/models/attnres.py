@@ -1,0 +1,167 @@
+"""A small decoder-only transformer with Attention Residuals in place of the residual sum, or plain.
+
+Grouped-query attention (Ainslie et al. 2023), rotary positions (Su et al. 2021), RMSNorm, SwiGLU.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ela_probe.errors import ModelError
+from ela_probe.models.depth_attention import History, Recurrence, Residual, Retrieval
+
+ROTARY_BASE = 10_000.0
+INIT_STD = 0.02
+
+
+class Transformer(nn.Module):
+    """A causal language model of `depth` layers, each an attention and an MLP sublayer.
+
+    Sublayer t computes v_{t+1} = f_t(norm(h_t)); v_0 is the embedding. With `attention="attnres"`
+    h_t is retrieved from v_0..v_t (`Retrieval`), 2 x depth + 1 times: the last retrieval feeds the
+    head. With None it is h_{t−1} + v_t, the plain pre-norm transformer.
+
+    Args:
+        block_size: sublayers whose outputs are summed to one source; 1 is full AttnRes.
+        dim: width. heads: of the queries. kv_heads: of keys and values; divides heads.
+        vocab_size: number of tokens. tied: the head is the embedding's matrix.
+
+    Input: token numbers, int64 [batch, tokens], any length. Output: [batch, tokens, vocab_size],
+    the logits of the token that follows each.
+
+    Raises:
+        ModelError: the heads don't divide the width, or not evenly.
+    """
+
+    def __init__(
+        self,
+        depth: int = 6,
+        *,
+        attention: Literal["attnres"] | None = "attnres",
+        block_size: int = 1,
+        dim: int = 128,
+        heads: int = 4,
+        kv_heads: int = 2,
+        vocab_size: int = 256,
+        tied: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % (2 * heads) or heads % kv_heads:
+            raise ModelError(
+                f"dim={dim}, heads={heads}, kv_heads={kv_heads} don't fit: dim must be a multiple "
+                "of 2 x heads, and heads of kv_heads"
+            )
+        self.block_size = block_size
+        self.tied = tied
+
+        def sublayer(body: nn.Module) -> Sublayer:
+            return Sublayer(Retrieval(dim) if attention else Residual(), nn.RMSNorm(dim), body)
+
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "attention": sublayer(CausalAttention(dim, heads=heads, kv_heads=kv_heads)),
+                    "mlp": sublayer(SwiGLU(dim)),
+                }
+            )
+            for _ in range(depth)
+        )
+        head = nn.Identity() if tied else nn.Linear(dim, vocab_size, bias=False)
+        self.final = sublayer(head)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=INIT_STD)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        sublayers = [sublayer for _, sublayer in self.sublayers()]
+        last = self.last_reader()
+        history = History(self.block_size)
+        output = self.embedding(tokens)
+        for site, sublayer in enumerate(sublayers):
+            history.arrive(output, record=site <= last and sublayer.retrieval.source)
+            output = sublayer(history)
+        return F.linear(output, self.embedding.weight) if self.tied else output
+
+    def sublayers(self) -> Iterator[tuple[str, "Sublayer"]]:
+        """The sublayers in forward order by name; the last one is the head."""
+        for index, layer in enumerate(self.layers):
+            for name in ("attention", "mlp"):
+                yield f"layers.{index}.{name}", layer[name]  # type: ignore[index]
+        yield "final", self.final
+
+    def last_reader(self) -> int:
+        """The last site that reads the sources (the outputs after it are not kept); −1 if none."""
+        reads = [isinstance(s.retrieval, Retrieval | Recurrence) for _, s in self.sublayers()]
+        return max((site for site, reader in enumerate(reads) if reader), default=-1)
+
+
+class Sublayer(nn.Module):
+    """What a site retrieves, normalised, through the body."""
+
+    def __init__(
+        self, retrieval: Retrieval | Residual | Recurrence, norm: nn.Module, body: nn.Module
+    ) -> None:
+        super().__init__()
+        self.retrieval = retrieval
+        self.norm = norm
+        self.body = body
+
+    def forward(self, history: History) -> Tensor:
+        return self.body(self.norm(self.retrieval(history)))
+
+
+class CausalAttention(nn.Module):
+    """Softmax attention over the tokens so far; `kv_heads` keys and values serve all heads."""
+
+    def __init__(self, dim: int, *, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.head_dim = dim // heads
+        self.grouped = kv_heads != heads
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        retrieved = F.scaled_dot_product_attention(
+            rotary(query), rotary(key), value, is_causal=True, enable_gqa=self.grouped
+        )
+        return self.output(retrieved.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """(silu(x W_g) * x W_u) W_d (Shazeer 2020), 8/3 of the width inside, in multiples of 32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        inside = -(-8 * dim // (3 * 32)) * 32
+        self.gate = nn.Linear(dim, inside, bias=False)
+        self.up = nn.Linear(dim, inside, bias=False)
+        self.down = nn.Linear(inside, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def rotary(x: Tensor) -> Tensor:
+    """Rotary positions: the pair (x_i, x_{i+d/2}) of token n is turned by n · base^(−2i/d).
+
+    Args:
+        x: [batch, heads, tokens, d], d even; token numbers start at 0.
+    """
+    half = x.shape[-1] // 2
+    with torch.autocast(x.device.type, enabled=False):
+        pairs = torch.arange(half, device=x.device, dtype=torch.float32)
+        tokens = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
+        angles = torch.outer(tokens, ROTARY_BASE ** (-pairs / half))
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
