@@ -65,7 +65,7 @@ def register_adapter(adapter: Adapter) -> Adapter:
 
 def adapter_for(model: nn.Module) -> Adapter | None:
     """The first adapter that knows the (unwrapped) model."""
-    from ela_probe.adapters import resnet  # noqa: F401  (registers itself)
+    from ela_probe.adapters import dia, kcla, mrla_base, mrla_light, resnet  # noqa: F401
 
     return next((adapter for adapter in ADAPTERS if adapter.matches(model)), None)
 
