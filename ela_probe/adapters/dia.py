@@ -32,7 +32,8 @@ class DIAAdapter(ReadOnlyAdapter):
             cell, module = found.cell, found.name
             actions: list[Action] = ["keep"] * found.calls
             if isinstance(cell, SelectiveCell):
-                cell, actions, module = cell.cell, cell.actions, f"{module}.cell"
+                actions, module = cell.actions, f"{module}.cell"
+                cell = cell.cell
             channels = gates_and_channels(cell)[1]
             fired = [call for call, action in enumerate(actions) if action != "drop"]
             sites = [
