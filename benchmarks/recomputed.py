@@ -31,7 +31,7 @@ def largest_difference(
     Args:
         by_hand: of this module, or one with their arguments.
     """
-    watched = {module: [] for module in (name_of_layer(m) for m in modules(discovery))}
+    watched: dict[str, list[Inputs]] = {name_of_layer(m): [] for m in modules(discovery)}
     with recorded(model, watched), torch.no_grad():
         read = captured(model, discovery, images)
         expected = {s.name: by_hand(model, s, watched) for s in discovery.stages}

@@ -1,6 +1,7 @@
 """Adapters of published code: found by structure, read exactly, pruned without a trace."""
 
 import copy
+import functools
 import random
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from benchmarks.recomputed import (
 )
 from ela_probe import discover, prune
 from ela_probe.adapters import adapter_for
+from ela_probe.analysis import Analysis
 from ela_probe.errors import PlanError
 from ela_probe.models import create_model
 from ela_probe.models.published import from_published
@@ -64,9 +66,19 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 
 def settled(family: str) -> nn.Module:
     """A look-alike in eval mode, its norms' statistics those of a batch, their scales random."""
+    return copy.deepcopy(_settled(family))
+
+
+@functools.cache
+def _settled(family: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return settle(FAMILIES[family][0]())
+
+
+@functools.cache
+def analysis(family: str) -> Analysis:
+    return analysed(settled(family))
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -117,7 +129,7 @@ def test_weights_are_those_recomputed_from_the_inputs(family: str, images: Tenso
 @pytest.mark.parametrize("planner", sorted(set(PLANNERS) - {"threshold"}))
 @each_family
 def test_every_planner_plans_it(family: str, planner: str) -> None:
-    plan = make_plan(analysed(settled(family)), skip=0.4, planner=planner)  # type: ignore[arg-type]
+    plan = make_plan(analysis(family), skip=0.4, planner=planner)  # type: ignore[arg-type]
     assert len(plan.skipped) == 5
 
 
@@ -162,7 +174,7 @@ def last_kept(model: nn.Module, actions: dict[str, str]) -> dict[str, str]:
     return actions
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "dia"])
 def test_pruning_equals_zeroing_and_masking(family: str, seed: int, images: Tensor) -> None:
     model = settled(family)
@@ -175,7 +187,7 @@ def test_pruning_equals_zeroing_and_masking(family: str, seed: int, images: Tens
     assert (whole - result).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_skipped_gate_leaves_the_output_ungated(seed: int, images: Tensor) -> None:
     model = settled("dia")
     actions = chosen(model, seed)
@@ -219,10 +231,9 @@ def test_a_pruned_foreign_model_equals_ours(
 @each_family
 def test_what_is_skipped_is_gone_and_the_rest_trains(family: str, images: Tensor) -> None:
     model = settled(family)
-    plan = make_plan(analysed(model), skip=0.4, planner="alternate")
-    pruned = prune(model, plan).train()
-    pruned(images).square().sum().backward()
-    assert all(p.grad is not None for p in pruned.parameters() if p.requires_grad)
+    plan = make_plan(analysis(family), skip=0.4, planner="alternate")
+    pruned = prune(model, plan)
+    assert untrained(pruned, images) <= untrained(model, images)  # KCLA's first stage has some
     count = [sum(p.numel() for p in m.parameters()) for m in (model, pruned)]
     assert count[1] < count[0] or family == "dia"  # one cell serves the whole stage
     kept = [s.name for stage in discover(pruned).stages for s in stage.sites]
@@ -232,7 +243,7 @@ def test_what_is_skipped_is_gone_and_the_rest_trains(family: str, images: Tensor
 @each_family
 def test_a_pruned_model_is_copied_rebuilt_and_pruned_again(family: str, images: Tensor) -> None:
     model = settled(family)
-    plan = make_plan(analysed(model), skip=0.4, planner="alternate")
+    plan = make_plan(analysis(family), skip=0.4, planner="alternate")
     pruned = prune(model, plan)
     rebuilt = prune(FAMILIES[family][0](), plan).eval()
     rebuilt.load_state_dict(pruned.state_dict())
@@ -246,6 +257,13 @@ def test_a_pruned_model_is_copied_rebuilt_and_pruned_again(family: str, images: 
         return
     if family != "dia":
         assert largest_difference(pruned, discover(pruned), images, BY_HAND[family]) <= 1e-6
+
+
+def untrained(model: nn.Module, images: Tensor) -> set[str]:
+    """The parameters that a training step gives no gradient."""
+    model = copy.deepcopy(model).train()
+    model(images).square().sum().backward()
+    return {name for name, p in model.named_parameters() if p.grad is None}
 
 
 def test_recur_is_refused() -> None:

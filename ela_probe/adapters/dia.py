@@ -111,7 +111,8 @@ class Recurrence(NamedTuple):
 
 def recurrences(model: nn.Module) -> Iterator[Recurrence]:
     for stage, module in model.named_modules():
-        blocks = [part for part in module.children() if isinstance(part, nn.ModuleList)]
+        lists = (nn.ModuleList, nn.Sequential)
+        blocks = [part for part in module.children() if isinstance(part, lists)]
         cells = [(name, part) for name, part in module.named_children() if is_cell(part)]
         if len(blocks) == len(cells) == 1 and not isinstance(module, SelectiveCell):
             name, cell = cells[0]

@@ -2,7 +2,8 @@
 
 A layer has c_t = exp(min(‖k_t‖ / d, 10)) per head and passes on u_t = u_{t-1} + c_t x_t and
 z_t = z_{t-1} + c_t; it retrieves u_t / (z_t + 1e-3). So w_t(s) = c_s / z_t: a softmax over the
-sources, of logits that no query enters. (The 1e-3 scales all weights alike, by at least 0.999.)
+sources, of logits that no query enters. (The 1e-3 scales all
+weights alike, by at least 0.999.)
 The first layer of a later stage takes u / z of the stage before as one more source, ahead of its
 own, with a key and so a c of its own.
 """
@@ -126,6 +127,7 @@ def left_by(name: str, layer: nn.Module) -> RunningSource:
     weight = layer.get_parameter("Wv.weight")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, len(weight), 4, 4, generator=generator).to(weight)
+    x[1] *= 1000  # far beyond the limit of the exponent
     source = RunningSource(layer)
     split = x.unflatten(1, (source.norm_d.shape[1], -1))
     info = [split, split[..., :1, :1], torch.ones_like(split[:, :, :1, :1, :1])]
