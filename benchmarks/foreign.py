@@ -68,26 +68,26 @@ BASIC, BOTTLENECK = "BasicBlock", "Bottleneck"
 WIDE = {"depth": 16, "num_classes": 10, "widen_factor": 4}
 RESNEXT = {"cardinality": 8, "depth": 20, "num_classes": 10, "widen_factor": 4}
 CASES = [
-    Case(KCLA, **cifar("mrla_base", MRLA_B, 20, BASIC, ours="mrla_b_resnet20")),
-    Case(KCLA, **cifar("mrla_base", MRLA_B, 29, BOTTLENECK, ours="mrla_b_resnet29")),
-    Case(KCLA, **cifar("mrla_light", unrolled_weights, 20, BASIC, ours="mrla_l_resnet20")),
-    Case(KCLA, **cifar("mrla_light", unrolled_weights, 29, BOTTLENECK, ours="mrla_l_resnet29")),
-    Case(KCLA, **cifar("layer_attention", EQUATION_4, 20, BASIC)),
-    Case(KCLA, **cifar("dla_b", MRLA_B, 29, BOTTLENECK)),
-    Case(KCLA, **cifar("dla_l", unrolled_weights, 29, BOTTLENECK)),
-    Case(KCLA, **cifar("KCLA", key_norm_weights, 29, BOTTLENECK, function="kcla")),
-    Case(KCLA, **cifar("dia_resnet", channel_weights, 29, BOTTLENECK)),
+    Case(KCLA, **cifar("mrla_base", MRLA_B, 32, BASIC, ours="mrla_b_resnet32")),
+    Case(KCLA, **cifar("mrla_base", MRLA_B, 47, BOTTLENECK, ours="mrla_b_resnet47")),
+    Case(KCLA, **cifar("mrla_light", unrolled_weights, 32, BASIC, ours="mrla_l_resnet32")),
+    Case(KCLA, **cifar("mrla_light", unrolled_weights, 47, BOTTLENECK, ours="mrla_l_resnet47")),
+    Case(KCLA, **cifar("layer_attention", EQUATION_4, 32, BASIC)),
+    Case(KCLA, **cifar("dla_b", MRLA_B, 47, BOTTLENECK)),
+    Case(KCLA, **cifar("dla_l", unrolled_weights, 47, BOTTLENECK)),
+    Case(KCLA, **cifar("KCLA", key_norm_weights, 47, BOTTLENECK, function="kcla")),
+    Case(KCLA, **cifar("dia_resnet", channel_weights, 47, BOTTLENECK)),
     Case(KCLA, **imagenet("kcla_resnet", "resnet50_kcla", key_norm_weights)),
     Case(MRLA, **imagenet("resnet_mrla_base", "resnet50_mrlab", MRLA_B)),
     Case(MRLA, **imagenet("resnet_mrla_base22", "resnet50_mrlab", MRLA_B)),
     Case(MRLA, **imagenet("resnet_mrla_light", "resnet50_mrlal", unrolled_weights)),
-    Case(DLA, **cifar("mrla_base", MRLA_B, 29, BOTTLENECK)),
-    Case(DLA, **cifar("mrla_light", unrolled_weights, 29, BOTTLENECK)),
-    Case(DLA, **cifar("dla_b", MRLA_B, 29, BOTTLENECK)),
-    Case(DLA, **cifar("dla_l", unrolled_weights, 29, BOTTLENECK)),
+    Case(DLA, **cifar("mrla_base", MRLA_B, 47, BOTTLENECK)),
+    Case(DLA, **cifar("mrla_light", unrolled_weights, 47, BOTTLENECK)),
+    Case(DLA, **cifar("dla_b", MRLA_B, 47, BOTTLENECK)),
+    Case(DLA, **cifar("dla_l", unrolled_weights, 47, BOTTLENECK)),
     Case(DLA, **imagenet("resnet_dla_l", "resnet50_dla_l", unrolled_weights)),
-    Case(DIA, **cifar("dia_resnet", channel_weights, 29, BOTTLENECK)),
-    Case(DIA, **cifar("dia_preresnet", channel_weights, 29, BOTTLENECK)),
+    Case(DIA, **cifar("dia_resnet", channel_weights, 47, BOTTLENECK)),
+    Case(DIA, **cifar("dia_preresnet", channel_weights, 47, BOTTLENECK)),
     Case(DIA, "dia_wrn", "dia_wrn", WIDE, (2, 2, 2), channel_weights),
     Case(DIA, "dia_resnext", "dia_resnext", RESNEXT, (2, 2, 2), channel_weights),
 ]
@@ -105,7 +105,8 @@ def run(
     A checkout's folder is named as its repository or `owner+repository`. Their code runs as it
     is, on the CPU: meanwhile `Tensor.cuda`, which DIA and DLA call, returns its tensor.
     Exit code 1 when a site is missed or one too many, a weight differs by more than 1e-6 from the
-    one recomputed by hand, or a pruned network by more than 1e-5 from its reference.
+    one recomputed by hand in float64, or a pruned network by more than 1e-5 from its reference. In
+    float32 two correct softmaxes of large logits differ by the rounding of these.
     """
     rows = []
     for case in CASES:
@@ -118,7 +119,7 @@ def run(
     ran = [r for r in rows if r["adapter"] != NOT_RUN]
     verdicts = {
         "every site found and nothing else": all(r["sites"] == r["expected"] for r in ran),
-        f"weights as by hand within {READ:g}": all(r["weights"] <= READ for r in ran),
+        f"weights as by hand within {READ:g} in float64": all(r["weights 64"] <= READ for r in ran),
         f"pruned as the reference within {PRUNED:g}": all(r["pruned"] <= PRUNED for r in ran),
     }
     title = "Largest differences; logits relative to their scale where that is above 1"
@@ -139,7 +140,9 @@ def row(case: Case, root: Path, seed: int) -> dict[str, Any]:
         "kind": "",
         "sites": "",
         "expected": joined(case.blocks),
-        "weights": "",
+        "weights 32": "",
+        "weights 64": "",
+        "skipped": "",
         "reference": "",
         "pruned": "",
     }
@@ -156,9 +159,24 @@ def row(case: Case, root: Path, seed: int) -> dict[str, Any]:
             "adapter": found.adapter.name,
             "kind": ", ".join(sorted({stage.kind for stage in found.stages})),
             "sites": joined(len(stage.sites) for stage in found.stages),
-            "weights": largest_difference(model, found, images, case.by_hand),
+            "weights 32": largest_difference(model, found, images, case.by_hand),
+            "weights 64": in_float64(case, build, model, images),
             **pruned(case, model, found, images, seed),
         }
+
+
+def in_float64(
+    case: Case, build: Callable[..., nn.Module], model: nn.Module, images: Tensor
+) -> float:
+    """The largest difference of the weights in float64, which some forwards need as default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        twin = build(**case.arguments).eval()
+        twin.load_state_dict(model.state_dict())
+        return largest_difference(twin, discover(twin), images.double(), case.by_hand)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def shape_of(case: Case) -> list[Any]:
@@ -185,10 +203,15 @@ def pruned(
     case: Case, model: nn.Module, found: Discovery, images: Tensor, seed: int
 ) -> dict[str, Any]:
     """Against ours with the same weights and plan, or against the whole network with the same
-    retrievals zeroed (all of them `skip`, so that every source stays)."""
+    retrievals zeroed (all of them `skip`, so that every source stays).
+
+    The second site of every stage is skipped and the last stays, so that its source is read: what
+    no later site of its stage reads `prune` would drop.
+    """
     choose = random.Random(seed)
     choices = ["keep", "skip", "drop"] if case.ours else ["keep", "skip"]
-    actions = {site.name: choose.choice(choices) for s in found.stages for site in s.sites[1:-1]}
+    actions = {site.name: choose.choice(choices) for s in found.stages for site in s.sites[2:-1]}
+    actions |= {stage.sites[1].name: "skip" for stage in found.stages}
     result = prune(model, plan_of(found, actions))(images)
     if case.ours is not None:
         block = "basic" if case.arguments["block_name"] == BASIC else "bottleneck"
@@ -204,7 +227,9 @@ def pruned(
         for handle in handles:
             handle.remove()
     scale = max(1.0, float(reference.abs().max()))
-    return {"reference": what, "pruned": float((result - reference).abs().max()) / scale}
+    skipped = f"{sum(action != 'keep' for action in actions.values())} of {len(sites_of(found))}"
+    error = float((result - reference).abs().max()) / scale
+    return {"skipped": skipped, "reference": what, "pruned": error}
 
 
 def silenced(model: nn.Module, found: Discovery, names: list[str]) -> list[Any]:

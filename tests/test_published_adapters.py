@@ -25,16 +25,8 @@ from ela_probe.models import create_model
 from ela_probe.models.published import from_published
 from ela_probe.planners import PLANNERS, make_plan
 from tests import lookalikes
-from tests.lookalikes import (
-    GatedNetwork,
-    GateNetwork,
-    GateWrapper,
-    Network,
-    NormNetwork,
-    RefreshingNetwork,
-    SoftLayer,
-    SoftNetwork,
-)
+from tests.lookalikes import GateNetwork, GateWrapper, Network, SoftLayer, SoftNetwork
+from tests.lookalikes_stateful import GatedNetwork, NormLayer, NormNetwork, RefreshingNetwork
 from tests.test_pruning import analysed, with_actions
 
 GROWING, CARRYING = [(1, 2, 3, 4)] * 3, [(1, 2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5)]
@@ -319,7 +311,7 @@ def one_dimensional_decay(module: nn.Module) -> None:
 
 
 def no_distance(module: nn.Module) -> None:
-    if isinstance(module, lookalikes.NormLayer):
+    if isinstance(module, NormLayer):
         module.norm_d = nn.Parameter(torch.ones(1))
 
 

@@ -2,8 +2,7 @@
 
 A layer has c_t = exp(min(‖k_t‖ / d, 10)) per head and passes on u_t = u_{t-1} + c_t x_t and
 z_t = z_{t-1} + c_t; it retrieves u_t / (z_t + 1e-3). So w_t(s) = c_s / z_t: a softmax over the
-sources, of logits that no query enters. (The 1e-3 scales all
-weights alike, by at least 0.999.)
+sources, of logits that no query enters. (The 1e-3 scales all weights alike, by at least 0.999.)
 The first layer of a later stage takes u / z of the stage before as one more source, ahead of its
 own, with a key and so a c of its own.
 """
