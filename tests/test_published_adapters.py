@@ -94,8 +94,9 @@ def chosen(model: nn.Module, seed: int) -> dict[str, str]:
     }
 
 
-def applied(model: nn.Module, actions: dict[str, str]) -> nn.Module:
-    return prune(model, with_actions(make_plan(analysed(model), skip=0.0), actions))
+def applied(model: nn.Module, actions: dict[str, str], known: Analysis | None = None) -> nn.Module:
+    base = make_plan(known or analysed(model), skip=0.0)
+    return prune(model, with_actions(base, actions))
 
 
 @each_family
@@ -171,7 +172,7 @@ def last_kept(model: nn.Module, actions: dict[str, str]) -> dict[str, str]:
 def test_pruning_equals_zeroing_and_masking(family: str, seed: int, images: Tensor) -> None:
     model = settled(family)
     actions = chosen(model, seed)
-    pruned = applied(model, actions)
+    pruned = applied(model, actions, analysis(family))
     reference = without(model, last_kept(model, actions))
     with torch.no_grad():
         whole, result = model(images), pruned(images)
@@ -183,7 +184,7 @@ def test_pruning_equals_zeroing_and_masking(family: str, seed: int, images: Tens
 def test_a_skipped_gate_leaves_the_output_ungated(seed: int, images: Tensor) -> None:
     model = settled("dia")
     actions = chosen(model, seed)
-    pruned = applied(model, actions)
+    pruned = applied(model, actions, analysis("dia"))
     actions = last_kept(model, actions)
 
     def by_hand(x: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ def test_a_pruned_foreign_model_equals_ours(
     theirs, ours = settled(family), create_model(f"{name}_resnet20", depth=26).eval()
     ours.load_state_dict(from_published(theirs.state_dict()))
     actions = chosen(theirs, seed)
-    pruned = applied(theirs, actions)
+    pruned = applied(theirs, actions, analysis(family))
     renamed = {key.replace(".mrla", ".retrieval"): action for key, action in actions.items()}
     twin = applied(ours, renamed)
     with torch.no_grad():
@@ -261,7 +262,7 @@ def untrained(model: nn.Module, images: Tensor) -> set[str]:
 def test_recur_is_refused() -> None:
     for family, (_, _, _, site, _) in FAMILIES.items():
         with pytest.raises(PlanError, match="recur"):
-            applied(settled(family), {site: "recur"})
+            applied(settled(family), {site: "recur"}, analysis(family))
 
 
 def test_names_of_classes_do_not_matter() -> None:
