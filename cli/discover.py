@@ -1,40 +1,44 @@
 """`ela-probe discover`."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from . import console
 from .options import (
     CheckpointArgument,
+    CodePath,
     Data,
     DataRoot,
+    ExampleBatches,
     Factory,
+    InputDtype,
+    InputHigh,
+    InputSize,
     Json,
     Model,
     ModelArgs,
+    SitesFile,
     checkpoint_data,
+    chosen_inputs,
     model_spec,
 )
 
 if TYPE_CHECKING:
-    from ela_probe.checkpoint import Checkpoint
     from ela_probe.discovery import Discovery
-    from ela_probe.models import ModelSpec
 
 
 def command(
     checkpoint: CheckpointArgument,
     data: Data = None,
     data_root: DataRoot = None,
-    input_size: Annotated[
-        str | None,
-        typer.Option(help="Size of one input, e.g. 3,32,32, in place of data.", show_default=False),
-    ] = None,
+    input_size: InputSize = None,
+    input_dtype: InputDtype = "float32",
+    input_high: InputHigh = None,
+    example_inputs: ExampleBatches = None,
+    sites: SitesFile = None,
     model: Model = None,
     factory: Factory = None,
     model_args: ModelArgs = None,
+    code: CodePath = None,
     json: Json = False,
 ) -> None:
     """List where a model retrieves from earlier layers, how that was found, what else attends.
@@ -44,50 +48,39 @@ def command(
         ela-probe discover runs/digits/best.pt
         ela-probe discover weights.pth --factory package.module:build --input-size 3,32,32
     """
+    from ela_probe.adapters.declared import DeclaredAdapter
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.discovery import discover
+    from ela_probe.inputs import first_samples
 
-    spec = model_spec(model, factory, model_args)
+    spec = model_spec(model, factory, model_args, code)
+    chosen = chosen_inputs(
+        input_size,
+        input_dtype,
+        input_high,
+        example_inputs,
+        path=code,
+        data=data,
+        limit=None,
+        batch_size=2,
+    )
     loaded = read_checkpoint(checkpoint, spec=spec)
-    inputs = example_inputs(checkpoint, loaded, spec, input_size, data, data_root)
-    found = discover(loaded.model, inputs)
+    inputs: Any = None
+    if chosen is not None:
+        inputs = first_samples(next(iter(chosen)), 2)
+    else:
+        opened = checkpoint_data(checkpoint, spec, data, data_root, False)
+        known = opened.spec if opened is not None else loaded.header.data
+        if known is not None:
+            inputs = known.example()[0]
+    if sites is not None:
+        found = DeclaredAdapter.load(sites).discover(loaded.model, inputs)
+    else:
+        found = discover(loaded.model, inputs)
     document = described(found)
     console.emit(document, as_json=json)
     if not json:
         show(document, type(loaded.model).__name__)
-
-
-def example_inputs(
-    checkpoint: Path,
-    loaded: "Checkpoint",
-    spec: "ModelSpec | None",
-    input_size: str | None,
-    data: str | None,
-    data_root: Path | None,
-) -> Any:
-    """Two random inputs as large as --input-size, --data or the checkpoint says; else None.
-
-    Raises:
-        OptionError: --input-size is no list of positive whole numbers.
-    """
-    import torch
-
-    from ela_probe.errors import OptionError
-
-    if input_size is not None:
-        try:
-            size = [int(part) for part in input_size.split(",")]
-        except ValueError:
-            size = []
-        if not size or min(size) < 1:
-            raise OptionError(f"--input-size {input_size!r} came; expected e.g. 3,32,32")
-    else:
-        images = checkpoint_data(checkpoint, spec, data, data_root, False)
-        known = images.spec if images is not None else loaded.header.data
-        if known is None:
-            return None
-        size = [known.channels, known.image_size, known.image_size]
-    return torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
 
 
 def described(found: "Discovery") -> dict[str, Any]:
@@ -102,9 +95,9 @@ def described(found: "Discovery") -> dict[str, Any]:
                     {
                         "name": site.name,
                         "sources": site.sources,
-                        "how": found.found[site.name].how,
-                        "shape": found.found[site.name].shape,
-                        "axis": found.found[site.name].axis,
+                        "how": getattr(found.found.get(site.name), "how", "declared"),
+                        "shape": getattr(found.found.get(site.name), "shape", None),
+                        "axis": getattr(found.found.get(site.name), "axis", site.axis),
                     }
                     for site in stage.sites
                 ],

@@ -241,6 +241,7 @@ class Analysis:
                 {
                     "name": part.stage.name,
                     "kind": part.stage.kind,
+                    "carried_over": part.stage.carried_over,
                     "samples": part.samples,
                     "rows": part.rows,
                     "fit": None if part.fit is None else vars(part.fit),
@@ -271,7 +272,10 @@ class Analysis:
             stages = []
             for index, entry in enumerate(document["stages"]):
                 stage = Stage(
-                    entry["name"], entry["kind"], tuple(Site(**site) for site in entry["sites"])
+                    entry["name"],
+                    entry["kind"],
+                    tuple(Site(**site) for site in entry["sites"]),
+                    entry["carried_over"],
                 )
                 own = {
                     name.partition("/")[2]: value

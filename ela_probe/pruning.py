@@ -13,7 +13,7 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
     """A copy of the model without the retrievals that the plan skips.
 
     Prune first, then build the optimizer and wrap for DDP or compile. A skipped site that no
-    later retrieval of its stage reads is dropped.
+    later retrieval reads is dropped.
 
     Raises:
         PlanError: no adapter knows the model, the plan was made for other sites (listed), or it
@@ -27,8 +27,8 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
     plan.check_sites(found.stages)
     pruned = copy.deepcopy(model)
     actions = plan.actions
-    for stage in plan.stages:
-        for site in reversed(stage.sites):
+    for planned, stage in zip(plan.stages, found.stages, strict=True):
+        for site in () if stage.carried_over else reversed(planned.sites):
             if site.action in ("keep", "recur"):
                 break
             actions[site.name] = "drop"

@@ -35,11 +35,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Stage:
-    """The ordered sites that share one growing list of sources, and the kind of their weights."""
+    """The ordered sites that share one growing list of sources, and the kind of their weights.
+
+    carried_over: the next stage reads this one's sources, so that all of them are needed.
+    """
 
     name: str
     kind: Kind
     sites: tuple[Site, ...]
+    carried_over: bool = False
 
     @property
     def sizes(self) -> tuple[int, ...]:

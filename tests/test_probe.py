@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, discover
-from ela_probe.adapters.resnet import unrolled
+from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import ModelError, ProbeError
 from ela_probe.models import create_model
 from ela_probe.models.attention import MRLABase

@@ -73,7 +73,15 @@ def register_adapter(adapter: Adapter) -> Adapter:
 
 def adapter_for(model: nn.Module) -> Adapter | None:
     """The first adapter that knows the (unwrapped) model."""
-    from ela_probe.adapters import attnres, deit, resnet  # noqa: F401  (register themselves)
+    from ela_probe.adapters import (  # noqa: F401  (they register themselves)
+        attnres,
+        deit,
+        dia,
+        kcla,
+        mrla_base,
+        mrla_light,
+        resnet,
+    )
     from ela_probe.adapters.plugins import load_plugins
 
     load_plugins()

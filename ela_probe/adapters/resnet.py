@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ela_probe.adapters import register_adapter
+from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import PlanError
 from ela_probe.models.attention import MRLABase, MRLALight
 from ela_probe.models.resnet import Block, ResNet
@@ -64,29 +64,6 @@ class ResNetAdapter:
         for s, stage in enumerate(model.stages):  # type: ignore[arg-type]
             name = f"stages.{s}"
             yield name, [(f"{name}.{t}.retrieval", block) for t, block in enumerate(stage)]
-
-
-def unrolled(steps: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Effective contributions of a gated recurrence o_t = g_t V_t + λ_t o_{t-1}.
-
-    Source s contributes |g_s Π_{r=s+1..t} λ_r|; every channel is a distribution of its own.
-
-    Args:
-        steps: per site the gate [samples, heads] and the decay [channels, 1, 1].
-
-    Returns: per site t a tensor [samples, channels, t], normalised over its last axis.
-    """
-    contributions: list[Tensor] = []
-    weights = []
-    for gate, decay in steps:
-        decay = decay.detach().flatten().abs().double()
-        by_channel = (
-            gate.detach().abs().double().repeat_interleave(decay.numel() // gate.shape[1], dim=1)
-        )
-        contributions = [earlier * decay for earlier in contributions] + [by_channel]
-        stacked = torch.stack(contributions, dim=-1)
-        weights.append(stacked / stacked.sum(dim=-1, keepdim=True))
-    return weights
 
 
 register_adapter(ResNetAdapter())

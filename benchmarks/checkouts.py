@@ -1,0 +1,51 @@
+"""Functions of published code, run from a checkout that the user gives, unmodified."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from ela_probe.errors import OptionError
+
+
+def published(root: Path, file: str, function: str) -> Callable[..., nn.Module]:
+    """The function of the checkout's file of that name; runs the user's copy of it.
+
+    What the file imports from its own package (`models`) is found there, file by file and without
+    the package's `__init__` (one of them names a function that it lacks), and is forgotten
+    afterwards, as every checkout has a package of that name.
+
+    Raises:
+        OptionError: no such file. ImportError: it needs a package that is missing.
+    """
+    path = next((p for p in sorted(root.rglob(f"{file}.py")) if "models" in p.parts[:-1]), None)
+    path = path or next(iter(sorted(root.rglob(f"{file}.py"))), None)
+    if path is None:
+        raise OptionError(f"{root} has no file {file}.py; is it a checkout of that repository?")
+    package = ModuleType("models")
+    package.__path__ = [str(p / "models") for p in path.parents if (p / "models").is_dir()][:1]
+    spec = importlib.util.spec_from_file_location(f"published_{file}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {"models": package}):
+        spec.loader.exec_module(module)
+    found: Callable[..., nn.Module] = getattr(module, function)
+    return found
+
+
+@contextmanager
+def on_this_device() -> Iterator[None]:
+    """All stays on the CPU: `Tensor.cuda`, which DIA and DLA call in forward, does nothing."""
+
+    def stay(self: Tensor, *args: object, **options: object) -> Tensor:
+        return self
+
+    with mock.patch.object(torch.Tensor, "cuda", stay):
+        yield

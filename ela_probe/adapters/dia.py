@@ -1,0 +1,152 @@
+"""DIA as published (arXiv 1905.10671): one recurrent cell, shared by a stage, gates the channels of
+every block's output.
+
+A stage has a list of blocks and a cell with `w_ih`, `w_hh` and `nlayers` that makes four gates.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ela_probe.adapters import ReadOnlyAdapter, register_adapter
+from ela_probe.adapters.placement import refuse_recur
+from ela_probe.sites import Action, Site, Stage
+
+
+class DIAAdapter(ReadOnlyAdapter):
+    """Sites are the calls of the cell, `<cell>@<call>`: a profile over channels, not over layers.
+
+    `skip` leaves a block's output ungated and its descriptor in the cell's state, so that the
+    cell still runs; with `drop` it doesn't. The cell's parameters are shared and stay.
+    """
+
+    name = "dia"
+
+    def matches(self, model: nn.Module) -> bool:
+        return any(True for _ in recurrences(model))
+
+    def stages(self, model: nn.Module) -> list[Stage]:
+        stages = []
+        for found in recurrences(model):
+            cell, module = found.cell, found.name
+            actions: list[Action] = ["keep"] * found.calls
+            if isinstance(cell, SelectiveCell):
+                actions, module = cell.actions, f"{module}.cell"
+                cell = cell.cell
+            channels = gates_and_channels(cell)[1]
+            fired = [call for call, action in enumerate(actions) if action != "drop"]
+            sites = [
+                Site(
+                    f"{found.name}@{call}",
+                    module,
+                    channels,
+                    "output",
+                    call=firing,
+                    calls=len(fired),
+                )
+                for firing, call in enumerate(fired)
+                if actions[call] == "keep"
+            ]
+            stages.append(Stage(found.stage, "channel", tuple(sites)))
+        return stages
+
+    def weights(
+        self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """From the state [layers, samples, channels] as read, the last layer's, normalised."""
+        return [normalised(tensors[0][-1]) for tensors in captured]
+
+    def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
+        refuse_recur(actions)
+        for found in list(recurrences(model)):
+            chosen = {
+                call: actions.get(f"{found.name}@{call}", "keep") for call in range(found.calls)
+            }
+            if all(action == "keep" for action in chosen.values()):
+                continue
+            cell = found.cell
+            if not isinstance(cell, SelectiveCell):
+                cell = SelectiveCell(cell, found.calls).train(cell.training)
+                model.set_submodule(found.name, cell)
+            cell.actions = [
+                action if action != "keep" else before
+                for before, action in zip(cell.actions, chosen.values(), strict=True)
+            ]
+
+
+class SelectiveCell(nn.Module):
+    """A stage's cell, run and applied only where a plan keeps it.
+
+    The call's number and the cell's true state travel in the place of the cell's memory, which a
+    stage hands from call to call unread: nothing is kept between passes.
+    """
+
+    def __init__(self, cell: nn.Module, calls: int) -> None:
+        super().__init__()
+        self.cell = cell
+        self.actions: list[Action] = ["keep"] * calls
+
+    def forward(self, descriptor: Tensor, hidden: tuple[Any, Any]) -> tuple[Tensor, Any]:
+        """descriptor: [b, c]; hidden: two of [layers, b, c], or what the last call returned."""
+        state, memory = hidden
+        call = 0
+        if isinstance(memory, tuple):
+            call, state, memory = memory
+        action = self.actions[call]
+        if action != "drop":
+            state, memory = self.cell(descriptor, (state, memory))
+        gates = state if action == "keep" else state.new_ones(()).expand_as(state)
+        return gates, (call + 1, state, memory)
+
+
+class Recurrence(NamedTuple):
+    """A cell (by its name in the model), its stage's name, and its calls in a pass."""
+
+    name: str
+    stage: str
+    cell: nn.Module
+    calls: int
+
+
+def recurrences(model: nn.Module) -> Iterator[Recurrence]:
+    for stage, module in model.named_modules():
+        lists = (nn.ModuleList, nn.Sequential)
+        blocks = [part for part in module.children() if isinstance(part, lists)]
+        cells = [(name, part) for name, part in module.named_children() if is_cell(part)]
+        if len(blocks) == len(cells) == 1 and not isinstance(module, SelectiveCell):
+            name, cell = cells[0]
+            name = f"{stage}.{name}" if stage else name
+            yield Recurrence(name, stage or name, cell, len(blocks[0]))
+
+
+def is_cell(module: nn.Module) -> bool:
+    if isinstance(module, SelectiveCell):
+        return True
+    inputs, states = module._modules.get("w_ih"), module._modules.get("w_hh")
+    layers = getattr(module, "nlayers", None)
+    return (
+        isinstance(inputs, nn.ModuleList)
+        and isinstance(states, nn.ModuleList)
+        and len(inputs) == len(states) == layers
+        and gates_and_channels(module)[0] == 4
+    )
+
+
+def gates_and_channels(cell: nn.Module) -> tuple[float, int]:
+    """How many gates a cell makes, and of how many channels; (0, 0) where that can't be told."""
+    last = list(cell.get_submodule("w_hh").children())[-1]
+    linear = [part for part in last.modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        return 0, 0
+    channels = linear[0].in_features
+    return linear[-1].out_features / channels, channels
+
+
+def normalised(gates: Tensor) -> Tensor:
+    """[samples, channels], non-negative, to rows that sum to 1."""
+    gates = gates.double()
+    return gates / gates.sum(dim=-1, keepdim=True)
+
+
+register_adapter(DIAAdapter())

@@ -1,0 +1,92 @@
+"""MRLA-L and DLA-L as published: o_t = sigmoid(q_t · k_t / √d) V_t + λ_t o_{t-1}.
+
+A layer has Wq, Wk, Wv and a `sigmoid` module; the module around it holds λ as `lambda_t`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ela_probe.adapters import ReadOnlyAdapter, register_adapter
+from ela_probe.adapters.placement import (
+    Placement,
+    container,
+    has_projections,
+    placements,
+    refuse_recur,
+)
+from ela_probe.adapters.unrolled import unrolled
+from ela_probe.sites import Action, Site, Stage
+
+
+class MRLALightAdapter(ReadOnlyAdapter):
+    """Sites are the blocks' retrievals; a stage is one list of blocks of equal channels.
+
+    Pruning replaces the module that holds λ by one that adds nothing: a layer keeps no source for
+    later ones, so that `skip` and `drop` are the same.
+    """
+
+    name = "mrla-l"
+
+    def matches(self, model: nn.Module) -> bool:
+        return any(True for _ in retrievals(model))
+
+    def stages(self, model: nn.Module) -> list[Stage]:
+        stages: list[tuple[str, int, list[Site]]] = []
+        for place in retrievals(model):
+            name, channels = (
+                container(model, place.name),
+                len(place.wrapper.get_parameter("lambda_t")),
+            )
+            if not stages or stages[-1][:2] != (name, channels):
+                stages.append((name, channels, []))
+            sites = stages[-1][2]
+            module = f"{place.module_name}.sigmoid"
+            sites.append(Site(place.name, module, len(sites) + 1, "output"))
+        names = [name for name, _, _ in stages]
+        return [
+            Stage(name if names.count(name) == 1 else sites[0].name, "unrolled", tuple(sites))
+            for name, _, sites in stages
+        ]
+
+    def weights(
+        self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """[samples, heads, 1, 1, 1] gates as read, with each λ: [samples, channels, sources]."""
+        decays = [model.get_parameter(f"{site.name}.lambda_t") for site in stage.sites]
+        return unrolled(
+            [(gate.flatten(1), decay) for (gate,), decay in zip(captured, decays, strict=True)]
+        )
+
+    def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
+        refuse_recur(actions)
+        for place in list(retrievals(model)):
+            if actions.get(place.name, "keep") != "keep":
+                left = NoRetrieval().train(place.wrapper.training)
+                setattr(place.block, place.attribute, left)
+                place.silence()
+
+
+class NoRetrieval(nn.Module):
+    """A skipped retrieval: a zero of no dimensions in place of o_t."""
+
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+def retrievals(model: nn.Module) -> Iterator[Placement]:
+    for place in placements(model, is_light_layer):
+        decay = getattr(place.wrapper, "lambda_t", None)
+        if isinstance(decay, nn.Parameter) and decay.shape[1:] == (1, 1):
+            yield place
+
+
+def is_light_layer(module: nn.Module) -> bool:
+    return (
+        has_projections(module)
+        and isinstance(module._modules.get("sigmoid"), nn.Sigmoid)
+        and isinstance(getattr(module, "heads", None), int)
+    )
+
+
+register_adapter(MRLALightAdapter())

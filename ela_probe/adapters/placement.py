@@ -1,0 +1,95 @@
+"""Where a published retrieval sits: a layer inside a wrapper inside a block.
+
+Research code is copied around, so that everything is found by its submodules, never by the names
+of classes or files.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from ela_probe.errors import PlanError
+from ela_probe.sites import Action
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A retrieval of a block: `block.<attribute>` wraps it, `layer` is the name of its weights'
+    module in there, `block.bn_<attribute>` and `block.drop_path` follow it."""
+
+    name: str
+    layer: str
+    wrapper: nn.Module
+    block: nn.Module
+
+    @property
+    def attribute(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def module(self) -> nn.Module:
+        return self.wrapper.get_submodule(self.layer)
+
+    @property
+    def module_name(self) -> str:
+        return f"{self.name}.{self.layer}"
+
+    def silence(self) -> None:
+        """Take out the norm and the drop path behind the retrieval."""
+        setattr(self.block, f"bn_{self.attribute}", nn.Identity())
+        self.block.drop_path = nn.Identity()
+
+
+def placements(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Iterator[Placement]:
+    """The retrievals of a model, in the order of its modules, which is that of the blocks."""
+    for name, module in model.named_modules():
+        if not is_layer(module):
+            continue
+        wrapper, _, layer = name.rpartition(".")
+        block, _, attribute = wrapper.rpartition(".")
+        parent = model.get_submodule(block)
+        if attribute and {f"bn_{attribute}", "drop_path"} <= parent._modules.keys():
+            yield Placement(wrapper, layer, model.get_submodule(wrapper), parent)
+
+
+def has_projections(module: nn.Module) -> bool:
+    """Whether it has MRLA's query, key and value: 1-D convolutions along the channels of a pooled
+    descriptor, and a depthwise 2-D convolution."""
+    parts = module._modules
+    value = parts.get("Wv")
+    return (
+        all(along_channels(parts.get(name)) for name in ("Wq", "Wk"))
+        and isinstance(value, nn.Conv2d)
+        and value.groups == value.in_channels == value.out_channels
+    )
+
+
+def along_channels(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Conv1d) and module.in_channels == module.out_channels == 1
+
+
+def container(model: nn.Module, name: str) -> str:
+    """The name of the nearest list of modules around a module, or of its parent."""
+    parent = name
+    while parent:
+        parent = parent.rpartition(".")[0]
+        if isinstance(model.get_submodule(parent), nn.ModuleList | nn.Sequential):
+            return parent
+    return name.rpartition(".")[0]
+
+
+def stage_name(model: nn.Module, first: str, taken: Iterable[str]) -> str:
+    """The list that a stage's first site is in, or that site where the list holds two stages."""
+    name = container(model, first)
+    return first if name in taken or not name else name
+
+
+def refuse_recur(actions: Mapping[str, Action]) -> None:
+    """Raises PlanError: `recur` has no physical form in published code."""
+    for name, action in actions.items():
+        if action == "recur":
+            raise PlanError(
+                f"{name}: the action 'recur' can't be applied to published code; "
+                "use keep, skip or drop"
+            )
