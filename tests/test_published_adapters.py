@@ -157,10 +157,10 @@ def source_only(action: str, module: nn.Module, inputs: tuple, output: tuple) ->
 
 
 def last_kept(model: nn.Module, actions: dict[str, str]) -> dict[str, str]:
-    """As `prune` does: what no later site reads is dropped."""
+    """As `prune` does: what no later site reads is dropped; KCLA's next stage reads all."""
     actions = dict(actions)
     for stage in discover(model).stages:
-        for site in reversed(stage.sites):
+        for site in () if stage.carried_over else reversed(stage.sites):
             if actions.get(site.name, "keep") == "keep":
                 break
             actions[site.name] = "drop"
