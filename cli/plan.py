@@ -108,9 +108,11 @@ def describe(made: "SkipPlan") -> None:
         for stage in made.stages
         for site in stage.sites
     ]
+    recurring = list(made.actions.values()).count("recur")
     title = (
         f"{len(made.skipped)} of {len(made.actions)} retrievals skipped ({made.share:.0%}), "
-        f"charged {made.charge or 0:.4g} nats in all ({made.origin.planner})"
+        + (f"{recurring} recur, " if recurring else "")
+        + f"charged {made.charge or 0:.4g} nats in all ({made.origin.planner})"
     )
     columns = ("site", "action", "compared with", ">kl", ">score")
     console.out.print(console.table(title, columns, rows))
