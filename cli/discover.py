@@ -113,22 +113,24 @@ def described(found: "Discovery") -> dict[str, Any]:
 def show(document: dict[str, Any], model: str) -> None:
     """The stages and the bystanders on the terminal."""
     count = sum(len(stage["sites"]) for stage in document["stages"])
-    columns = ("stage", "kind", "site", ">sources", "weights", ">source axis", "found by")
-    rows = [
-        [
-            stage["name"],
-            stage["kind"],
-            site["name"],
-            site["sources"],
-            "–" if site["shape"] is None else str(list(site["shape"])),
-            site["axis"],
-            site["how"],
+    stages = len(document["stages"])
+    console.out.print(
+        f"{model}: {count} retrievals in {stages} stage{'s' if stages != 1 else ''}", markup=False
+    )
+    for stage in document["stages"]:
+        ways = sorted({site["how"] for site in stage["sites"]})
+        title = f"{stage['name']} ({stage['kind']} weights), found by {'; '.join(ways)}"
+        columns = ("site", ">sources", "weights", ">source axis")
+        rows = [
+            [
+                site["name"],
+                site["sources"],
+                "–" if site["shape"] is None else " x ".join(map(str, site["shape"])),
+                site["axis"],
+            ]
+            for site in stage["sites"]
         ]
-        for stage in document["stages"]
-        for site in stage["sites"]
-    ]
-    title = f"{model}: {count} retrievals in {len(document['stages'])} stages"
-    console.out.print(console.table(title, columns, rows))
+        console.out.print(console.table(title, columns, rows))
     for other in document["bystanders"]:
         console.out.print(
             f"no layer attention: {other['name']} ({other['what']}), {other['reason']}",

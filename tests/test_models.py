@@ -68,9 +68,9 @@ def test_a_factory_is_named_by_its_import_path() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tests.test_models:absent", "cannot find the factory"),
-        ("no.such.module:f", "cannot find the factory"),
-        (":f", "cannot find the factory"),
+        ("tests.test_models:absent", "has no attribute 'absent'"),
+        ("no.such.module:f", "cannot find the module of"),
+        (":f", "expected package.module:function"),
         ("builtins:dict", "returned dict; expected a torch.nn.Module"),
         ("tests.test_models:tiny", "could not be built"),
     ],

@@ -187,7 +187,7 @@ def test_the_chain_on_a_language_model(
     assert isinstance(read_checkpoint(folder / "tuned.pt").header.data, TextSpec)
 
     assert main(["compare", str(best), "--repeats", "3", "--device", "cpu"]) == 0
-    assert "sequences; batches of" in capsys.readouterr().out
+    assert "sequences; time and" in capsys.readouterr().out
     headings, rows = Comparison.model_validate(compared).table()
     assert "perplexity" in headings
     assert len(headings) == len(rows[0])
