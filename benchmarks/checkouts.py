@@ -18,8 +18,8 @@ def published(root: Path, file: str, function: str) -> Callable[..., nn.Module]:
     """The function of the checkout's file of that name; runs the user's copy of it.
 
     What the file imports from its own package (`models`) is found there, file by file and without
-    the package's `__init__` (one of them names a function that it lacks), and is forgotten
-    afterwards, as every checkout has a package of that name.
+    the package's `__init__` (one of them names a function that it lacks), as are the files beside
+    it. Both are forgotten afterwards, as checkouts share their names; installed packages stay.
 
     Raises:
         OptionError: no such file. ImportError: it needs a package that is missing.
@@ -34,10 +34,21 @@ def published(root: Path, file: str, function: str) -> Callable[..., nn.Module]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(sys.modules, {"models": package}):
+    search = [str(path.parent), *sys.path]
+    known = {"models": package, spec.name: module}
+    with mock.patch.dict(sys.modules, known), mock.patch.object(sys, "path", search):
         spec.loader.exec_module(module)
+        installed = {n: m for n, m in sys.modules.items() if not is_theirs(n, m, root)}
+    sys.modules.update(installed)
     found: Callable[..., nn.Module] = getattr(module, function)
     return found
+
+
+def is_theirs(name: str, module: ModuleType, root: Path) -> bool:
+    if name.partition(".")[0] == "models":
+        return True
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and Path(file).resolve().is_relative_to(root.resolve())
 
 
 @contextmanager

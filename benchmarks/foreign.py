@@ -17,6 +17,7 @@ from benchmarks.recomputed import (
     key_norm_weights,
     largest_difference,
     softmax_weights,
+    token_softmax_weights,
     unrolled_weights,
 )
 from benchmarks.results import JsonPath, publish
@@ -62,6 +63,16 @@ def imagenet(file: str, function: str, by_hand: Any) -> dict[str, Any]:
     return {"function": function, **common, "by_hand": by_hand}
 
 
+def deit(file: str, function: str, by_hand: Any, blocks: tuple[int, ...]) -> dict[str, Any]:
+    """Their smallest DeiT on 4 by 4 patches. They need timm (0.5.4 works)."""
+    arguments = {"num_classes": 10, "img_size": 64}
+    common = {"file": file, "arguments": arguments, "blocks": blocks, "size": 64}
+    return {"function": function, **common, "by_hand": by_hand}
+
+
+DEPTH, PER_LIST = 12, 4  # blocks of their DeiTs; MRLA-B starts a new list of sources every 4
+LISTS, WHOLE = (PER_LIST,) * (DEPTH // PER_LIST), (DEPTH,)
+DEIT_B, DEIT_L = "deit_mrlab_tiny_patch16_224", "deit_mrlal_tiny_patch16_224"
 KCLA, MRLA = "bgx666/KCLA", "joyfang1106/MRLA"
 DLA, DIA = "tunantu/Dynamic-Layer-Attention", "gbup-group/DIANet"
 BASIC, BOTTLENECK = "BasicBlock", "Bottleneck"
@@ -81,6 +92,8 @@ CASES = [
     Case(MRLA, **imagenet("resnet_mrla_base", "resnet50_mrlab", MRLA_B)),
     Case(MRLA, **imagenet("resnet_mrla_base22", "resnet50_mrlab", MRLA_B)),
     Case(MRLA, **imagenet("resnet_mrla_light", "resnet50_mrlal", unrolled_weights)),
+    Case(MRLA, **deit("deit_mrla_base", DEIT_B, token_softmax_weights, LISTS)),
+    Case(MRLA, **deit("deit_mrla_light", DEIT_L, unrolled_weights, WHOLE)),
     Case(DLA, **cifar("mrla_base", MRLA_B, 47, BOTTLENECK)),
     Case(DLA, **cifar("mrla_light", unrolled_weights, 47, BOTTLENECK)),
     Case(DLA, **cifar("dla_b", MRLA_B, 47, BOTTLENECK)),
@@ -194,6 +207,9 @@ def settle(model: nn.Module, size: int) -> nn.Module:
     for norm in norms:
         norm.weight.uniform_(0.5, 1.5)
         norm.momentum = 1.0
+    for layer in model.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.weight.uniform_(0.5, 1.5)
     model.train()(torch.randn(4, 3, size, size))
     return model.eval()
 
@@ -241,20 +257,19 @@ def silenced(model: nn.Module, found: Discovery, names: list[str]) -> list[Any]:
             handles += ungated(model, stage.sites[0].module, calls)
         return handles
     for name in names:
-        if found.adapter.name == "kcla":
-            module, zero = model.get_submodule(name), zero_first
+        if found.adapter.name in ("kcla", "deit"):
+            module = model.get_submodule(name)
         else:
             block, _, attribute = name.rpartition(".")
-            module, zero = model.get_submodule(f"{block}.bn_{attribute}"), zero_all
+            module = model.get_submodule(f"{block}.bn_{attribute}")
         handles.append(module.register_forward_hook(zero))
     return handles
 
 
-def zero_all(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return torch.zeros_like(output)
-
-
-def zero_first(module: nn.Module, inputs: Any, output: Any) -> Any:
+def zero(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """What a layer adds, which is the first where it passes on sources too."""
+    if isinstance(output, Tensor):
+        return torch.zeros_like(output)
     return torch.zeros_like(output[0]), *output[1:]
 
 

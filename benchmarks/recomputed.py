@@ -123,6 +123,11 @@ def softmax_weights(model: nn.Module, stage: Stage, calls: Calls, *, raw: bool) 
     return result
 
 
+def token_softmax_weights(model: nn.Module, stage: Stage, calls: Calls) -> list[Tensor]:
+    """As softmax_weights, in the shape of DeiT's softmax: [b, heads, 1, t]."""
+    return [weights[:, :, None] for weights in softmax_weights(model, stage, calls, raw=False)]
+
+
 def unrolled_weights(model: nn.Module, stage: Stage, calls: Calls) -> list[Tensor]:
     """|g_s Π_{r=s+1..t} λ_r|, normalised: every product is formed anew."""
     gates, decays = [], []
