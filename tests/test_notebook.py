@@ -1,10 +1,12 @@
 """The notebook: committed clean, and it runs from top to bottom on an analysis folder."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from tests.synthetic import make_analysis
 
@@ -12,16 +14,33 @@ ROOT = Path(__file__).resolve().parents[1]
 PATH = ROOT / "notebooks" / "01_explore.ipynb"
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, where: Path) -> nbformat.NotebookNode:
-    monkeypatch.setenv("ELA_PROBE_ANALYSIS", str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(where / "runtime"))
-    monkeypatch.setenv("IPYTHONDIR", str(where / "ipython"))
-    notebook = nbformat.read(PATH, as_version=4)  # type: ignore[no-untyped-call]
-    client = NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(where)}}
-    )
-    return client.execute()
+EXECUTE = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+
+source, result, folder = sys.argv[1:]
+notebook = nbformat.read(source, as_version=4)
+resources = {"metadata": {"path": folder}}
+NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+nbformat.write(notebook, result)
+"""
+
+
+def run(folder: Path, where: Path) -> nbformat.NotebookNode:
+    """Execute the notebook from a process of its own: an event loop that earlier tests have used
+    can miss the kernel's answer until it times out."""
+    environment = os.environ | {
+        "ELA_PROBE_ANALYSIS": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_RUNTIME_DIR": str(where / "runtime"),
+        "IPYTHONDIR": str(where / "ipython"),
+    }
+    result = where / "executed.ipynb"
+    words = [sys.executable, "-c", EXECUTE, str(PATH), str(result), str(where)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return nbformat.read(result, as_version=4)  # type: ignore[no-untyped-call]
 
 
 def test_committed_without_outputs() -> None:
@@ -34,9 +53,9 @@ def test_committed_without_outputs() -> None:
             assert cell.execution_count is None
 
 
-def test_runs_on_an_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_on_an_analysis(tmp_path: Path) -> None:
     make_analysis((4, 2), samples=30).save(tmp_path / "analysis")
-    notebook = run(tmp_path / "analysis", monkeypatch, tmp_path)
+    notebook = run(tmp_path / "analysis", tmp_path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 4  # adjacent, a Beta fit a stage, the curve (and the plan)
