@@ -24,6 +24,7 @@ from .options import (
     Limit,
     Model,
     ModelArgs,
+    Seed,
     SitesFile,
     SplitName,
     Workers,
@@ -61,6 +62,7 @@ def command(
     workers: Workers = None,
     figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,
     device: Device = "auto",
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Measure how alike a checkpoint's retrievals are.
@@ -80,7 +82,7 @@ def command(
     spec = model_spec(model, factory, model_args, code)
     inputs = chosen_inputs(
         input_size, input_dtype, input_high, example_inputs,
-        path=code, data=data, limit=limit, batch_size=batch_size,
+        path=code, data=data, limit=limit, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     declared = None if sites is None else DeclaredAdapter.load(sites)
     images = None

@@ -18,6 +18,7 @@ from .options import (
     Limit,
     Model,
     ModelArgs,
+    Seed,
     SplitName,
     checkpoint_data,
     model_spec,
@@ -46,6 +47,7 @@ def command(
     model_args: ModelArgs = None,
     code: CodePath = None,
     device: Device = "auto",
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Accuracy, size, FLOPs, time and memory of checkpoints, side by side.
@@ -54,6 +56,8 @@ def command(
 
         ela-probe compare runs/digits/best.pt pruned.pt tuned.pt
     """
+    import torch
+
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.comparing import CompareEntry, compare
     from ela_probe.device import resolve_device
@@ -64,6 +68,7 @@ def command(
     loaded = [read_checkpoint(path, spec=spec) for path in checkpoints]
     images = checkpoint_data(checkpoints[0], spec, data, data_root, download)
     images = images or data_of(checkpoints[0], loaded[0])
+    torch.manual_seed(seed)  # drop path, in the training steps that are timed
     entries = []
     for path, checkpoint in zip(checkpoints, loaded, strict=True):
         check_fit(checkpoint.model, images)

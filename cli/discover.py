@@ -16,6 +16,7 @@ from .options import (
     Json,
     Model,
     ModelArgs,
+    Seed,
     SitesFile,
     checkpoint_data,
     chosen_inputs,
@@ -39,6 +40,7 @@ def command(
     factory: Factory = None,
     model_args: ModelArgs = None,
     code: CodePath = None,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """List where a model retrieves from earlier layers, how that was found, what else attends.
@@ -63,6 +65,7 @@ def command(
         data=data,
         limit=None,
         batch_size=2,
+        seed=seed,
     )
     loaded = read_checkpoint(checkpoint, spec=spec)
     inputs: Any = None

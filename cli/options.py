@@ -184,6 +184,7 @@ def chosen_inputs(
     data: str | None,
     limit: int | None,
     batch_size: int,
+    seed: int,
 ) -> "RandomInputs | ExampleInputs | None":
     """What to run on instead of data, if anything. Raises OptionError, ModelError."""
     from ela_probe.errors import OptionError
@@ -210,4 +211,6 @@ def chosen_inputs(
         raise OptionError(
             f"--input-size {size!r} came; expected numbers with commas, e.g. 3,32,32"
         ) from error
-    return RandomInputs(numbers, dtype, high, samples=limit or 256, batch_size=batch_size)
+    return RandomInputs(
+        numbers, dtype, high, samples=limit or 256, batch_size=batch_size, seed=seed
+    )
