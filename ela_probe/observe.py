@@ -18,6 +18,7 @@ from ela_probe.bystanders import Bystander, bystanders, pattern
 from ela_probe.capture import tensors_of
 from ela_probe.errors import ModelError
 from ela_probe.growth import Call, growing_runs
+from ela_probe.inputs import mapped
 from ela_probe.sites import Site, Stage
 from ela_probe.watch import Firing, Watch
 
@@ -104,7 +105,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
 def moved(inputs: Any, model: nn.Module) -> Any:
     """Inputs on the device of the model's parameters."""
     device = next((p.device for p in model.parameters()), None)
-    return _mapped(inputs, lambda tensor: tensor.to(device))
+    return mapped(inputs, lambda tensor: tensor.to(device))
 
 
 @contextmanager
@@ -228,17 +229,7 @@ def _one_more(inputs: Any, axis: int, size: int, *, everything: bool) -> Any:
         done = True
         return torch.cat([tensor, tensor.narrow(axis, 0, 1)], dim=axis)
 
-    return _mapped(inputs, larger)
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_mapped(item, change) for item in value)
-    return value
+    return mapped(inputs, larger)
 
 
 def _stage_names(runs: list[list[Call]]) -> list[str]:

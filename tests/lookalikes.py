@@ -5,6 +5,7 @@ look at nothing else.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +146,7 @@ class GateBlock(Plain):
         return out + self.drop_path(self.bn_mrla(self.mrla(out, shortcut)))
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Three stages of `blocks` blocks; a subclass says what a stage is and how it runs."""
 
     def __init__(self, blocks: int = 4) -> None:
@@ -162,8 +163,9 @@ class Network(nn.Module):
         self.stages = nn.ModuleList(self.stage(shape) for shape in shapes)
         self.fc = nn.Linear(PLANES[-1], 10)
 
+    @abstractmethod
     def stage(self, shapes: list[tuple[int, int, int]]) -> nn.Module:
-        raise NotImplementedError
+        """A stage of blocks of these (channels in, planes, stride)."""
 
     def features(self, x: Tensor) -> Tensor:
         for stage in self.stages:
