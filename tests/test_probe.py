@@ -121,7 +121,7 @@ def test_no_forward_pass_is_an_error(mrla_b: nn.Module, images: Tensor) -> None:
         block = mrla_b.stages[0][0]  # type: ignore[index]
         from ela_probe.models.attention import Sources
 
-        block(torch.randn(1, 16, 8, 8), Sources())
+        block(torch.randn(1, 16, 8, 8), Sources([block.retrieval]))
     assert hooks(mrla_b) == []
 
 

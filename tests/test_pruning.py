@@ -139,9 +139,3 @@ def test_a_plan_for_other_sites_is_refused_with_the_differences(mrla_b: nn.Modul
         prune(settled("mrla_b_resnet20"), plan)
     with pytest.raises(PlanError, match="unrolled.*softmax"):
         prune(settled("mrla_l_resnet32"), plan)
-
-
-def test_recur_is_not_applied_silently(mrla_b: nn.Module) -> None:
-    plan = with_actions(make_plan(analysed(mrla_b), skip=0.0), {"stages.0.1.retrieval": "recur"})
-    with pytest.raises(PlanError, match="recur"):
-        prune(mrla_b, plan)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ela_probe.adapters import register_adapter
 from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import PlanError
-from ela_probe.models.attention import MRLABase, MRLALight
+from ela_probe.models.attention import MRLABase, MRLALight, MRLARecurrence
 from ela_probe.models.resnet import Block, ResNet
 from ela_probe.sites import Action, Site, Stage
 
@@ -27,7 +27,9 @@ class ResNetAdapter:
             for name, block in blocks:
                 retrieval = block.retrieval
                 sources += retrieval is not None
-                if isinstance(retrieval, MRLABase | MRLALight):
+                if isinstance(retrieval, MRLABase | MRLALight) and not isinstance(
+                    retrieval, MRLARecurrence
+                ):
                     kind = retrieval.kind
                     sites.append(Site(name, f"{name}.tap", sources))
             if kind is not None:
@@ -47,13 +49,15 @@ class ResNetAdapter:
                 action = actions.get(name, "keep")
                 if action == "keep":
                     continue
-                if action == "recur":
-                    raise PlanError(
-                        f"{name}: this version cannot apply the action 'recur'; "
-                        "use keep, skip or drop"
-                    )
                 retrieval = block.retrieval
-                if action == "skip" and isinstance(retrieval, MRLABase):
+                if action == "recur":
+                    if not isinstance(retrieval, MRLABase):
+                        raise PlanError(
+                            f"{name} cannot recur: MRLA-L is a recurrence already; "
+                            "use keep, skip or drop"
+                        )
+                    block.retrieval = retrieval.as_recurrence()
+                elif action == "skip" and isinstance(retrieval, MRLABase):
                     block.retrieval = retrieval.without_retrieval()
                 else:
                     block.retrieval = None

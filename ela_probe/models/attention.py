@@ -5,13 +5,16 @@ what it retrieves. Its weights pass through a `Tap`, so that a hook can read the
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ela_probe.errors import ModelError
+from ela_probe.models.norm_relu_add import norm_relu_add
+from ela_probe.models.stack import Layout, Stack, weighted_sum
 from ela_probe.sites import Kind
 
 
@@ -25,33 +28,45 @@ class Tap(nn.Module):
         return weights
 
 
-@dataclass
 class Sources:
     """What the layers of one stage have made available so far, in order.
 
-    keys: [batch, 1, channels] each; values: [batch, channels, height, width] each. Every value is
-    stored once; nothing is concatenated.
-    """
-
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-
-
-def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
-    """Σ_s w(s) V_s by head, over a list of sources.
-
     Args:
-        weights: [batch, heads, sources].
-        values: one [batch, channels, height, width] tensor a source; channels = heads x head_dim.
+        retrievals: the stage's modules, in order; they say what of it is read.
 
-    Returns: [batch, channels, height, width].
+    Attributes:
+        keys: [batch, heads, head_dim] each. values: [batch, channels, height, width] each.
+        retrieved: the feature maps that the latest site has retrieved.
+        newer: the values that have come after it, where a recurrence reads them.
     """
-    head_dim = values[0].shape[1] // weights.shape[1]
-    by_channel = weights.repeat_interleave(head_dim, dim=1)[..., None, None]
-    total = values[0] * by_channel[:, :, 0]
-    for source, value in enumerate(values[1:], start=1):
-        total = torch.addcmul(total, value, by_channel[:, :, source])
-    return total
+
+    def __init__(self, retrievals: Iterable[nn.Module | None]) -> None:
+        count = keys = values = 0
+        self._recurs = False
+        for retrieval in retrievals:
+            count += isinstance(retrieval, Source)
+            if isinstance(retrieval, MRLABase):
+                keys = count
+                values = values if isinstance(retrieval, MRLARecurrence) else count
+                self._recurs |= isinstance(retrieval, MRLARecurrence)
+        self.keys, self.values = Stack(keys), Stack(values)
+        self.retrieved: Tensor | None = None
+        self.newer: list[Tensor] = []
+
+    def add(self, key: Tensor, value: Tensor, *, heads: int) -> None:
+        """A key [batch, 1, channels] and a value [batch, channels, height, width]."""
+        key = key.reshape(key.shape[0], heads, -1)
+        self.keys.append(key, Layout(key.shape))
+        self.values.append(value, self.values.layout or Layout.of_maps(value, heads))
+        if self._recurs:
+            self.newer.append(value)
+
+    def retrieve(self, maps: Tensor) -> Tensor:
+        """Note what a site has retrieved; returns it."""
+        if self._recurs:
+            self.retrieved = maps
+            self.newer.clear()
+        return maps
 
 
 class Source(nn.Module):
@@ -60,18 +75,16 @@ class Source(nn.Module):
     On its own it is what a skipped retrieval leaves: a source for later layers.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, head_dim: int = 16) -> None:
         super().__init__()
+        self.heads = number_of_heads(channels, head_dim)
         self.key = descriptor_conv(channels)
         self.value = depthwise_conv(channels)
 
     def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
-        self.provide(x, describe(x), sources)
+        (key,) = along_channels(describe(x), self.key)
+        sources.add(key, self.value(x), heads=self.heads)
         return x
-
-    def provide(self, x: Tensor, descriptor: Tensor, sources: Sources) -> None:
-        sources.keys.append(self.key(descriptor))
-        sources.values.append(self.value(x))
 
 
 class MRLABase(Source):
@@ -83,28 +96,57 @@ class MRLABase(Source):
     kind: Kind = "softmax"
 
     def __init__(self, channels: int, *, head_dim: int = 16, drop_path: float = 0.0) -> None:
-        super().__init__(channels)
-        self.heads = number_of_heads(channels, head_dim)
+        super().__init__(channels, head_dim=head_dim)
         self.query = descriptor_conv(channels)
         self.tap = Tap()
         self.norm = nn.BatchNorm2d(channels)
         self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
-        descriptor = describe(x)
-        self.provide(x, descriptor, sources)
-        query = self.query(descriptor).view(x.shape[0], self.heads, -1)
-        keys = torch.cat(sources.keys, dim=1).unflatten(2, (self.heads, -1))
-        logits = torch.einsum("bhd,bshd->bhs", query, keys) / math.sqrt(query.shape[-1])
-        weights = self.tap(logits.softmax(dim=-1))
-        retrieved = weighted_sum(weights, sources.values)
+        key, query = along_channels(describe(x), self.key, self.query)
+        sources.add(key, self.value(x), heads=self.heads)
+        query = query.reshape(x.shape[0], self.heads, -1)
+        logits = sources.keys.dot(query / math.sqrt(query.shape[-1]))
+        retrieved = sources.retrieve(self.retrieve(logits.softmax(dim=-1), sources))
+        if isinstance(self.drop_path, nn.Identity):
+            return norm_relu_add(self.norm, retrieved, x)
         return x + self.drop_path(self.norm(retrieved).relu())
+
+    def retrieve(self, weights: Tensor, sources: Sources) -> Tensor:
+        return sources.values.weighted_sum(self.tap(weights))
 
     def without_retrieval(self) -> Source:
         """The same key and value with no retrieval: what the action `skip` leaves."""
-        source = Source(self.norm.num_features)
+        source = Source(self.norm.num_features, head_dim=self.head_dim)
         source.key, source.value = self.key, self.value
         return source.train(self.training)
+
+    def as_recurrence(self) -> "MRLARecurrence":
+        """The same parameters in the two-term form: what the action `recur` leaves."""
+        recurrence = MRLARecurrence(self.norm.num_features, head_dim=self.head_dim)
+        for name in ("key", "value", "query", "norm", "drop_path"):
+            setattr(recurrence, name, getattr(self, name))
+        return recurrence.train(self.training)
+
+    @property
+    def head_dim(self) -> int:
+        return self.norm.num_features // self.heads
+
+
+class MRLARecurrence(MRLABase):
+    """o_t = (1 − m_t) o_i + Σ_{s>i} w_t(s) V_s, with o_i the latest retrieval formed before, over
+    the sources up to i, and m_t = Σ_{s>i} w_t(s): what the action `recur` leaves.
+
+    The weights are MRLA-B's own; only the values are not read again. Exact where the weights of t
+    and i are alike on the sources of i (shape divergence 0).
+    """
+
+    def retrieve(self, weights: Tensor, sources: Sources) -> Tensor:
+        assert sources.retrieved is not None  # the first site of a stage never recurs
+        newer = weights[..., -len(sources.newer) :]
+        shares = torch.cat([1 - newer.sum(dim=-1, keepdim=True), newer], dim=-1)
+        assert sources.values.layout is not None
+        return weighted_sum(shares, [sources.retrieved, *sources.newer], sources.values.layout)
 
 
 class MRLALight(nn.Module):
@@ -128,9 +170,10 @@ class MRLALight(nn.Module):
         self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
-        descriptor = describe(x)
-        query = self.query(descriptor).view(x.shape[0], self.heads, -1)
-        key = self.key(descriptor).view_as(query)
+        query, key = (
+            part.reshape(x.shape[0], self.heads, -1)
+            for part in along_channels(describe(x), self.query, self.key)
+        )
         gate = ((query * key).sum(-1) / math.sqrt(query.shape[-1])).sigmoid()
         gate = self.tap(gate, self.decay)
         by_channel = gate.repeat_interleave(query.shape[-1], dim=1)[..., None, None]
@@ -140,7 +183,9 @@ class MRLALight(nn.Module):
 
 def describe(x: Tensor) -> Tensor:
     """The pooled descriptor of feature maps: [batch, channels, h, w] to [batch, 1, channels]."""
-    return x.mean(dim=(2, 3)).unsqueeze(1)
+    # A sum, since its gradient is a view; in float32 at least, since it leaves float16's range.
+    total = x.sum(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+    return (total / (x.shape[2] * x.shape[3])).to(x.dtype).unsqueeze(1)
 
 
 def descriptor_conv(channels: int) -> nn.Conv1d:
@@ -148,6 +193,18 @@ def descriptor_conv(channels: int) -> nn.Conv1d:
     width = int(abs((math.log2(channels) + 1) / 2))
     width += 1 - width % 2
     return nn.Conv1d(1, 1, width, padding=width // 2, bias=False)
+
+
+def along_channels(descriptor: Tensor, *convolutions: nn.Conv1d) -> list[Tensor]:
+    """Several `descriptor_conv` of one descriptor, [batch, 1, channels] to as many of its shape.
+
+    One matrix product over the descriptor's windows: a convolution with one channel is slow.
+    """
+    width = convolutions[0].kernel_size[0]
+    padded = F.pad(descriptor.squeeze(1), (width // 2, width // 2))
+    taps = torch.cat([convolution.weight for convolution in convolutions])
+    results = padded.unfold(1, width, 1) @ taps.squeeze(1).T
+    return [result.unsqueeze(1) for result in results.unbind(dim=2)]
 
 
 def depthwise_conv(channels: int) -> nn.Conv2d:

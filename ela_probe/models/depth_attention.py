@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ela_probe.models.attention import Tap
+from ela_probe.models.stack import Layout, weighted_sum
 
 
 class Retrieval(nn.Module):
@@ -35,12 +36,13 @@ class Retrieval(nn.Module):
         values, keys = history.values, history.keys()
         logits = torch.stack([key @ self.query for key in keys], dim=-1)
         weights = self.tap(logits.softmax(dim=-1))
+        layout = Layout(values[0].shape)
 
         def summary() -> tuple[Tensor, Tensor]:
             entropy = logits.logsumexp(dim=-1) - (weights * logits).sum(dim=-1)
-            return weighted_sum(weights, keys), entropy
+            return weighted_sum(weights, keys, layout), entropy
 
-        return history.retrieve(weighted_sum(weights, values), summary)
+        return history.retrieve(weighted_sum(weights, values, layout), summary)
 
 
 class Residual(nn.Module):
@@ -157,11 +159,3 @@ class History:
         """Note what a site retrieved, for the next one; returns `value`."""
         self.retrieved = Retrieved(value, summary)
         return value
-
-
-def weighted_sum(weights: Tensor, values: list[Tensor]) -> Tensor:
-    """Σ_s w(s) v_s: weights [batch, tokens, sources], values [batch, tokens, dim] each."""
-    total = values[0] * weights[..., :1]
-    for source, value in enumerate(values[1:], start=1):
-        total = torch.addcmul(total, value, weights[..., source : source + 1])
-    return total

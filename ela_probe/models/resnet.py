@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError
-from ela_probe.models.attention import MRLABase, MRLALight, Sources
+from ela_probe.models.attention import MRLABase, MRLALight, Sources, describe
 
 RETRIEVALS = {"mrla_b": MRLABase, "mrla_l": MRLALight}
 
@@ -72,7 +72,6 @@ class ResNet(nn.Module):
                 )
                 channels = planes * expansion
             self.stages.append(stage)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -81,10 +80,10 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(x)).relu()
         for stage in self.stages:
-            sources = Sources()
+            sources = Sources(block.retrieval for block in stage)  # type: ignore[attr-defined]
             for block in stage:  # type: ignore[attr-defined]
                 x = block(x, sources)
-        return self.fc(self.pool(x).flatten(1))
+        return self.fc(describe(x).squeeze(1))
 
 
 class Block(nn.Module):
@@ -98,7 +97,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sources: Sources) -> Tensor:
         residual = self.downsample(x)
-        out = (self.body(x) + residual).relu()
+        out = self.body(x).add_(residual).relu_()
         return out if self.retrieval is None else self.retrieval(out, residual, sources)
 
 

@@ -1,0 +1,75 @@
+"""x + relu(norm(o)), the way in which a retrieval enters a block's output."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def norm_relu_add(norm: nn.Module, retrieved: Tensor, x: Tensor) -> Tensor:
+    """x + relu(norm(retrieved)).
+
+    In eager training with a plain BatchNorm2d no intermediate result is kept: the backward pass
+    computes again which numbers the ReLU let through. Hooks of `norm` fire everywhere else.
+
+    Args:
+        norm: any normalisation. retrieved, x: [batch, channels, height, width].
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(norm) is not nn.BatchNorm2d
+        or not (norm.training and norm.affine and torch.is_grad_enabled())
+        or norm.momentum is None
+        or norm._forward_hooks
+        or norm._forward_pre_hooks
+    ):
+        return x + F.relu(norm(retrieved), inplace=False)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    result: Tensor = _NormReluAdd.apply(
+        retrieved,
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.momentum,
+        norm.eps,
+    )
+    return result
+
+
+class _NormReluAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        retrieved: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        normed, mean, invstd = torch.native_batch_norm(
+            retrieved, weight, bias, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(retrieved, weight, bias, mean, invstd)
+        ctx.eps = eps
+        return normed.relu_().add_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        retrieved, weight, bias, mean, invstd = ctx.saved_tensors
+        normed = F.batch_norm(
+            retrieved, mean, invstd.pow(-2) - ctx.eps, weight, bias, training=False, eps=ctx.eps
+        )
+        through = torch.ops.aten.threshold_backward.grad_input(grad, normed, 0.0, grad_input=normed)
+        by_retrieved, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            through, retrieved, weight, None, None, mean, invstd, True, ctx.eps, [True] * 3
+        )
+        return by_retrieved, grad, by_weight, by_bias, None, None, None, None

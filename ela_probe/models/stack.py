@@ -1,0 +1,299 @@
+"""The sources of a stage in one block of memory, and what layer attention does with them: logits
+q · k_s and the weighted sum Σ_s w(s) V_s.
+
+`plain_dot` and `plain_sum` define the two, and torch.compile fuses them. `Stack` does the same in
+eager mode with a hand-written backward: every source is stored once, each site reads the sources
+once, and a source's gradient is one more weighted sum, formed when those of all its readers are
+there. A feature map lies in the block head by head, each in its own order in memory.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a stage are split into rows, one a weight.
+
+    shape: [batch, ..., numbers] tensors have a row for each of their leading axes; feature maps
+        [batch, channels, height, width] one for each of the heads of a sample.
+    """
+
+    shape: torch.Size
+    heads: int | None = None
+    channels_last: bool = False
+
+    @classmethod
+    def of_maps(cls, maps: Tensor, heads: int) -> "Layout":
+        """Of feature maps, in their order in memory."""
+        last = not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last)
+        return cls(maps.shape, heads, last)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        if self.heads is None:
+            return tuple(self.shape[:-1])
+        return self.shape[0], self.heads
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return math.prod(self.rows)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[*rows, ...], a view."""
+        if self.heads is None:
+            return x
+        x = x.unflatten(1, (self.heads, -1))
+        return x.permute(0, 1, 3, 4, 2) if self.channels_last else x
+
+    def flat(self, x: Tensor) -> Tensor:
+        """[rows, numbers], a copy where the numbers of a row don't lie together."""
+        return self.split(x).reshape(self.count, -1)
+
+    def block(self, x: Tensor) -> Tensor:
+        """[*rows, ...] as `split` gives it, of any tensor with as many numbers."""
+        if self.heads is None:
+            return x.view(self.shape)
+        batch, channels, height, width = self.shape
+        depth = channels // self.heads
+        if self.channels_last:
+            return x.view(batch, self.heads, height, width, depth)
+        return x.view(batch, self.heads, depth, height, width)
+
+    def join(self, x: Tensor) -> Tensor:
+        """Rows, as `split` gives them or flattened, back to the shape and order of the tensors."""
+        x = self.block(x)
+        if self.heads is None:
+            return x
+        if not self.channels_last:
+            return x.flatten(1, 2)
+        maps = x.permute(0, 2, 3, 1, 4).flatten(3, 4)  # a copy where there are several heads
+        return maps.permute(0, 3, 1, 2)
+
+
+def plain_sum(weights: Tensor, sources: Sequence[Tensor], layout: Layout) -> Tensor:
+    """Σ_s w(s) V_s, in the precision of the sources.
+
+    Args:
+        weights: [*rows, sources].
+        sources: tensors of the layout's shape.
+
+    Returns: a tensor of the layout's shape.
+    """
+    rows = [layout.split(source) for source in sources]
+    inner = rows[0].dim() - weights.dim() + 1
+    factors = weights.to(rows[0].dtype).unflatten(-1, (*[1] * inner, -1))
+    total = rows[0] * factors[..., 0]
+    for index, source in enumerate(rows[1:], start=1):
+        total = torch.addcmul(total, source, factors[..., index])
+    return layout.join(total)
+
+
+def plain_dot(query: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """q · k_s for every source: [*rows, numbers] each, to [*rows, sources]."""
+    return torch.stack([(query * source).sum(dim=-1) for source in sources], dim=-1)
+
+
+def weighted_sum(weights: Tensor, sources: Sequence[Tensor], layout: Layout) -> Tensor:
+    """`plain_sum` over sources that lie in no block, in eager mode differentiated by hand (once):
+    nothing but the weights and the sources themselves is kept for the backward pass."""
+    if torch.compiler.is_compiling():
+        return plain_sum(weights, sources, layout)
+    result: Tensor = _WeightedSum.apply(weights, layout, *sources)
+    return result
+
+
+class Stack:
+    """The sources of a stage in order, all of one shape.
+
+    In eager mode they are copied into one block [rows, capacity, numbers], and both operations are
+    batched matrix products that can be differentiated once. Under torch.compile they are a list.
+
+    Args:
+        capacity: how many sources are kept; what is added beyond is read by no one.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.count = 0
+        self.layout: Layout | None = None
+        self._list: list[Tensor] | None = [] if torch.compiler.is_compiling() else None
+        self._block: Tensor | None = None
+        self._order: Tensor | None = None
+        self._gradients: _Gradients | None = None
+
+    def append(self, source: Tensor, layout: Layout) -> None:
+        """Add a source, its layout that of all."""
+        if self.count == self.capacity:
+            return
+        self.layout = layout
+        if self._list is not None:
+            self._list.append(source)
+        else:
+            if self._block is None:
+                size = (layout.count, self.capacity, source.numel() // layout.count)
+                self._block, self._gradients = (
+                    source.new_empty(size),
+                    _Gradients(layout, self.capacity),
+                )
+            self._order = _Append.apply(
+                source, self._order, self._block, self.count, self._gradients
+            )
+        self.count += 1
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Σ_s w(s) V_s over the sources so far; weights [*rows, sources]."""
+        if self._list is not None:
+            assert self.layout is not None
+            return plain_sum(weights, self._list, self.layout)
+        result: Tensor = _StackSum.apply(weights, self._order, self._block, self._gradients)
+        return result
+
+    def dot(self, query: Tensor) -> Tensor:
+        """q · k_s over the sources so far: [*rows, numbers] to [*rows, sources]."""
+        if self._list is not None:
+            return plain_dot(query, self._list)
+        result: Tensor = _StackDot.apply(
+            query, self._order, self._block, self.count, self._gradients
+        )
+        return result
+
+
+class _Gradients:
+    """What the gradients of one block's sources are made of, while a backward pass is under way.
+
+    Both operations give source s a gradient of the form Σ_t c_t(s) x_t: of the weighted sums c is
+    the weights and x the gradient of the sum; of the logits c is their gradient and x the query.
+    """
+
+    def __init__(self, layout: Layout, capacity: int) -> None:
+        self.layout, self.capacity = layout, capacity
+        self.reads = 0  # of the forward pass
+        self._task: int | None = None
+        self._noted = 0
+        self._terms: Tensor | None = None
+        self._factors: Tensor | None = None
+
+    def note(self, term: Tensor, factors: Tensor) -> Tensor:
+        """Note x, of the layout's shape, and c [rows, sources]; returns x as [rows, numbers]."""
+        task = torch._C._current_graph_task_id()
+        if self._terms is None or task != self._task:  # what a partial backward pass left goes
+            rows = factors.shape[0]
+            self._terms = factors.new_empty(rows, self.reads, term.numel() // rows)
+            self._factors = factors.new_zeros(self.capacity, rows, self.reads)
+            self._task, self._noted = task, 0
+        assert self._factors is not None
+        place, self._noted = self._noted, self._noted + 1
+        slot = self._terms[:, place]
+        self.layout.block(slot).copy_(self.layout.split(term))
+        self._factors[: factors.shape[1], :, place] = factors.T
+        return slot
+
+    def of_source(self, source: int) -> Tensor:
+        assert self._terms is not None
+        assert self._factors is not None
+        factors = self._factors[source, :, None, : self._noted]
+        gradient = self.layout.join(torch.bmm(factors, self._terms[:, : self._noted]))
+        if source == 0:  # it comes last
+            self._terms = self._factors = None
+        return gradient
+
+
+class _Append(torch.autograd.Function):
+    """Store a source. The scalar that it returns orders the backward pass: a source's gradient is
+    asked for only when all who read it have had theirs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        source: Tensor,
+        order: Tensor | None,
+        block: Tensor,
+        place: int,
+        gradients: _Gradients,
+    ) -> Tensor:
+        # .data: earlier reads have saved the block, and none of them needs this part of it
+        layout = gradients.layout
+        layout.block(block.data[:, place]).copy_(layout.split(source))
+        ctx.gradients, ctx.place = gradients, place
+        return source.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, order: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.gradients.of_source(ctx.place), order if ctx.place else None, None, None, None
+
+
+class _StackSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weights: Tensor, order: Tensor, block: Tensor, gradients: _Gradients
+    ) -> Tensor:
+        flat = weights.reshape(block.shape[0], -1).to(block.dtype)
+        gradients.reads += 1
+        ctx.gradients, ctx.shape = gradients, weights.shape
+        ctx.save_for_backward(flat, block)
+        return gradients.layout.join(torch.bmm(flat.unsqueeze(1), block[:, : flat.shape[1]]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, block = ctx.saved_tensors
+        term = ctx.gradients.note(grad, weights)
+        sources = block[:, : weights.shape[1]]
+        by_weight = torch.bmm(term.unsqueeze(1), sources.transpose(1, 2))
+        return by_weight.view(ctx.shape), grad.new_zeros(()), None, None
+
+
+class _StackDot(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, order: Tensor, block: Tensor, count: int, gradients: _Gradients
+    ) -> Tensor:
+        flat = query.reshape(block.shape[0], 1, -1).to(block.dtype)
+        gradients.reads += 1
+        ctx.gradients = gradients
+        ctx.save_for_backward(query, block)
+        return torch.bmm(flat, block[:, :count].transpose(1, 2)).view(*query.shape[:-1], count)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, block = ctx.saved_tensors
+        factors = grad.reshape(block.shape[0], -1).to(block.dtype)
+        ctx.gradients.note(query, factors)
+        sources = block[:, : factors.shape[1]]
+        by_query = torch.bmm(factors.unsqueeze(1), sources)
+        return by_query.view_as(query).to(query.dtype), grad.new_zeros(()), None, None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, layout: Layout, *sources: Tensor) -> Tensor:
+        flat = weights.reshape(layout.count, -1).to(sources[0].dtype)
+        ctx.layout, ctx.shape = layout, weights.shape
+        ctx.save_for_backward(flat, *sources)
+        total = layout.flat(sources[0]) * flat[:, :1]
+        for index, source in enumerate(sources[1:], start=1):
+            total.addcmul_(layout.flat(source), flat[:, index : index + 1])
+        return layout.join(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *sources = ctx.saved_tensors
+        layout: Layout = ctx.layout
+        grad = layout.flat(grad)
+        by_weight = [
+            torch.bmm(grad[:, None], layout.flat(source)[:, :, None]).flatten()
+            for source in sources
+        ]
+        by_source = [layout.join(grad * weight[:, None]) for weight in weights.unbind(dim=1)]
+        return torch.stack(by_weight, dim=1).view(ctx.shape), None, *by_source

@@ -1,0 +1,232 @@
+"""The operators of layer attention against their definitions in plain PyTorch."""
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ela_probe.memory import peak_bytes
+from ela_probe.models import create_model
+from ela_probe.models.attention import MRLABase, along_channels, describe, descriptor_conv
+from ela_probe.models.norm_relu_add import norm_relu_add
+from ela_probe.models.stack import Layout, Stack, plain_dot, plain_sum, weighted_sum
+
+CHANNELS_LAST = torch.channels_last
+FORMATS = [torch.contiguous_format, CHANNELS_LAST]
+
+
+def maps(count: int, *, heads: int = 2, depth: int = 3, last: bool = False) -> list[Tensor]:
+    memory = CHANNELS_LAST if last else torch.contiguous_format
+    shape = (2, heads * depth, 3, 4)
+    return [
+        torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory).requires_grad_()
+        for _ in range(count)
+    ]
+
+
+@given(count=st.integers(1, 4), heads=st.integers(1, 3), last=st.booleans())
+def test_the_sum_is_the_einsum_and_has_its_gradients(count: int, heads: int, last: bool) -> None:
+    sources = maps(count, heads=heads, last=last)
+    layout = Layout.of_maps(sources[0], heads)
+    weights = torch.rand(2, heads, count, dtype=torch.float64, requires_grad=True)
+    split = torch.stack(sources, dim=-1).unflatten(1, (heads, -1))
+    expected = torch.einsum("nkdhws,nks->nkdhw", split, weights).flatten(1, 2)
+    for form in (plain_sum, weighted_sum):
+        result = form(weights, sources, layout)
+        torch.testing.assert_close(result, expected)
+        assert result.is_contiguous(memory_format=CHANNELS_LAST) or not last
+    assert torch.autograd.gradcheck(
+        lambda w, *v: weighted_sum(w, v, layout), (weights, *sources), fast_mode=True
+    )
+
+
+def a_stage(
+    values: list[Tensor],
+    keys: list[Tensor],
+    queries: list[Tensor],
+    layout: Layout,
+    *,
+    stacked: bool,
+) -> list[Tensor]:
+    """What the sites with a query retrieve; where it is None the layer is a source only."""
+    key_layout = Layout(keys[0].shape)
+    stack, key_stack, retrieved = Stack(len(values)), Stack(len(values)), []
+    for t, query in enumerate(queries):
+        stack.append(values[t], layout)
+        key_stack.append(keys[t], key_layout)
+        if query is None:
+            continue
+        if stacked:
+            retrieved.append(stack.weighted_sum(key_stack.dot(query).softmax(dim=-1)))
+        else:
+            weights = plain_dot(query, keys[: t + 1]).softmax(dim=-1)
+            retrieved.append(plain_sum(weights, values[: t + 1], layout))
+    return retrieved
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("skipped", [(), (1,), (0, 2), (3,)])
+def test_a_stage_over_stacks_is_one_over_lists(skipped: tuple[int, ...], last: bool) -> None:
+    torch.manual_seed(0)
+    values = maps(4, last=last)
+    rows = [torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(8)]
+    keys, queries = rows[:4], [None if t in skipped else rows[4 + t] for t in range(4)]
+    leaves = [*values, *keys, *(query for query in queries if query is not None)]
+    figures = []
+    for stacked in (False, True):
+        out = a_stage(values, keys, queries, Layout.of_maps(values[0], 2), stacked=stacked)
+        loss = sum((x.sin() * (t + 1)).sum() for t, x in enumerate(out))
+        figures.append([*out, *torch.autograd.grad(loss, leaves, materialize_grads=True)])
+    torch.testing.assert_close(figures[1], figures[0])
+
+
+def test_a_backward_pass_leaves_nothing_to_the_next() -> None:
+    """Whether it went over a part of the graph only, or over all of it, or twice."""
+    values = maps(3)
+    layout = Layout.of_maps(values[0], 2)
+    weights = [torch.rand(2, 2, t + 1, dtype=torch.float64, requires_grad=True) for t in range(3)]
+    stack, sums = Stack(3), []
+    for value, weight in zip(values, weights, strict=True):
+        stack.append(value, layout)
+        sums.append(stack.weighted_sum(weight))
+    plain = [plain_sum(w, values[: t + 1], layout) for t, w in enumerate(weights)]
+    for wanted in ([weights[2]], [*values[1:]], [*values, *weights], [values[0]], [*values]):
+        for which in ([2], [0, 1, 2], [1]):
+            results = [
+                torch.autograd.grad(
+                    sum(outputs[t].square().sum() for t in which),
+                    wanted,
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                for outputs in (plain, sums)
+            ]
+            torch.testing.assert_close(results[1], results[0])
+
+
+def test_sources_beyond_the_capacity_are_not_kept() -> None:
+    stack, values = Stack(1), maps(2)
+    for value in values:
+        stack.append(value, Layout.of_maps(value, 2))
+    assert stack.count == 1
+    weights = torch.ones(2, 2, 1, dtype=torch.float64)
+    torch.testing.assert_close(stack.weighted_sum(weights), values[0])
+
+
+def test_a_value_is_stored_once() -> None:
+    """Memory of a stage grows with its depth, not with its square."""
+
+    def peak(sites: int) -> int:
+        values = [torch.randn(2, 8, 16, 16, requires_grad=True) for _ in range(sites)]
+        layout = Layout.of_maps(values[0], 1)
+
+        def work() -> None:
+            stack = Stack(sites)
+            total = torch.zeros(())
+            for t, value in enumerate(values):
+                stack.append(value, layout)
+                total = total + stack.weighted_sum(torch.rand(2, 1, t + 1)).sum()
+            total.backward()
+
+        return peak_bytes(work)
+
+    assert peak(16) < 2.2 * peak(8)
+
+
+def test_the_block_goes_with_the_graph_that_saved_it() -> None:
+    values = maps(2)
+    stack = Stack(2)
+    for value in values:
+        stack.append(value, Layout.of_maps(value, 2))
+    loss = stack.weighted_sum(torch.rand(2, 2, 2, dtype=torch.float64)).sum()
+    block = weakref.ref(stack._block)
+    del stack
+    assert block() is not None
+    loss.backward()
+    gc.collect()
+    assert block() is None  # though the loss is still there
+
+
+@pytest.mark.parametrize("memory", FORMATS)
+def test_norm_relu_add_is_what_it_says(memory: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    figures = []
+    norm = nn.BatchNorm2d(3, dtype=torch.float64)
+    nn.init.uniform_(norm.weight, -1.0, 1.0)
+    nn.init.normal_(norm.bias)
+    inputs = [
+        torch.randn(4, 3, 5, 5, dtype=torch.float64).contiguous(memory_format=memory)
+        for _ in range(2)
+    ]
+    state = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    forms: list[Callable[..., Tensor]] = [lambda n, o, x: x + F.relu(n(o)), norm_relu_add]
+    for form in forms:
+        norm.load_state_dict(state)
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        out = form(norm, *leaves)
+        gradients = torch.autograd.grad(out.sin().sum(), [*leaves, *norm.parameters()])
+        figures.append([out, *gradients, *(b.clone() for b in norm.buffers())])
+    torch.testing.assert_close(figures[1], figures[0])
+    assert figures[1][0].is_contiguous(memory_format=memory)
+
+
+def test_hooks_of_the_norm_still_fire() -> None:
+    norm, fired = nn.BatchNorm2d(2), []
+    norm.register_forward_hook(lambda *_: fired.append(1))
+    norm_relu_add(norm, torch.randn(2, 2, 3, 3, requires_grad=True), torch.randn(2, 2, 3, 3))
+    assert fired
+
+
+def test_along_channels_is_the_convolutions() -> None:
+    for channels in (8, 64, 256):
+        convolutions = [descriptor_conv(channels), descriptor_conv(channels)]
+        descriptor = describe(torch.randn(3, channels, 2, 2))
+        assert descriptor.shape == (3, 1, channels)
+        together = along_channels(descriptor, *convolutions)
+        torch.testing.assert_close(together, [conv(descriptor) for conv in convolutions])
+
+
+def test_a_descriptor_stays_in_the_range_of_float16() -> None:
+    maps = torch.full((1, 2, 112, 112), 100.0, dtype=torch.float16)
+    torch.testing.assert_close(describe(maps), torch.full((1, 1, 2), 100.0, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("memory", FORMATS)
+def test_a_compiled_network_is_the_eager_one(memory: torch.memory_format) -> None:
+    """In one graph: `fullgraph` raises where it would break."""
+    torch.manual_seed(0)
+    model = create_model("mrla_b_resnet14").double().to(memory_format=memory)
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=memory)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    figures = []
+    for form in (model, compiled):
+        loss = form(images).square().sum()
+        figures.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    torch.testing.assert_close(figures[1], figures[0])
+
+
+def test_a_training_step_in_bfloat16_stays_near_the_one_in_float32() -> None:
+    torch.manual_seed(0)
+    model = create_model("mrla_b_resnet14")
+    images = torch.randn(8, 3, 16, 16)
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_modules_names_are_those_of_checkpoints() -> None:
+    assert [name for name, _ in MRLABase(16).named_parameters()] == [
+        "key.weight", "value.weight", "query.weight", "norm.weight", "norm.bias"
+    ]  # fmt: skip
