@@ -1,0 +1,150 @@
+"""CostModel: how long a training step takes under any plan, as a small validated JSON file.
+
+It is linear in what a plan forms, skips and lets recur. `ela_probe.costing` measures one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from ela_probe.errors import PlanError
+from ela_probe.plan import Finite, Strict, explain
+from ela_probe.profiling import Machine
+from ela_probe.sites import Action, Kind, Stage, described, differences, fingerprint
+from ela_probe.storage import write_text
+
+Actions = Mapping[str, Action]
+
+
+class Seconds(Strict):
+    """Seconds of a training step. lower, upper: the quartiles of what single rounds give; where
+    they span 0, what was measured is noise."""
+
+    value: Finite = Field(ge=0)
+    lower: Finite
+    upper: Finite
+
+
+class Terms(NamedTuple):
+    """What a stage's time is made of, counted: retrievals formed, those that recur, skipped ones
+    that later sites read, and the sources of all that are formed. The first site is not in it."""
+
+    keep: int
+    skip: int
+    recur: int
+    source: int
+
+
+class SiteChoices(Strict):
+    """A site and the actions that the model's adapter carries out there while all else is kept."""
+
+    name: str
+    sources: int = Field(ge=1)
+    actions: tuple[Action, ...]
+
+
+class StageCosts(Strict):
+    """Seconds that an action adds to a step, against one without that retrieval (`drop`).
+
+    A kept retrieval costs keep + source · n, n the sources it has left. None: not measured,
+    because the adapter refuses the action or no plan can have it.
+
+    recur_after_skip: whether a site can recur though the one before it is not formed.
+    carried_over: as in `Stage`.
+    """
+
+    name: str
+    kind: Kind
+    carried_over: bool
+    recur_after_skip: bool
+    sites: tuple[SiteChoices, ...] = Field(min_length=1)
+    keep: Seconds | None = None
+    source: Seconds | None = None
+    skip: Seconds | None = None
+    recur: Seconds | None = None
+
+    def terms(self, actions: Actions) -> Terms:
+        """What is formed, recurs and is skipped; as in `prune`, what none reads is dropped."""
+        chosen = [actions.get(site.name, "keep") for site in self.sites]
+        read = len(chosen)
+        while read > 1 and not self.carried_over and chosen[read - 1] in ("skip", "drop"):
+            read -= 1
+        sources, dropped = 0, 0
+        for site, action in zip(self.sites[1:read], chosen[1:read], strict=True):
+            dropped += action == "drop"
+            sources += (site.sources - dropped) * (action == "keep")
+        counted = chosen[1:read]
+        return Terms(counted.count("keep"), counted.count("skip"), counted.count("recur"), sources)
+
+    def seconds(self, actions: Actions) -> float:
+        """What the retrievals after the first add to a step. Raises PlanError."""
+        total = 0.0
+        for name, count in self.terms(actions)._asdict().items():
+            cost: Seconds | None = getattr(self, name)
+            if cost is None and count and name != "source":
+                raise PlanError(
+                    f"the costs hold none of the action {name!r} in {self.name}: the model's "
+                    "adapter refused it when they were measured; measure again, or use another"
+                )
+            total += 0.0 if cost is None else count * cost.value
+        return total
+
+
+class CostModel(Strict):
+    """How long a training step of a model takes under any plan.
+
+    unpruned: as measured. base: the step with the first retrieval of every stage only. error: the
+    largest relative difference between a measured step and the fitted one.
+    """
+
+    schema_version: Literal[1] = 1
+    fingerprint: str
+    model: str | None = None
+    machine: Machine
+    batch_shape: tuple[int, ...]
+    rounds: int
+    ela_probe: str
+    unpruned: Seconds
+    base: Seconds
+    error: Finite
+    stages: tuple[StageCosts, ...]
+
+    def predict(self, actions: Actions) -> float:
+        """Seconds of a training step under these actions by site name; the others are kept.
+
+        Raises:
+            PlanError: an action that was not measured.
+        """
+        return self.base.value + sum(stage.seconds(actions) for stage in self.stages)
+
+    def check_sites(self, stages: Sequence[Stage]) -> None:
+        """Raises PlanError, listing the differences, unless measured on a model of these sites."""
+        if self.fingerprint == fingerprint(stages):
+            return
+        measured = described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
+        actual = described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
+        raise PlanError(
+            f"the costs are of another model ({self.model or 'unknown'}, {len(measured)} sites; "
+            f"{len(actual)} were analysed): "
+            f"{differences(measured, actual, known='the costs', found='the analysis')}. "
+            "Run `ela-probe costs` on the checkpoint that was analysed"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the costs as JSON. Raises OutputError."""
+        return write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CostModel":
+        """Read what `save` wrote. Raises PlanError: no such file, or no valid costs."""
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise PlanError(
+                f"cannot read the costs {path}: {reason}; expected a file of `ela-probe costs`"
+            ) from error
+        except ValidationError as error:
+            raise PlanError(f"{path} holds no valid costs: {explain(error)}") from error
