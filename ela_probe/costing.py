@@ -4,6 +4,7 @@ Whole training steps are timed, of models pruned so that one action prevails in 
 linear model is fitted to them. So any model that can be pruned can be measured.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ela_probe import __version__
-from ela_probe.adapters import unwrap
+from ela_probe.adapters import adapter_for, cannot_prune, unwrap
 from ela_probe.beta import Floats
 from ela_probe.costs import Actions, CostModel, Seconds, SiteChoices, StageCosts, Terms
 from ela_probe.discovery import discover
@@ -51,6 +52,8 @@ def measure_costs(
         ModelError: the model has no layer attention, or was compiled.
     """
     model = unwrap(model)
+    if adapter_for(model) is None:
+        raise cannot_prune(model)
     device = device or batch[0].device
     stages = [
         offered(model, stage)
@@ -151,17 +154,14 @@ def contestants(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
 def offered(model: nn.Module, stage: Stage) -> StageCosts:
     """A stage without its costs: what the adapter can carry out in it, told by trying."""
     choices: tuple[Action, ...] = ("recur", "skip", "drop")
-    sites = [
-        SiteChoices(name=stage.sites[0].name, sources=stage.sites[0].sources, actions=("keep",))
-    ]
-    for site in stage.sites[1:]:
-        able: list[Action] = [a for a in choices if tried(model, {site.name: a}) is not None]
+    sites = []
+    for t, site in enumerate(stage.sites):
+        able = [a for a in choices if t and tried(model, {site.name: a}) is not None]
         sites.append(SiteChoices(name=site.name, sources=site.sources, actions=("keep", *able)))
-    pair = next(
-        ((a, b) for a, b in zip(sites[1:], sites[2:], strict=False)
-         if "skip" in a.actions and "recur" in b.actions),
-        None,
-    )  # fmt: skip
+    pairs = (
+        (a, b) for a, b in itertools.pairwise(sites) if "skip" in a.actions and "recur" in b.actions
+    )
+    pair = next(pairs, None)
     return StageCosts(
         name=stage.name,
         kind=stage.kind,
