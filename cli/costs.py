@@ -24,7 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ela_probe.costs import CostModel, Seconds
+    from ela_probe.costs import CostModel
 
 
 def command(
@@ -52,8 +52,8 @@ def command(
 
     Times training steps of the checkpoint's model under plans in which one action prevails in one
     stage, all in alternation, and fits a cost for every action to them. Measure where you will
-    train, with the batch size you will train with, on a quiet machine; where a range spans 0, the
-    cost is lost in the noise: take more rounds.
+    train, with the batch size you will train with, on a quiet machine. A cost marked `noise`
+    can't be told from 0: take more rounds.
 
         ela-probe costs runs/digits/best.pt -o costs.json
         ela-probe plan runs/digits/analysis --planner cost --costs costs.json --time 0.8
@@ -90,30 +90,26 @@ def command(
 
 
 def describe(costs: "CostModel") -> None:
-    """The costs on the terminal, with the quartiles."""
-
-    def shown(cost: "Seconds | None") -> str | None:
-        if cost is None:
-            return None
-        low, high = sorted((cost.lower * 1e3, cost.upper * 1e3))
-        return f"{cost.value * 1e3:.3g} [{low:.2g}, {high:.2g}]".replace("[", r"\[")
-
+    """The costs on the terminal, a row for each that was measured."""
     machine = costs.machine
     title = (
         f"a training step takes {costs.unpruned.value * 1e3:.4g} ms, "
-        f"{costs.base.value * 1e3:.4g} ms with the first retrieval of every stage only "
-        f"({costs.base.value / costs.predict({}):.2f} of it)\n"
-        f"batches of {costs.batch_shape[0]} on {machine.device_name}; {costs.rounds} rounds; "
-        f"the fit is off by {costs.error:.1%} at most\n"
-        "what a site adds, in ms (quartiles over rounds); drop adds nothing"
+        f"{costs.base.value / costs.predict({}):.2f} of it with each stage's first retrieval only\n"
+        f"batches of {costs.batch_shape[0]} on {machine.device_name}; {costs.rounds} rounds; the "
+        f"fit is off by {costs.error:.1%} at most\n"
+        "what a site adds, in ms, and its quartiles over the rounds; drop adds nothing"
     )
-    columns = ("stage", ">sites", ">keep", ">+ per source", ">recur", ">skip")
-    rows = [
-        [
-            stage.name,
-            len(stage.sites),
-            *(shown(cost) for cost in (stage.keep, stage.source, stage.recur, stage.skip)),
-        ]
-        for stage in costs.stages
-    ]
+    columns = ("stage", "sites", "action", ">ms", ">lower", ">upper", "")
+    rows = []
+    for stage in costs.stages:
+        for action, cost in (
+            ("keep", stage.keep),
+            ("keep, a source", stage.source),
+            ("recur", stage.recur),
+            ("skip", stage.skip),
+        ):
+            if cost is not None:
+                figures = (value * 1e3 for value in (cost.value, cost.lower, cost.upper))
+                noise = "noise" if cost.is_noise(costs.rounds) else ""
+                rows.append([stage.name, len(stage.sites), action, *figures, noise])
     console.out.print(console.table(title, columns, rows))

@@ -3,6 +3,7 @@
 It is linear in what a plan forms, skips and lets recur. `ela_probe.costing` measures one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,12 +20,17 @@ Actions = Mapping[str, Action]
 
 
 class Seconds(Strict):
-    """Seconds of a training step. lower, upper: the quartiles of what single rounds give; where
-    they span 0, what was measured is noise."""
+    """Seconds of a training step. lower, upper: the quartiles of what single rounds give."""
 
     value: Finite = Field(ge=0)
     lower: Finite
     upper: Finite
+
+    def is_noise(self, rounds: int) -> bool:
+        """Whether it can't be told from 0: within two standard errors of a median of so many
+        rounds, 1.253 σ / √rounds with σ the interquartile range / 1.349 (as for normal noise)."""
+        error = 1.253 / 1.349 * (self.upper - self.lower) / math.sqrt(rounds)
+        return rounds < 4 or self.value <= 2 * error
 
 
 class Terms(NamedTuple):

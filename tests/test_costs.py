@@ -255,6 +255,12 @@ def test_the_fit_recovers_costs_whatever_slows_a_whole_round(
             assert found == pytest.approx(value * float(np.median(slowness)), abs=1e-6)
 
 
+def test_more_rounds_of_the_same_spread_lift_a_cost_out_of_the_noise() -> None:
+    cost = Seconds(value=1.0, lower=-2.0, upper=4.0)
+    assert [cost.is_noise(rounds) for rounds in (3, 50, 124, 125)] == [True, True, True, False]
+    assert Seconds(value=0.0, lower=0.0, upper=0.0).is_noise(100)
+
+
 def test_what_cannot_be_told_apart_is_one_cost() -> None:
     """Of two sites only the second can be kept, of two sources always: keep takes it all."""
     stages = [priced(analysis_of([2]).stages[0].stage, (1.0, 0.1, 0.2, 0.3))]
