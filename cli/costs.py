@@ -106,6 +106,7 @@ def describe(costs: "CostModel") -> None:
             ("keep", stage.keep),
             ("keep, a source", stage.source),
             ("recur", stage.recur),
+            ("recur after keep, a source", stage.start),
             ("skip", stage.skip),
         ):
             if cost is not None:

@@ -80,10 +80,11 @@ def measure_costs(
         [1, *(count for stage in stages for count in stage.terms(plans[int(number)]))]
         for number in taken
     ]
+    each = len(Terms._fields)
     fitted, error = fit(np.array(rows, dtype=float), seconds)
     costs = [
-        stage.model_copy(update=dict(zip(Terms._fields, fitted[start : start + 4], strict=True)))
-        for start, stage in zip(range(1, len(fitted), 4), stages, strict=True)
+        stage.model_copy(update=dict(zip(Terms._fields, fitted[at : at + each], strict=True)))
+        for at, stage in zip(range(1, len(fitted), each), stages, strict=True)
     ]
     assert fitted[0] is not None
     lower, median, upper = np.percentile(seconds[0], [25, 50, 75])
@@ -129,7 +130,8 @@ def contestants(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
     """Actions of the plans to time, the unpruned one first, no two that come to the same.
 
     All but the first retrievals dropped is the base. On it stand, stage by stage: all kept; the
-    first half kept (fewer, with few sources); the first half skipped; all recurring.
+    first half kept (fewer, with few sources); the first half skipped; all recurring; every second
+    recurring.
     """
     seen = set()
     base: dict[str, Action] = {site.name: "drop" for s in stages for site in s.sites[1:]}
@@ -143,6 +145,7 @@ def contestants(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
             {**others, **{site.name: "drop" for site in rest[half:]}},
             {**others, **{site.name: "skip" for site in rest[: max(1, half)]}},
             {**others, **{site.name: "recur" for site in rest if "recur" in site.actions}},
+            {**others, **{site.name: "recur" for site in rest[1::2] if "recur" in site.actions}},
         ]
     for plan in plans:
         counted = tuple(stage.terms(plan) for stage in stages)

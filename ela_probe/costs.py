@@ -34,13 +34,18 @@ class Seconds(Strict):
 
 
 class Terms(NamedTuple):
-    """What a stage's time is made of, counted: retrievals formed, those that recur, skipped ones
-    that later sites read, and the sources of all that are formed. The first site is not in it."""
+    """What a stage's time is made of, counted over all sites but the first.
+
+    keep, skip, recur: sites; of skipped ones those that a later site reads. source: the sources
+    of all kept sites. start: the sources at all recurrences that continue a kept site, not another
+    recurrence.
+    """
 
     keep: int
     skip: int
     recur: int
     source: int
+    start: int
 
 
 class SiteChoices(Strict):
@@ -54,8 +59,9 @@ class SiteChoices(Strict):
 class StageCosts(Strict):
     """Seconds that an action adds to a step, against one without that retrieval (`drop`).
 
-    A kept retrieval costs keep + source · n, n the sources it has left. None: not measured,
-    because the adapter refuses the action or no plan can have it.
+    With n the sources that a site has left, a kept one costs keep + source · n, and one that recurs
+    recur, and start · n more where it continues a kept one. None: not measured, because the adapter
+    refuses the action, no plan can have it, or a term before it is always there with it.
 
     recur_after_skip: whether a site can recur though the one before it is not formed.
     carried_over: as in `Stage`.
@@ -70,6 +76,7 @@ class StageCosts(Strict):
     source: Seconds | None = None
     skip: Seconds | None = None
     recur: Seconds | None = None
+    start: Seconds | None = None
 
     def terms(self, actions: Actions) -> Terms:
         """What is formed, recurs and is skipped; as in `prune`, what none reads is dropped."""
@@ -77,19 +84,23 @@ class StageCosts(Strict):
         read = len(chosen)
         while read > 1 and not self.carried_over and chosen[read - 1] in ("skip", "drop"):
             read -= 1
-        sources, dropped = 0, 0
+        source, start, dropped = 0, 0, 0
+        last_kept = True  # of the last site that was formed
         for site, action in zip(self.sites[1:read], chosen[1:read], strict=True):
             dropped += action == "drop"
-            sources += (site.sources - dropped) * (action == "keep")
-        counted = chosen[1:read]
-        return Terms(counted.count("keep"), counted.count("skip"), counted.count("recur"), sources)
+            source += (site.sources - dropped) * (action == "keep")
+            start += (site.sources - dropped) * (action == "recur" and last_kept)
+            if action in ("keep", "recur"):
+                last_kept = action == "keep"
+        keep, skip, recur = (chosen[1:read].count(a) for a in ("keep", "skip", "recur"))
+        return Terms(keep, skip, recur, source, start)
 
     def seconds(self, actions: Actions) -> float:
         """What the retrievals after the first add to a step. Raises PlanError."""
         total = 0.0
         for name, count in self.terms(actions)._asdict().items():
             cost: Seconds | None = getattr(self, name)
-            if cost is None and count and name != "source":
+            if cost is None and count and name in ("keep", "skip", "recur"):
                 raise PlanError(
                     f"the costs hold none of the action {name!r} in {self.name}: the model's "
                     "adapter refused it when they were measured; measure again, or use another"

@@ -159,60 +159,75 @@ def within_time(
     ]
 
 
+class State(NamedTuple):
+    """formed: the last site that is; how: kept or recurring; dropped, kept: how many so far."""
+
+    formed: int
+    how: Action
+    dropped: int
+    kept: int
+
+
 def stage_frontier(
     costs: StageCosts, charges: Charges, constraints: Constraints = Constraints()
 ) -> Frontier:
     """The unbeaten plans of a stage, with the seconds that they add to the base.
 
-    A state is the last site formed, how many sources before were dropped (they shorten what is
-    kept later) and how many sites were kept (up to the guard).
+    A state is the last site formed and whether it recurs, how many sources were dropped so far
+    (they shorten what is kept later) and how many sites were kept (up to the guard).
     """
     sites = len(costs.sites)
     enough = min(constraints.min_keep, sites)
     run = sites if constraints.max_run is None else constraints.max_run
-    states = {(0, 0, 1): Frontier.of_one(sites)}
+    states = {State(0, "keep", 0, 1): Frontier.of_one(sites)}
     finished: list[Frontier] = []
 
-    def finish(formed: int, kept: int, plans: Frontier) -> None:
+    def finish(state: State, plans: Frontier) -> None:
         """Leave out all that follows, for nothing: no later site reads it."""
-        if kept >= enough and sites - 1 - formed <= run:
-            for t in range(formed + 1, sites):
-                plans = plans.then(t, "drop", seconds=0.0, charge=charges.skip[formed, t])
+        if state.kept >= enough and sites - 1 - state.formed <= run:
+            for t in range(state.formed + 1, sites):
+                plans = plans.then(t, "drop", seconds=0.0, charge=charges.skip[state.formed, t])
             finished.append(plans)
 
     for t in range(1, sites):
-        reached: dict[tuple[int, int, int], list[Frontier]] = {}
-        for (formed, dropped, kept), plans in states.items():
-            if formed == t - 1 and not costs.carried_over:
-                finish(formed, kept, plans)
-            for action, seconds, charge in choices(costs, charges, t, formed, dropped):
-                if action in ("skip", "drop") and t - formed > run:
+        reached: dict[State, list[Frontier]] = {}
+        for state, plans in states.items():
+            if state.formed == t - 1 and not costs.carried_over:
+                finish(state, plans)
+            for action, seconds, charge in choices(costs, charges, t, state):
+                unformed = action in ("skip", "drop")
+                if unformed and t - state.formed > run:
                     continue
-                state = (
-                    formed if action in ("skip", "drop") else t,
-                    dropped + (action == "drop"),
-                    min(enough, kept + (action == "keep")),
+                new = State(
+                    state.formed if unformed else t,
+                    state.how if unformed else action,
+                    state.dropped + (action == "drop"),
+                    min(enough, state.kept + (action == "keep")),
                 )
                 after = plans.then(t, action, seconds=seconds, charge=charge)
-                reached.setdefault(state, []).append(after)
+                reached.setdefault(new, []).append(after)
         states = {state: Frontier.best_of(parts) for state, parts in reached.items()}
-    for (formed, _, kept), plans in states.items():
-        if formed == sites - 1:
-            finish(formed, kept, plans)
-        elif costs.carried_over and kept >= enough:
+    for state, plans in states.items():
+        if state.formed == sites - 1:
+            finish(state, plans)
+        elif costs.carried_over and state.kept >= enough:
             finished.append(plans)
     return Frontier.best_of(finished)
 
 
 def choices(
-    costs: StageCosts, charges: Charges, t: int, formed: int, dropped: int
+    costs: StageCosts, charges: Charges, t: int, state: State
 ) -> Iterator[tuple[Action, float, float]]:
     """The actions possible at site t, read by a later one, each with its seconds and its charge."""
-    site = costs.sites[t]
-    fixed, each = (0.0 if c is None else c.value for c in (costs.keep, costs.source))
-    yield "keep", fixed + each * (site.sources - dropped), 0.0
+    site, formed = costs.sites[t], state.formed
+    sources = site.sources - state.dropped
+    keep, source, start = (
+        0.0 if cost is None else cost.value for cost in (costs.keep, costs.source, costs.start)
+    )
+    yield "keep", keep + source * sources, 0.0
     if "recur" in site.actions and costs.recur and (costs.recur_after_skip or formed == t - 1):
-        yield "recur", costs.recur.value, float(charges.recur[formed, t])
+        seconds = costs.recur.value + start * sources * (state.how == "keep")
+        yield "recur", seconds, float(charges.recur[formed, t])
     if "skip" in site.actions and costs.skip:
         yield "skip", costs.skip.value, float(charges.skip[formed, t])
     if "drop" in site.actions and math.isfinite(charges.lost[t]):

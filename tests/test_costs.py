@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, create_model, discover, frontier, prune
 from ela_probe.costing import contestants, fit, measure_costs, offered
-from ela_probe.costs import CostModel, Seconds, SiteChoices, StageCosts
+from ela_probe.costs import CostModel, Seconds, SiteChoices, StageCosts, Terms
 from ela_probe.errors import ModelError, PlanError
 from ela_probe.frontier import Charges, stage_frontier, within_time
 from ela_probe.measure import from_probe
@@ -24,6 +24,7 @@ from tests.conftest import settled
 from tests.test_planners import analysis_of, guards
 
 ALL: tuple[Action, ...] = ("keep", "recur", "skip", "drop")
+PRICES = (0.2, 0.03, 0.01, 0.1, 0.02)
 positive = st.floats(0.01, 1.0)
 
 
@@ -48,13 +49,16 @@ def costs_of(
     )
 
 
-def priced(stage: Stage, prices: tuple[float, float, float, float], **fields: object) -> StageCosts:
-    """Costs of a stage whose adapter can do anything, in the order keep, source, skip, recur."""
+def priced(stage: Stage, prices: tuple[float, ...], **fields: object) -> StageCosts:
+    """Costs of a stage whose adapter can do anything, in the order keep, source, skip, recur,
+    start."""
     sites = tuple(
         SiteChoices(name=s.name, sources=s.sources, actions=ALL if t else ("keep",))
         for t, s in enumerate(stage.sites)
     )
-    values = dict(zip(("keep", "source", "skip", "recur"), map(seconds, prices), strict=True))
+    values = dict(
+        zip(("keep", "source", "skip", "recur", "start"), map(seconds, prices), strict=True)
+    )
     fields = {"recur_after_skip": True, "sites": sites, **values, **fields}
     return StageCosts(name=stage.name, kind=stage.kind, carried_over=False, **fields)  # type: ignore[arg-type]
 
@@ -95,14 +99,14 @@ def allowed(stage: StageCosts, actions: tuple[Action, ...], constraints: Constra
 @settings(max_examples=40)
 @given(
     st.integers(1, 5),
-    st.tuples(positive, positive, positive, positive),
+    st.tuples(*[positive] * 5),
     st.integers(0, 2**31),
     guards,
     st.booleans(),
 )
 def test_the_frontier_is_all_that_brute_force_leaves_unbeaten(
     sites: int,
-    prices: tuple[float, float, float, float],
+    prices: tuple[float, ...],
     seed: int,
     constraints: Constraints,
     after_skip: bool,
@@ -136,10 +140,7 @@ def test_a_budget_of_time_equals_brute_force_and_is_monotone(
 ) -> None:
     analysis = analysis_of(sizes, seed)
     generator = np.random.default_rng(seed)
-    stages = [
-        priced(p.stage, tuple(generator.uniform(0.01, 1, 4)))  # type: ignore[arg-type]
-        for p in analysis.stages
-    ]
+    stages = [priced(p.stage, tuple(generator.uniform(0.01, 1, 5))) for p in analysis.stages]
     costs = costs_of(stages, of=[p.stage for p in analysis.stages])
     charges = [Charges.of(p) for p in analysis.stages]
     full = costs.predict({})
@@ -177,7 +178,7 @@ def test_a_budget_of_time_equals_brute_force_and_is_monotone(
 def test_the_least_ratio_that_a_refusal_names_is_reachable() -> None:
     analysis = analysis_of([4, 3])
     stages = [part.stage for part in analysis.stages]
-    costs = costs_of([priced(s, (0.2, 0.03, 0.01, 0.1)) for s in stages], of=stages)
+    costs = costs_of([priced(s, PRICES) for s in stages], of=stages)
     constraints = Constraints(max_run=1)
     with pytest.raises(PlanError, match=r"max_run=1") as caught:
         within_time(analysis, costs, 0.1, constraints)
@@ -189,7 +190,7 @@ def test_the_least_ratio_that_a_refusal_names_is_reachable() -> None:
 
 def test_thinning_costs_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     part = analysis_of([9]).stages[0]
-    stage, charges = priced(part.stage, (0.2, 0.031, 0.017, 0.11)), Charges.of(part)
+    stage, charges = priced(part.stage, (0.2, 0.031, 0.017, 0.11, 0.013)), Charges.of(part)
     exact = stage_frontier(stage, charges)
     monkeypatch.setattr(frontier, "LIMIT", 20)
     thin = stage_frontier(stage, charges)
@@ -210,13 +211,18 @@ def test_what_a_drop_takes_from_later_sites_is_its_weight_there() -> None:
 
 
 def test_seconds_are_a_sum_over_sites_and_a_dropped_source_shortens_later_ones() -> None:
-    stage = priced(analysis_of([5]).stages[0].stage, (1.0, 0.1, 0.01, 0.5))
+    stage = priced(analysis_of([5]).stages[0].stage, (1.0, 0.1, 0.01, 0.5, 0.03))
 
     def added(*tail: Action) -> float:
         return stage.seconds(flat([stage], ("keep", *tail)))
 
     assert added("keep", "keep", "keep", "keep") == pytest.approx(4 + 0.1 * (2 + 3 + 4 + 5))
-    assert added("skip", "keep", "recur", "keep") == pytest.approx(2 + 0.1 * (3 + 5) + 0.01 + 0.5)
+    assert added("skip", "keep", "recur", "recur") == pytest.approx(
+        1 + 0.1 * 3 + 0.01 + 2 * 0.5 + 0.03 * 4
+    )
+    assert added("drop", "recur", "keep", "recur") == pytest.approx(
+        1 + 0.1 * 3 + 2 * 0.5 + 0.03 * (2 + 4)
+    )
     assert added("drop", "keep", "drop", "keep") == pytest.approx(2 + 0.1 * (2 + 3))
     assert added("skip", "skip", "skip", "skip") == 0  # what no later site reads is dropped
     assert stage.model_copy(update={"carried_over": True}).seconds(
@@ -236,7 +242,7 @@ def test_the_fit_recovers_costs_whatever_slows_a_whole_round(
 ) -> None:
     generator = np.random.default_rng(seed)
     stages = [
-        priced(part.stage, tuple(generator.uniform(0.01, 1, 4)))  # type: ignore[arg-type]
+        priced(part.stage, tuple(generator.uniform(0.01, 1, 5)))
         for part in analysis_of(sizes).stages
     ]
     costs = costs_of(stages)
@@ -248,7 +254,10 @@ def test_the_fit_recovers_costs_whatever_slows_a_whole_round(
     assert error == pytest.approx(0, abs=1e-6)
     known = [costs.base.value]
     for stage in stages:
-        known += [c.value for c in (stage.keep, stage.skip, stage.recur, stage.source) if c]
+        known += [
+            c.value if c else 0.0
+            for c in (stage.keep, stage.skip, stage.recur, stage.source, stage.start)
+        ]
     for cost, value in zip(fitted, known, strict=True):
         assert cost is not None
         for found in (cost.value, cost.lower, cost.upper):
@@ -263,19 +272,19 @@ def test_more_rounds_of_the_same_spread_lift_a_cost_out_of_the_noise() -> None:
 
 def test_what_cannot_be_told_apart_is_one_cost() -> None:
     """Of two sites only the second can be kept, of two sources always: keep takes it all."""
-    stages = [priced(analysis_of([2]).stages[0].stage, (1.0, 0.1, 0.2, 0.3))]
+    stages = [priced(analysis_of([2]).stages[0].stage, (1.0, 0.1, 0.2, 0.3, 0.05))]
     plans = list(contestants(stages))
     terms = np.array([[1.0, *stages[0].terms(plan)] for plan in plans])
     steps = np.array([[costs_of(stages).predict(plan)] for plan in plans])
-    base, keep, skip, recur, source = fit(terms, steps)[0]
-    assert (skip, source) == (None, None)
-    assert [c.value for c in (base, keep, recur) if c] == pytest.approx([1.0, 1.2, 0.3])
+    base, keep, skip, recur, source, start = fit(terms, steps)[0]
+    assert (skip, source, start) == (None, None, None)
+    assert [c.value for c in (base, keep, recur) if c] == pytest.approx([1.0, 1.2, 0.4])
 
 
 def test_costs_survive_their_file_and_broken_ones_are_refused(tmp_path: Path) -> None:
     analysis = analysis_of([3, 2])
     stages = [part.stage for part in analysis.stages]
-    costs = costs_of([priced(s, (0.2, 0.03, 0.01, 0.1)) for s in stages], of=stages)
+    costs = costs_of([priced(s, PRICES) for s in stages], of=stages)
     path = costs.save(tmp_path / "costs.json")
     assert CostModel.load(path) == costs
     text = path.read_text()
@@ -309,7 +318,7 @@ def test_what_cannot_be_planned_is_said(options: dict[str, object], message: str
     analysis = analysis_of([3, 3])
     stages = [part.stage for part in analysis.stages]
     if options.pop("costs", False):
-        options["costs"] = costs_of([priced(s, (0.2, 0.03, 0.01, 0.1)) for s in stages], of=stages)
+        options["costs"] = costs_of([priced(s, PRICES) for s in stages], of=stages)
     with pytest.raises(PlanError, match=message):
         make_plan(analysis, **{"planner": "cost", **options})  # type: ignore[arg-type]
 
