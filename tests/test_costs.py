@@ -254,10 +254,7 @@ def test_the_fit_recovers_costs_whatever_slows_a_whole_round(
     assert error == pytest.approx(0, abs=1e-6)
     known = [costs.base.value]
     for stage in stages:
-        known += [
-            c.value if c else 0.0
-            for c in (stage.keep, stage.skip, stage.recur, stage.source, stage.start)
-        ]
+        known += [getattr(stage, name).value for name in Terms._fields]
     for cost, value in zip(fitted, known, strict=True):
         assert cost is not None
         for found in (cost.value, cost.lower, cost.upper):
