@@ -2,7 +2,19 @@
 
 import typer
 
-from . import analyze, compare, demo, discover, finetune, models, plan, prune, report, train
+from . import (
+    analyze,
+    compare,
+    costs,
+    demo,
+    discover,
+    finetune,
+    models,
+    plan,
+    prune,
+    report,
+    train,
+)
 
 app = typer.Typer(
     name="ela-probe",
@@ -44,5 +56,6 @@ def root(
     """
 
 
-for module in (demo, train, discover, analyze, plan, prune, finetune, compare, report, models):
+VERBS = (demo, train, discover, analyze, costs, plan, prune, finetune, compare, report, models)
+for module in VERBS:
     app.command(module.__name__.rpartition(".")[2])(module.command)

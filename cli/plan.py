@@ -9,9 +9,10 @@ from . import console
 from .options import Json, Seed
 
 if TYPE_CHECKING:
+    from ela_probe.costs import CostModel
     from ela_probe.plan import SkipPlan
 
-PlannerName = Literal["budget", "score", "threshold", "random", "alternate", "deepest"]
+PlannerName = Literal["budget", "cost", "score", "threshold", "random", "alternate", "deepest"]
 
 
 def command(
@@ -25,19 +26,32 @@ def command(
     planner: Annotated[
         PlannerName,
         typer.Option(
-            help="budget: least total divergence, exact. score: highest EBQM skip scores. "
-            "threshold: all below --threshold. random, alternate, deepest: baselines."
+            help="budget: least total divergence, exact. cost: keep, recur, skip or drop at the "
+            "least charge within --time, by --costs. score: highest EBQM skip scores. threshold: "
+            "all below --threshold. random, alternate, deepest: baselines."
         ),
     ] = "budget",
     threshold: Annotated[
         float | None,
         typer.Option(help="In nats, for --planner threshold.", show_default=False),
     ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(help="What `costs` measured, for --planner cost.", show_default=False),
+    ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            help="For --planner cost: the time of a training step to reach, as a share of the "
+            "unpruned one's.",
+            show_default=False,
+        ),
+    ] = None,
     action: Annotated[
         Literal["skip", "drop", "recur"],
         typer.Option(
             help="skip: the layer stays a source of later ones. drop: it does not. recur: two-term "
-            "recurrence (AttnRes)."
+            "recurrence (AttnRes). --planner cost chooses for each site."
         ),
     ] = "skip",
     measure: Annotated[
@@ -60,6 +74,7 @@ def command(
 
         ela-probe plan runs/digits/best-analysis --skip 0.3
         ela-probe plan DIR --planner threshold --threshold 0.05 -o plan.json
+        ela-probe plan DIR --planner cost --costs costs.json --time 0.8
     """
     from pydantic import ValidationError
 
@@ -74,6 +89,8 @@ def command(
             skip=skip,
             planner=planner,
             threshold=threshold,
+            costs=None if costs is None else load_costs(costs),
+            time=time,
             action=action,
             measure=measure,
             concentration=concentration,
@@ -88,6 +105,12 @@ def command(
         describe(made)
         console.out.print(f"written to {path}", soft_wrap=True)
         console.out.print(f"next: ela-probe prune CHECKPOINT --plan {path}", soft_wrap=True)
+
+
+def load_costs(path: Path) -> "CostModel":
+    from ela_probe.costs import CostModel  # imports torch
+
+    return CostModel.load(path)
 
 
 def describe(made: "SkipPlan") -> None:
@@ -114,5 +137,11 @@ def describe(made: "SkipPlan") -> None:
         + (f"{recurring} recur, " if recurring else "")
         + f"charged {made.charge or 0:.4g} nats in all ({made.origin.planner})"
     )
+    if made.origin.predicted_ratio is not None:
+        title += (
+            f"\na training step is predicted to take {made.origin.predicted_ratio:.3f} of the "
+            f"unpruned one's time, {(made.origin.predicted_seconds or 0) * 1e3:.4g} ms on "
+            f"{made.origin.timed_on}"
+        )
     columns = ("site", "action", "compared with", ">kl", ">score")
     console.out.print(console.table(title, columns, rows))

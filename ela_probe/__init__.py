@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ela_probe.analysis import Analysis
     from ela_probe.checkpoint import load_checkpoint, save_checkpoint
+    from ela_probe.costing import measure_costs
+    from ela_probe.costs import CostModel
     from ela_probe.discovery import discover
     from ela_probe.errors import ElaProbeError
     from ela_probe.measure import analyze
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Analysis": "analysis",
     "AttentionProbe": "probe",
+    "CostModel": "costs",
     "ElaProbeError": "errors",
     "SkipPlan": "plan",
     "analyze": "measure",
@@ -28,6 +31,7 @@ _HOMES = {
     "discover": "discovery",
     "load_checkpoint": "checkpoint",
     "make_plan": "planners",
+    "measure_costs": "costing",
     "prune": "pruning",
     "save_checkpoint": "checkpoint",
 }
@@ -35,6 +39,7 @@ _HOMES = {
 __all__ = [
     "Analysis",
     "AttentionProbe",
+    "CostModel",
     "ElaProbeError",
     "SkipPlan",
     "analyze",
@@ -42,6 +47,7 @@ __all__ = [
     "discover",
     "load_checkpoint",
     "make_plan",
+    "measure_costs",
     "prune",
     "save_checkpoint",
 ]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ela_probe.ebqm import Target
 from ela_probe.errors import PlanError
-from ela_probe.sites import Action, Kind, Stage, fingerprint
+from ela_probe.sites import Action, Kind, Stage, described, differences, fingerprint
 from ela_probe.storage import write_text
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -38,7 +38,8 @@ class FitSummary(Strict):
 
 class SitePlan(Strict):
     """A site and its action. The divergences are those from `reference`, the last kept site
-    before it (for a kept site: the site before it); None for the first site of a stage."""
+    before it (for a kept site: the site before it; of the planner `cost`: the last site before it
+    that is kept or recurs); None for the first site of a stage."""
 
     name: str
     sources: int = Field(ge=1)
@@ -88,6 +89,10 @@ class Origin(Strict):
     measure: str = "kl"
     seed: int | None = None
     ela_probe: str
+    time_budget: Finite | None = Field(None, description="asked for: of the unpruned step's time")
+    predicted_ratio: Finite | None = Field(None, description="to the unpruned step's time")
+    predicted_seconds: Finite | None = Field(None, description="of a training step")
+    timed_on: str | None = Field(None, description="the device that the costs were measured on")
 
 
 class SkipPlan(Strict):
@@ -122,26 +127,12 @@ class SkipPlan(Strict):
             site.name for stage in stages for site in stage.sites
         }:
             return
-        planned = _described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
-        actual = _described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
-        differences = [
-            f"{name} ({planned[name]}) is not in the model"
-            for name in planned
-            if name not in actual
-        ]
-        differences += [
-            f"{name} ({actual[name]}) is not in the plan" for name in actual if name not in planned
-        ]
-        differences += [
-            f"{name} has {actual[name]} in the model, {planned[name]} in the plan"
-            for name in planned
-            if name in actual and planned[name] != actual[name]
-        ]
-        shown = "; ".join(differences[:4]) or "the fingerprint differs"
-        more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+        planned = described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
+        actual = described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
         raise PlanError(
             f"the plan was made for another model ({self.origin.model or 'unknown'}, "
-            f"{len(planned)} sites; this one has {len(actual)}): {shown}{more}. "
+            f"{len(planned)} sites; this one has {len(actual)}): "
+            f"{differences(planned, actual, known='the plan', found='the model')}. "
             "Analyse this checkpoint and plan again"
         )
 
@@ -187,7 +178,3 @@ def explain(error: ValidationError, limit: int = 3) -> str:
         problems.append(f"{where}: {message}{came}")
     hidden = error.error_count() - limit
     return "; ".join(problems) + (f"; and {hidden} more" if hidden > 0 else "")
-
-
-def _described(sites: Any) -> dict[str, str]:
-    return {name: f"{kind}, {sources} sources" for kind, name, sources in sites}

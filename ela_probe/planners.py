@@ -1,14 +1,15 @@
 """Choosing which retrievals to skip, from the pairwise divergences of an analysis.
 
-Every planner with a budget is one exact dynamic programme over a charge matrix: charge[i, t] is
-what skipping site t costs when site i is the last kept one before it. The baselines differ from
-`budget` in the matrix only, so that all of them respect the same guards.
+Every planner with a budget of sites is one exact dynamic programme over a charge matrix:
+charge[i, t] is what skipping site t costs when site i is the last kept one before it. The baselines
+differ from `budget` in the matrix only, so that all of them respect the same guards. The planner
+`cost`, whose budget is time, is in ela_probe.frontier.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ela_probe.analysis import Analysis, StageAnalysis
 from ela_probe.beta import Floats
 from ela_probe.ebqm import Target, skip_scores
 from ela_probe.errors import PlanError
+from ela_probe.frontier import Decision, within_time
 from ela_probe.plan import (
     Constraints,
     Estimate,
@@ -25,9 +27,12 @@ from ela_probe.plan import (
     SkipPlan,
     StagePlan,
 )
-from ela_probe.sites import Action, fingerprint
+from ela_probe.sites import fingerprint
 
-Planner = Literal["budget", "score", "threshold", "random", "alternate", "deepest"]
+if TYPE_CHECKING:
+    from ela_probe.costs import CostModel
+
+Planner = Literal["budget", "cost", "score", "threshold", "random", "alternate", "deepest"]
 PLANNERS: tuple[str, ...] = get_args(Planner)
 Measure = Literal["kl", "shape", "js"]
 
@@ -38,28 +43,34 @@ def make_plan(
     skip: float = 0.3,
     planner: Planner = "budget",
     threshold: float | None = None,
+    costs: "CostModel | None" = None,
+    time: float | None = None,
     action: Literal["skip", "drop", "recur"] = "skip",
     measure: Measure = "kl",
     concentration: float = 4.0,
     constraints: Constraints = Constraints(),
     seed: int = 0,
 ) -> SkipPlan:
-    """A plan that skips a share of the retrievals.
+    """A plan that skips a share of the retrievals, or one for a share of the time.
 
     Args:
-        skip: share of all retrievals not to form; the nearest whole number is taken.
-        planner: `budget` (least total divergence, exact), `score` (highest EBQM skip scores),
-            `threshold` (greedy: skip while the divergence from the last kept site is below
-            `threshold` nats), or a baseline: `random`, `alternate`, `deepest`.
+        skip: share of all retrievals not to form; the nearest whole number is taken. The planners
+            `threshold` and `cost` take it only as the mean of the target of the skip scores.
+        planner: `budget` (least total divergence, exact), `cost` (the least charge at which a
+            training step takes `time` of the unpruned one's, by `costs`; an action for each site),
+            `score` (highest EBQM skip scores), `threshold` (greedy: skip while the divergence
+            from the last kept site is below `threshold` nats), or a baseline: `random`,
+            `alternate`, `deepest`.
+        costs: what the actions cost, as `measure_costs` finds it.
         action: what becomes of a skipped site. Sites that no later retrieval of their stage
-            reads are dropped rather than skipped.
-        measure: the divergence that is charged.
+            reads are dropped rather than skipped. The planner `cost` chooses by itself.
+        measure: the divergence that is charged. The planner `cost` has charges of its own.
         concentration: κ of the target distribution of the skip scores.
         seed: of the `random` planner.
 
     Raises:
-        PlanError: the share is out of range or more than the guards allow, or a needed
-            threshold is missing.
+        PlanError: the share is out of range or more than the guards allow, no plan takes so
+            little time, the costs are of another model, or a needed argument is missing.
     """
     if planner not in PLANNERS:
         raise PlanError(f"no planner is called {planner!r}; expected one of {', '.join(PLANNERS)}")
@@ -67,20 +78,37 @@ def make_plan(
         raise PlanError(f"cannot skip a share of {skip}; expected at least 0 and less than 1")
     if (threshold is None) == (planner == "threshold"):
         raise PlanError("the planner 'threshold' needs a threshold in nats, and no other takes one")
+    if any((given is not None) != (planner == "cost") for given in (costs, time)):
+        raise PlanError(
+            "the planner 'cost' needs costs, as `ela-probe costs` measures them, and a time, as in "
+            "0.8 of the unpruned; no other planner takes them"
+        )
+    if planner == "cost" and (action, measure) != ("skip", "kl"):
+        raise PlanError(
+            "the planner 'cost' chooses the actions and charges each by a measure of its own; "
+            "leave out action and measure, or take another planner"
+        )
     target = Target(skip=min(max(skip, 0.01), 0.99), concentration=concentration)
-    charges = [part.divergences[measure] for part in analysis.stages]
-    if threshold is not None:
-        chosen = [below_threshold(charge, threshold, constraints) for charge in charges]
+    if costs is not None and time is not None:
+        decided = within_time(analysis, costs, time, constraints)
     else:
-        sites = sum(len(part.stage.sites) for part in analysis.stages)
-        matrices = charge_matrices(analysis, planner, charges, target, skip, seed)
-        chosen = within_budget(matrices, math.floor(skip * sites + 0.5), constraints)
+        charges = [part.divergences[measure] for part in analysis.stages]
+        if threshold is not None:
+            chosen = [below_threshold(charge, threshold, constraints) for charge in charges]
+        else:
+            sites = sum(len(part.stage.sites) for part in analysis.stages)
+            matrices = charge_matrices(analysis, planner, charges, target, skip, seed)
+            chosen = within_budget(matrices, math.floor(skip * sites + 0.5), constraints)
+        decided = [
+            skipping(skipped, action, charge)
+            for skipped, charge in zip(chosen, charges, strict=True)
+        ]
 
-    stages, total = [], 0.0
-    for part, skipped, charge in zip(analysis.stages, chosen, charges, strict=True):
-        stage, cost = describe(part, skipped, action, skip_scores(part.quantiles, target), charge)
-        stages.append(stage)
-        total += cost
+    stages = tuple(
+        describe(part, decisions, skip_scores(part.quantiles, target))
+        for part, decisions in zip(analysis.stages, decided, strict=True)
+    )
+    actions = {site.name: site.action for stage in stages for site in stage.sites}
     source = analysis.provenance
     return SkipPlan(
         fingerprint=fingerprint([part.stage for part in analysis.stages]),
@@ -97,9 +125,13 @@ def make_plan(
             measure=measure,
             seed=seed if planner == "random" else None,
             ela_probe=source.versions.get("ela-probe", "unknown"),
+            time_budget=time,
+            predicted_ratio=None if costs is None else costs.predict(actions) / costs.predict({}),
+            predicted_seconds=None if costs is None else costs.predict(actions),
+            timed_on=None if costs is None else costs.machine.device_name,
         ),
-        charge=total,
-        stages=tuple(stages),
+        charge=sum(decision.charge for decisions in decided for decision in decisions),
+        stages=stages,
     )
 
 
@@ -220,48 +252,52 @@ def charge_matrices(
     return alike_after_any(lambda s, t: float((s, t) not in spread))
 
 
-def describe(
-    part: StageAnalysis,
-    skipped: Sequence[int],
-    action: Literal["skip", "drop", "recur"],
-    scores: Floats,
-    charge: Floats,
-) -> tuple[StagePlan, float]:
-    """The plan of a stage and what its skipped sites are charged in all."""
-    names = [site.name for site in part.stage.sites]
-    last_kept = max(t for t in range(len(names)) if t not in skipped)
-    sites, kept, total = [], 0, 0.0
+def skipping(
+    skipped: Sequence[int], action: Literal["skip", "drop", "recur"], charge: Floats
+) -> list[Decision]:
+    """What a planner that skips sites decides; what no later site reads is dropped, not skipped."""
+    last_kept = max(t for t in range(len(charge)) if t not in skipped)
+    decided, kept = [Decision("keep", None, 0.0)], 0
+    for t in range(1, len(charge)):
+        if t in skipped:
+            what = "drop" if t > last_kept and action == "skip" else action
+            decided.append(Decision(what, kept, float(charge[kept, t])))
+        else:
+            decided.append(Decision("keep", t - 1, 0.0))
+            kept = t
+    return decided
 
-    def estimate(name: str, i: int, t: int) -> Estimate:
+
+def describe(part: StageAnalysis, decisions: Sequence[Decision], scores: Floats) -> StagePlan:
+    """The plan of a stage."""
+    names = [site.name for site in part.stage.sites]
+
+    def estimate(name: str, i: int | None, t: int) -> Estimate | None:
+        if i is None:
+            return None
         error = float(part.divergences[f"{name}_se"][i, t])
         return Estimate(
             mean=float(part.divergences[name][i, t]), se=error if math.isfinite(error) else None
         )
 
-    for t, site in enumerate(part.stage.sites):
-        what: Action = "keep"
-        reference = t - 1
-        if t in skipped:
-            what = "drop" if t > last_kept and action == "skip" else action
-            reference = kept
-            total += float(charge[kept, t])
-        else:
-            kept = t
-        sites.append(
-            SitePlan(
-                name=site.name,
-                sources=site.sources,
-                action=what,
-                reference=names[reference] if t else None,
-                kl=estimate("kl", reference, t) if t else None,
-                shape=estimate("shape", reference, t) if t else None,
-                mass=estimate("mass", reference, t) if t else None,
-                quantile=finite(part.quantiles[t]),
-                score=finite(scores[t]),
-            )
+    sites = tuple(
+        SitePlan(
+            name=site.name,
+            sources=site.sources,
+            action=action,
+            reference=None if reference is None else names[reference],
+            kl=estimate("kl", reference, t),
+            shape=estimate("shape", reference, t),
+            mass=estimate("mass", reference, t),
+            quantile=finite(part.quantiles[t]),
+            score=finite(scores[t]),
         )
+        for t, (site, (action, reference, _)) in enumerate(
+            zip(part.stage.sites, decisions, strict=True)
+        )
+    )
     fit = None if part.fit is None else FitSummary.model_validate(vars(part.fit))
-    return StagePlan(name=part.stage.name, kind=part.stage.kind, fit=fit, sites=tuple(sites)), total
+    return StagePlan(name=part.stage.name, kind=part.stage.kind, fit=fit, sites=sites)
 
 
 def finite(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,3 +54,27 @@ def fingerprint(stages: Sequence[Stage]) -> str:
     """A SHA-256 over names, kinds and sizes: equal for models whose sites are the same."""
     described = [[s.name, s.kind, [[t.name, t.sources] for t in s.sites]] for s in stages]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def described(sites: Iterable[tuple[str, str, int]]) -> dict[str, str]:
+    """From kind, name and number of sources of each site: by name what it is, in words."""
+    return {name: f"{kind}, {sources} sources" for kind, name, sources in sites}
+
+
+def differences(
+    expected: Mapping[str, str], actual: Mapping[str, str], *, known: str, found: str
+) -> str:
+    """What differs between sites as `described` gives them, in one line for a message.
+
+    Args:
+        known: what the expected sites stand in, as "the plan". found: what the actual ones do.
+    """
+    told = [f"{n} ({expected[n]}) is not in {found}" for n in expected if n not in actual]
+    told += [f"{n} ({actual[n]}) is not in {known}" for n in actual if n not in expected]
+    told += [
+        f"{n} has {actual[n]} in {found}, {expected[n]} in {known}"
+        for n in expected
+        if n in actual and expected[n] != actual[n]
+    ]
+    more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
+    return ("; ".join(told[:4]) or "the fingerprint differs") + more

@@ -11,7 +11,9 @@ import pytest
 import torch
 from ela_probe_cli import main
 
-VERBS = ("demo", "train", "analyze", "plan", "prune", "finetune", "compare", "report", "models")
+VERBS = (
+    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models"
+)  # fmt: skip
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> Any:
@@ -87,6 +89,51 @@ def test_the_main_job_verb_by_verb(chain: Path, capsys: pytest.CaptureFixture[st
     assert len(again["sites"]) == 4
 
 
+def test_actions_are_chosen_by_what_they_cost(
+    chain: Path, places: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    best, costs = chain / "run" / "best.pt", tmp_path / "costs.json"
+    words = ["--rounds", 1, "--batch-size", 4, "--device", "cpu"]
+    measured = run(capsys, "costs", best, *words, "-o", costs)
+    assert measured["model"] == "mrla_b_resnet14"
+    assert measured["batch_shape"] == [4, 3, 16, 16]
+
+    # what a machine adds by itself is not tested: here every later retrieval costs a second
+    del measured["path"]
+    measured["base"]["value"] = 3.0
+    for stage in measured["stages"]:
+        stage["keep"]["value"] = 1.0
+    costs.write_text(json.dumps(measured))
+    words = [
+        "plan",
+        places["{an}"],
+        "--planner",
+        "cost",
+        "--costs",
+        costs,
+        "-o",
+        tmp_path / "p.json",
+    ]
+    plan = run(capsys, *words, "--time", 0.7)
+    assert plan["origin"]["planner"] == "cost"
+    assert plan["origin"]["time_budget"] == 0.7
+    assert plan["origin"]["predicted_ratio"] == pytest.approx(4 / 6)
+    assert plan["share"] == pytest.approx(2 / 6)
+    run(capsys, "prune", best, "--plan", tmp_path / "p.json", "-o", tmp_path / "pruned.pt")
+    assert "the least is 0.5" in run(capsys, *words, "--time", 0.4, code=2)
+
+    measured["stages"][0]["sites"][1]["sources"] = 5
+    measured["fingerprint"] = "0"
+    costs.write_text(json.dumps(measured))
+    line = run(capsys, *words, "--time", 0.7, code=2)
+    assert "the costs are of another model (mrla_b_resnet14, 6 sites; 6 were analysed)" in line
+    assert "stages.0.1.retrieval has softmax, 2 sources in the analysis" in line
+
+    assert main([str(word) for word in ["costs", best, "--rounds", 1, "--batch-size", 4]]) == 0
+    assert "what a site adds" in capsys.readouterr().out
+    (chain / "run" / "best-costs.json").unlink()
+
+
 def test_people_see_tables(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["analyze", str(chain / "run" / "last.pt"), "-o", str(chain / "seen"), "--no-figures"]
     assert main(words) == 0
@@ -152,6 +199,11 @@ BAD = {
     "missing plan": (["prune", "{best}", "--plan", "none.json"], "cannot read the plan none.json"),
     "too much": (["plan", "{an}", "--skip", "0.9"], "at most"),
     "no threshold": (["plan", "{an}", "--planner", "threshold"], "needs a threshold"),
+    "no costs": (["plan", "{an}", "--planner", "cost", "--time", "0.8"], "needs costs"),
+    "missing costs": (
+        ["plan", "{an}", "--planner", "cost", "--costs", "none.json", "--time", "0.8"],
+        "cannot read the costs none.json",
+    ),
     "kappa": (["plan", "{an}", "--concentration", "-1"], "concentration"),
     "two models": (["analyze", "{best}", "--model", "a", "--factory", "b:c"], "expected one of"),
     "args alone": (["analyze", "{best}", "--model-args", "{}x"], "no JSON"),
