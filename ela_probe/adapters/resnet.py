@@ -1,4 +1,4 @@
-"""The adapter of our CIFAR ResNets (ela_probe.models.resnet)."""
+"""The adapter of our ResNets (ela_probe.models.resnet)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,7 +8,8 @@ from ela_probe.adapters import register_adapter
 from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import PlanError
 from ela_probe.models.attention import MRLABase, MRLALight
-from ela_probe.models.resnet import Block, ResNet
+from ela_probe.models.blocks import Block
+from ela_probe.models.resnet import ResNet
 from ela_probe.sites import Action, Site, Stage
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ela_probe.errors import ElaProbeError, ModelError
 from ela_probe.importing import importable, load_function
 from ela_probe.models.attnres import Transformer
-from ela_probe.models.resnet import ResNet
+from ela_probe.models.resnet import ResNet, cifar, imagenet
 
 __all__ = ["FAMILIES", "ModelFamily", "ModelSpec", "create_model", "register_family"]
 
@@ -122,36 +122,74 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def resnet_family(prefix: str, attention: str | None, description: str) -> ModelFamily:
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def resnet_family(attention: str | None, description: str) -> ModelFamily:
     @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
     def build(
         depth: int,
         *,
-        block: str = Field("basic", pattern="^(basic|bottleneck)$"),
-        num_classes: int = Field(10, ge=1),
-        in_channels: int = Field(3, ge=1),
-        head_dim: int = Field(16, ge=1),
-        drop_path: float = Field(0.0, ge=0.0, lt=1.0),
-    ) -> nn.Module:
+        block: Literal["basic", "bottleneck"] = "basic",
+        num_classes: Count = 10,
+        in_channels: Count = 3,
+        head_dim: Count = 16,
+        drop_path: Probability = 0.0,
+    ) -> Any:
         return ResNet(
-            depth,
+            cifar(depth, block),
             attention=attention,  # type: ignore[arg-type]
-            block=block,  # type: ignore[arg-type]
             num_classes=num_classes,
             in_channels=in_channels,
             head_dim=head_dim,
             drop_path=drop_path,
         )
 
-    return ModelFamily(f"{prefix}resnet", build, description, (20, 32, 44, 56, 110))
+    name = "resnet" if attention is None else f"{attention}_resnet"
+    return ModelFamily(name, build, description, (20, 32, 44, 56, 110))
 
 
-register_family(resnet_family("", None, "CIFAR ResNet, no layer attention"))
-register_family(resnet_family("mrla_b_", "mrla_b", "CIFAR ResNet with MRLA-B (softmax weights)"))
-register_family(resnet_family("mrla_l_", "mrla_l", "CIFAR ResNet with MRLA-L (gated recurrence)"))
+def imagenet_family(
+    attention: str | None,
+    description: str,
+    *,
+    published_stem: Literal["plain", "deep"] = "plain",
+    published_head_dim: int = 16,
+) -> ModelFamily:
+    """The defaults of stem and head_dim are those of the published network."""
+
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def build(
+        depth: int,
+        *,
+        stem: Literal["plain", "deep"] = published_stem,
+        num_classes: Count = 1000,
+        in_channels: Count = 3,
+        head_dim: Count = published_head_dim,
+        drop_path: Probability = 0.0,
+    ) -> Any:
+        return ResNet(
+            imagenet(depth, stem),
+            attention=attention,  # type: ignore[arg-type]
+            num_classes=num_classes,
+            in_channels=in_channels,
+            head_dim=head_dim,
+            drop_path=drop_path,
+        )
+
+    name = "imagenet_resnet" if attention is None else f"{attention}_imagenet_resnet"
+    return ModelFamily(name, build, description, (50, 101, 152))
 
 
-Count = Annotated[int, Field(ge=1)]
+register_family(resnet_family(None, "CIFAR ResNet, no layer attention"))
+register_family(resnet_family("mrla_b", "CIFAR ResNet with MRLA-B (softmax weights)"))
+register_family(resnet_family("mrla_l", "CIFAR ResNet with MRLA-L (gated recurrence)"))
+register_family(imagenet_family(None, "ImageNet ResNet, no layer attention"))
+register_family(
+    imagenet_family("mrla_b", "ImageNet ResNet with MRLA-B (deep stem)", published_stem="deep")
+)
+register_family(imagenet_family("mrla_l", "ImageNet ResNet with MRLA-L", published_head_dim=32))
 
 
 def attnres_family(prefix: str, description: str, *, blocks: int) -> ModelFamily:
