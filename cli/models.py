@@ -26,16 +26,17 @@ def command(json: Json = False) -> None:
         lines.append((family.name, depths, in_millions(counts), family.description))
     console.emit({"models": rows}, as_json=json)
     if not json:
-        columns = ("model", "depth", ">parameters", "what it is")
+        columns = ("model", "depth", ">M parameters", "what it is")
         console.out.print(console.table("", columns, lines))
         console.out.print(
-            "arguments (--model-args JSON): of ResNets block (CIFAR), stem (ImageNet), "
-            "num_classes, in_channels, head_dim, drop_path; of language models dim, heads, "
-            "kv_heads, block_size, vocab_size, tied",
+            "arguments (--model-args JSON): of ResNets num_classes, in_channels, block (CIFAR), "
+            "stem (ImageNet), and of their attention reduction (SE, CBAM, DIA, DLA), head_dim and "
+            "drop_path (DLA, MRLA), hidden (RLA_g); of language models dim, heads, kv_heads, "
+            "block_size, vocab_size, tied",
             markup=False,
         )
 
 
 def in_millions(counts: list[int]) -> str:
-    """The least and the greatest of them, e.g. `0.27 - 1.73 M`."""
-    return " - ".join(f"{count / 1e6:.2f}" for count in sorted({counts[0], counts[-1]})) + " M"
+    """The least and the greatest of them, e.g. `0.27 - 1.73`."""
+    return " - ".join(f"{count / 1e6:.2f}" for count in sorted({counts[0], counts[-1]}))

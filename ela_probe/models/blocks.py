@@ -1,27 +1,39 @@
-"""Residual blocks (He et al. 2016): a body and a shortcut, summed, and what attends behind them."""
+"""Residual blocks (He et al. 2016): a body and a shortcut, summed, and what attends at them."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from ela_probe.models.attention import Sources
-
-Body = Callable[[int, int, int], nn.Sequential]
-
 
 class Block(nn.Module):
-    """relu(body + shortcut), then the retrieval. A block with no retrieval has None there."""
+    """relu(body + shortcut). What is None isn't there; both attend to the stage so far.
 
-    def __init__(self, body: nn.Module, downsample: nn.Module, retrieval: nn.Module | None) -> None:
+    Args:
+        recalibration: of what the body gives, before the sum.
+        retrieval: behind the block.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        downsample: nn.Module,
+        *,
+        recalibration: nn.Module | None = None,
+        retrieval: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
         self.downsample = downsample
+        self.recalibration = recalibration
         self.retrieval = retrieval
 
-    def forward(self, x: Tensor, sources: Sources) -> Tensor:
+    def forward(self, x: Tensor, sources: Any) -> Tensor:
         residual = self.downsample(x)
-        out = (self.body(x) + residual).relu()
+        out = self.body(x)
+        if self.recalibration is not None:
+            out = self.recalibration(out, residual, sources)
+        out = (out + residual).relu()
         return out if self.retrieval is None else self.retrieval(out, residual, sources)
 
 

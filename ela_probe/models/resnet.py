@@ -1,6 +1,6 @@
-"""ResNets for CIFAR and for ImageNet (He et al. 2016), plain or with layer attention.
+"""ResNets for CIFAR and for ImageNet (He et al. 2016): one backbone, into which attention plugs.
 
-The arithmetic is that of bgx666/KCLA's CIFAR networks and of joyfang1106/MRLA's ImageNet networks.
+The arithmetic is that of published code, named in docs/models.md.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError
-from ela_probe.models.attention import MRLABase, MRLALight, Sources
+from ela_probe.models.attention import Sources
 from ela_probe.models.blocks import Block, basic, bottleneck, shortcut
+from ela_probe.models.plugs import Attention
+from ela_probe.models.rla import EmptyHidden, LastHidden, RLABlock
 
 Stem = Literal["small", "plain", "deep"]
-RETRIEVALS = {"mrla_b": MRLABase, "mrla_l": MRLALight}
 BODIES = {"basic": (basic, 1), "bottleneck": (bottleneck, 4)}  # with their expansion
+PLAIN = Attention()
 IMAGENET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -69,29 +71,25 @@ def imagenet(depth: int, stem: Literal["plain", "deep"] = "plain") -> Layout:
 
 
 class ResNet(nn.Module):
-    """A ResNet with an attention module behind every block, or plain.
+    """A ResNet with attention plugged in, or plain.
 
     Args:
         layout: `cifar(depth)` or `imagenet(depth)`.
-        attention: the retrieval after each block; None is the plain network.
-        head_dim: channels per head of the layer attention.
-        drop_path: probability of dropping a sample's retrieval in training (stochastic depth).
+        attention: as `ela_probe.models.plugs` makes it; by default none.
 
     Input: [batch, in_channels, height, width]. Output: [batch, num_classes].
 
     Raises:
-        ModelError: head_dim doesn't divide the channels.
+        ModelError: the attention's arguments don't fit the channels.
     """
 
     def __init__(
         self,
         layout: Layout,
+        attention: Attention = PLAIN,
         *,
-        attention: Literal["mrla_b", "mrla_l"] | None = None,
         num_classes: int = 10,
         in_channels: int = 3,
-        head_dim: int = 16,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         body, expansion = BODIES[layout.block]
@@ -99,27 +97,24 @@ class ResNet(nn.Module):
         self.conv1 = first_convolution(layout.stem, in_channels, channels)
         self.bn1 = nn.BatchNorm2d(channels)
         self.shrink = nn.Identity() if layout.stem == "small" else nn.MaxPool2d(3, 2, padding=1)
+        hidden = attention.hidden
+        self.before = EmptyHidden(hidden) if hidden else nn.Identity()
         self.stages = nn.ModuleList()
+        self.shared = nn.ModuleDict()  # by the stage's number, where its blocks share something
         for number, (planes, blocks) in enumerate(zip(layout.planes, layout.blocks, strict=True)):
             stage = nn.ModuleList()
             for index in range(blocks):
                 stride = 2 if index == 0 and number > 0 else 1
-                retrieval = None
-                if attention is not None:
-                    retrieval = RETRIEVALS[attention](
-                        planes * expansion, head_dim=head_dim, drop_path=drop_path
-                    )
-                stage.append(
-                    Block(
-                        body(channels, planes, stride),
-                        shortcut(channels, planes * expansion, stride),
-                        retrieval,
-                    )
-                )
+                convolutions = body(channels + hidden, planes, stride)
+                downsample = shortcut(channels, planes * expansion, stride)
                 channels = planes * expansion
+                stage.append(plugged(attention, channels, convolutions, downsample, stride))
             self.stages.append(stage)
+            if attention.shared is not None:
+                self.shared[str(number)] = attention.shared(channels)
+        self.after = LastHidden(hidden) if hidden else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(channels + hidden, num_classes)
         self.initialise(zero_init=layout.zero_init)
 
     def initialise(self, *, zero_init: bool) -> None:
@@ -133,12 +128,26 @@ class ResNet(nn.Module):
                 nn.init.zeros_(norms[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.shrink(self.bn1(self.conv1(x)).relu())
-        for stage in self.stages:
-            sources = Sources()
+        x = self.before(self.shrink(self.bn1(self.conv1(x)).relu()))
+        for number, stage in enumerate(self.stages):
+            key = str(number)
+            sources = self.shared[key].begin() if key in self.shared else Sources()  # type: ignore[operator]
             for block in stage:  # type: ignore[attr-defined]
                 x = block(x, sources)
-        return self.fc(self.pool(x).flatten(1))
+        return self.fc(self.pool(self.after(x)).flatten(1))
+
+
+def plugged(
+    attention: Attention, channels: int, body: nn.Sequential, downsample: nn.Module, stride: int
+) -> Block:
+    """A block with its parts of the attention."""
+    if attention.body is not None:
+        body.add_module("attention", attention.body(channels))
+    if attention.hidden:
+        return RLABlock(body, downsample, hidden=attention.hidden, stride=stride)
+    parts = {"recalibration": attention.recalibration, "retrieval": attention.retrieval}
+    built = {name: build(channels) for name, build in parts.items() if build is not None}
+    return Block(body, downsample, **built)
 
 
 def first_convolution(stem: Stem, in_channels: int, channels: int) -> nn.Module:
