@@ -36,10 +36,11 @@ def run(
     """Compare our ResNets with published ones: outputs and gradients, in float32 and float64.
 
     A checkout's folder is named as its repository or `owner+repository`; its code runs as it is,
-    on the CPU. Exit code 1 when a parameter count differs (of parameters that the published forward
-    uses), FLOPs of layers are more than 1 % above, or a figure by more than 1e-5, relative to its scale where that
-    is above 1. Gradients count in float64: in float32 a ReLU's input can round to the other side of
-    zero, and two correct gradients then differ by a whole term.
+    on the CPU. Exit code 1 when parameter counts differ (of parameters that the published forward
+    uses), when ours has 1 % more FLOPs in its layers, or a figure differs by more than 1e-5,
+    relative to its scale where that is above 1. Gradients count in float64: in float32 a ReLU's
+    input can round to the other side of zero, and two correct gradients then differ by a whole
+    term.
     """
     twins = [
         (twin, root)

@@ -74,14 +74,16 @@ def dla(repository: str, file: str, depth: int, head_dim: int, *, recorded: bool
     return cifar(repository, file, ours, block, samples=1, recorded=recorded, head_dim=head_dim)
 
 
-def imagenet(repository: str, file: str, function: str, ours: str, **theirs: Any) -> Twin:
+def imagenet(
+    repository: str, file: str, function: str, ours: str, *, size: int = 64, **theirs: Any
+) -> Twin:
     return Twin(
         repository,
         file,
         function,
         lambda get: get(function)(num_classes=10, **theirs),
         {"model": ours, "arguments": {"num_classes": 10}},
-        size=64,
+        size=size,
     )
 
 
@@ -152,7 +154,7 @@ TWINS = [
     imagenet(MRLA, "resnet", "resnet50_se", "se_imagenet_resnet50"),
     imagenet(MRLA, "resnet", "resnet50_eca", "eca_imagenet_resnet50"),
     imagenet(MRLA, "resnet_mrla_base", "resnet50_mrlab", "mrla_b_imagenet_resnet50"),
-    imagenet(MRLA, "resnet_mrla_base", "resnet101_mrlab", "mrla_b_imagenet_resnet101"),
+    imagenet(MRLA, "resnet_mrla_base", "resnet101_mrlab", "mrla_b_imagenet_resnet101", size=128),
     imagenet(MRLA, "resnet_mrla_light", "resnet50_mrlal", "mrla_l_imagenet_resnet50"),
     imagenet(ECA, "eca_resnet", "eca_resnet50", "eca_imagenet_resnet50", k_size=WIDTHS),
     short(MRLA, "resnet_mrla_base", "ResNet_mrlab", "MRLA_Bottleneck", "mrla_b", stem="deep"),

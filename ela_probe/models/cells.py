@@ -65,14 +65,18 @@ class DynamicSharingUnit(Cell):
 
 @dataclass
 class CellState:
-    """A stage's cell in one forward pass. hidden, memory: [batch, channels], None before a step."""
+    """A stage's cell in one forward pass; None where pruning left it nothing to do.
 
-    cell: Cell
+    hidden, memory: [batch, channels], None before a step.
+    """
+
+    cell: Cell | None
     hidden: Tensor | None = None
     memory: Tensor | None = None
 
     def step(self, y: Tensor) -> Tensor:
         """Read a descriptor, [batch, channels]; returns the new hidden state."""
+        assert self.cell is not None
         if self.hidden is None or self.memory is None:
             self.hidden = self.memory = torch.zeros_like(y)
         self.hidden, self.memory = self.cell(y, self.hidden, self.memory)
@@ -80,6 +84,7 @@ class CellState:
 
     def peek(self, y: Tensor) -> Tensor:
         """What the hidden state would be after each of some descriptors, [batch, n, channels]."""
+        assert self.cell is not None
         assert self.hidden is not None
         assert self.memory is not None
         return self.cell(y, self.hidden[:, None], self.memory[:, None])[0]
@@ -88,7 +93,7 @@ class CellState:
 class Shared(nn.Module):
     """What the blocks of a stage share: a cell. `begin` is called once a forward pass."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell | None) -> None:
         super().__init__()
         self.cell = cell
 

@@ -42,6 +42,8 @@ class DynamicSources(CellState):
 
     def read(self, descriptor: Tensor) -> None:
         """Step the cell, then refresh the sources so far with what it would make of each."""
+        if self.cell is None:
+            return
         self.step(descriptor)
         if self.keys is None or self.means is None or self.scales is None:
             return
