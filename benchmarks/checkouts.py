@@ -17,9 +17,10 @@ from ela_probe.errors import OptionError
 def published(root: Path, file: str, function: str) -> Callable[..., nn.Module]:
     """The function of the checkout's file of that name; runs the user's copy of it.
 
-    What the file imports from its own package (`models`) is found there, file by file and without
-    the package's `__init__` (one of them names a function that it lacks), as are the files beside
-    it. Both are forgotten afterwards, as checkouts share their names; installed packages stay.
+    What the file imports from its own package (`models`, or its folder by relative names) is found
+    there, file by file and without the package's `__init__` (one of them names a function that it
+    lacks), as are the files beside it. Both are forgotten afterwards, as checkouts share their
+    names; installed packages stay.
 
     Raises:
         OptionError: no such file. ImportError: it needs a package that is missing.
@@ -28,25 +29,41 @@ def published(root: Path, file: str, function: str) -> Callable[..., nn.Module]:
     path = path or next(iter(sorted(root.rglob(f"{file}.py"))), None)
     if path is None:
         raise OptionError(f"{root} has no file {file}.py; is it a checkout of that repository?")
-    package = ModuleType("models")
-    package.__path__ = [str(p / "models") for p in path.parents if (p / "models").is_dir()][:1]
-    spec = importlib.util.spec_from_file_location(f"published_{file}", path)
+    folder = path.parent
+    roots = [p / "models" for p in path.parents if (p / "models").is_dir()][:1]
+    known = {"models": package("models", roots), folder.name: package(folder.name, [folder])}
+    spec = importlib.util.spec_from_file_location(f"{folder.name}.{file}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    search = [str(path.parent), *sys.path]
-    known = {"models": package, spec.name: module}
+    known[spec.name] = module
+    search = [str(folder), *sys.path]
     with mock.patch.dict(sys.modules, known), mock.patch.object(sys, "path", search):
         spec.loader.exec_module(module)
-        installed = {n: m for n, m in sys.modules.items() if not is_theirs(n, m, root)}
+        installed = {
+            n: m
+            for n, m in sys.modules.items()
+            if n.partition(".")[0] not in known and not lies_in(m, root)
+        }
     sys.modules.update(installed)
     found: Callable[..., nn.Module] = getattr(module, function)
     return found
 
 
-def is_theirs(name: str, module: ModuleType, root: Path) -> bool:
-    if name.partition(".")[0] == "models":
-        return True
+def package(name: str, folders: list[Path]) -> ModuleType:
+    """An empty package whose submodules are the files of these folders."""
+    module = ModuleType(name)
+    module.__path__ = [str(folder) for folder in folders]
+    return module
+
+
+def belongs(folder: Path, repository: str) -> bool:
+    """Whether a checkout is the repository's, by its folder's name."""
+    owner, _, name = repository.partition("/")
+    return folder.resolve().name in (name, f"{owner}+{name}", f"{owner}-{name}")
+
+
+def lies_in(module: ModuleType, root: Path) -> bool:
     file = getattr(module, "__file__", None)
     return isinstance(file, str) and Path(file).resolve().is_relative_to(root.resolve())
 

@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks.checkouts import on_this_device, published
+from benchmarks.checkouts import belongs, on_this_device, published
 from benchmarks.recomputed import (
     channel_weights,
     key_norm_weights,
@@ -138,11 +138,6 @@ def run(
     title = "Largest differences; logits relative to their scale where that is above 1"
     publish("foreign", {title: rows}, json_path=json, seed=seed, verdicts=verdicts)
     raise typer.Exit(0 if all(verdicts.values()) and ran else 1)
-
-
-def belongs(folder: Path, repository: str) -> bool:
-    owner, _, name = repository.partition("/")
-    return folder.resolve().name in (name, f"{owner}+{name}", f"{owner}-{name}")
 
 
 def row(case: Case, root: Path, seed: int) -> dict[str, Any]:

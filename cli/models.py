@@ -7,27 +7,36 @@ from .options import Json
 def command(json: Json = False) -> None:
     """List the models that `--model` knows.
 
-    A name ends in its depth, and any depth that fits works: of ResNets 6n+2 (basic blocks, the
-    default) or 9n+2 (bottlenecks, --model-args '{"block": "bottleneck"}'), of language models any.
+    A name ends in its depth, as in mrla_b_resnet20, and any depth that fits works: of CIFAR ResNets
+    6n+2 (basic blocks, the default) or 9n+2 (bottlenecks, --model-args '{"block": "bottleneck"}'),
+    of ImageNet ResNets 50, 101 and 152, of language models any.
     """
+    import torch
+
     from ela_probe.models import FAMILIES, create_model, parameter_count
 
-    rows = []
+    rows, lines = [], []
     for family in FAMILIES.values():
+        counts = []
         for name in [f"{family.name}{depth}" for depth in family.depths] or [family.name]:
-            rows.append(
-                {
-                    "name": name,
-                    "parameters": parameter_count(create_model(name)),
-                    "description": family.description,
-                }
-            )
+            with torch.device("meta"):  # shapes alone, so that large networks list at once
+                counts.append(parameter_count(create_model(name)))
+            rows.append({"name": name, "parameters": counts[-1], "description": family.description})
+        depths = " - ".join(str(depth) for depth in family.depths[:: len(family.depths) - 1])
+        lines.append((family.name, depths, in_millions(counts), family.description))
     console.emit({"models": rows}, as_json=json)
     if not json:
-        columns = ("model", ">parameters", "what it is")
-        console.out.print(console.table("", columns, [row.values() for row in rows]))
+        columns = ("model", "depth", ">M parameters", "what it is")
+        console.out.print(console.table("", columns, lines))
         console.out.print(
-            "arguments (--model-args JSON): of ResNets block, num_classes, in_channels, head_dim, "
-            "drop_path; of language models dim, heads, kv_heads, block_size, vocab_size, tied",
+            "arguments (--model-args JSON): of ResNets num_classes, in_channels, block (CIFAR), "
+            "stem (ImageNet), and of their attention reduction (SE, CBAM, DIA, DLA), head_dim and "
+            "drop_path (DLA, MRLA), hidden (RLA_g); of language models dim, heads, kv_heads, "
+            "block_size, vocab_size, tied",
             markup=False,
         )
+
+
+def in_millions(counts: list[int]) -> str:
+    """The least and the greatest of them, e.g. `0.27 - 1.73`."""
+    return " - ".join(f"{count / 1e6:.2f}" for count in sorted({counts[0], counts[-1]}))

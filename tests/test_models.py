@@ -8,8 +8,10 @@ from ela_probe.errors import ModelError
 from ela_probe.models import FAMILIES, ModelSpec, create_model, parameter_count
 from ela_probe.models.attention import MRLABase
 
+CIFAR = sorted(f for f in FAMILIES if f.endswith("resnet") and "imagenet" not in f)
 
-@pytest.mark.parametrize("family", sorted(f for f in FAMILIES if f.endswith("resnet")))
+
+@pytest.mark.parametrize("family", CIFAR)
 @pytest.mark.parametrize(("block", "depth"), [("basic", 8), ("basic", 14), ("bottleneck", 11)])
 def test_a_family_builds_any_depth(family: str, block: str, depth: int) -> None:
     model = create_model(f"{family}{depth}", block=block, num_classes=7, in_channels=1)
@@ -33,6 +35,9 @@ def test_head_dim_and_drop_path_reach_the_retrievals() -> None:
         ("mrla_b_resnet21", {}, "use 20 or 26"),
         ("mrla_b_resnet20", {"block": "bottleneck"}, None),
         ("mrla_b_resnet32", {"block": "bottleneck"}, "use 29 or 38"),
+        ("mrla_b_imagenet_resnet34", {}, "use 50, 101 or 152"),
+        ("imagenet_resnet50", {"stem": "wide"}, "stem='wide'"),
+        ("imagenet_resnet50", {"block": "basic"}, "block='basic'"),
         ("mrla_b_resnt20", {}, "did you mean 'mrla_b_resnet20'"),
         ("MRLA_B_RESNET20", {}, "no model is called"),
         ("mrla_b_resnet", {}, "did you mean"),

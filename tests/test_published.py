@@ -1,5 +1,6 @@
 """Our networks answer as the published ones did, and weigh as the paper says."""
 
+import functools
 import json
 import math
 
@@ -9,73 +10,87 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ela_probe.checkpoint import load_checkpoint
-from ela_probe.models import ModelSpec, create_model, parameter_count
+from ela_probe.models import ModelSpec, parameter_count
 from ela_probe.models.attention import MRLABase
 from ela_probe.models.published import from_published
 from tests import golden
 from tests.conftest import settled
 
 RECORDED = json.loads(golden.PATH.read_text())
-WITH_ATTENTION = [entry for entry in RECORDED if entry["model"].startswith("mrla")]
+NAMED = [entry for entry in RECORDED if "model" in entry]
+WITH_RETRIEVALS = [e for e in NAMED if e["model"].startswith(("mrla", "dla"))]
 
 
 def name_of(entry: dict) -> str:
-    return f"{entry['model']}-{entry['block']}"
+    return entry["network"].replace(" ", "-")
+
+
+@functools.cache
+def weights_of(place: int) -> dict[str, Tensor]:
+    return golden.weights(RECORDED[place]["shapes"])
+
+
+def published_state(entry: dict) -> dict[str, Tensor]:
+    return dict(weights_of(RECORDED.index(entry)))
 
 
 def ours(entry: dict, state: dict[str, Tensor]) -> nn.Module:
-    model = create_model(entry["model"], block=entry["block"])
+    model = golden.network(entry)
     model.load_state_dict(from_published(state))
     return model
 
 
 @torch.no_grad()
-def logits(model: nn.Module, mode: str, dtype: torch.dtype) -> Tensor:
+def logits(model: nn.Module, mode: str, dtype: torch.dtype, entry: dict) -> Tensor:
     model.to(dtype).train(mode == "train")
-    return model(golden.images().to(dtype)).double()
+    return model(golden.images(entry["samples"], entry["size"]).to(dtype)).double()
 
 
 @pytest.mark.parametrize("entry", RECORDED, ids=name_of)
 def test_same_weights_give_the_published_logits(entry: dict) -> None:
-    state = golden.weights(entry["shapes"])
+    model, state = ours(entry, published_state(entry)), from_published(published_state(entry))
     for mode in ("eval", "train"):
         expected = torch.tensor(entry[mode], dtype=torch.float64)
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
-            actual = logits(ours(entry, state), mode, dtype)
+            model.load_state_dict(state)
+            actual = logits(model, mode, dtype, entry)
             scale = max(1.0, float(expected.abs().max()))
             assert float((actual - expected).abs().max()) <= tolerance * scale, (mode, dtype)
 
 
 @pytest.mark.parametrize("entry", RECORDED, ids=name_of)
-def test_parameter_counts_and_names_are_the_published_ones(entry: dict) -> None:
-    model = create_model(entry["model"], block=entry["block"])
-    renamed = from_published(golden.weights(entry["shapes"]))
+def test_counts_and_names_are_the_published_ones(entry: dict) -> None:
+    model = golden.network(entry)
+    renamed = from_published(published_state(entry))
     assert parameter_count(model) == entry["parameters"]
+    assert golden.layer_flops(model, entry["size"]) == pytest.approx(entry["flops"], rel=0.01)
     assert {n: v.shape for n, v in renamed.items()} == {
         n: v.shape for n, v in model.state_dict().items()
     }
+    assert from_published(renamed).keys() == renamed.keys()
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("entry", RECORDED[::2], ids=name_of)
+@pytest.mark.parametrize("entry", NAMED[::3], ids=name_of)
 def test_published_state_dict_file_loads(entry: dict, prefix: str, tmp_path) -> None:
     path = tmp_path / "published.pt"
-    state = golden.weights(entry["shapes"])
+    state = published_state(entry)
     torch.save({"state_dict": {prefix + name: v for name, v in state.items()}}, path)
-    spec = ModelSpec(name=entry["model"], args={"block": entry["block"]})
+    spec = ModelSpec(name=entry["model"], args=entry["arguments"])
     model = load_checkpoint(path, spec=spec)
     assert torch.equal(
-        logits(model, "eval", torch.float32), logits(ours(entry, state), "eval", torch.float32)
+        logits(model, "eval", torch.float32, entry),
+        logits(ours(entry, state), "eval", torch.float32, entry),
     )
 
 
-@pytest.mark.parametrize("entry", WITH_ATTENTION, ids=name_of)
+@pytest.mark.parametrize("entry", WITH_RETRIEVALS, ids=name_of)
 def test_retrievals_matter_in_the_recorded_logits(entry: dict) -> None:
-    state = golden.weights(entry["shapes"])
+    state = published_state(entry)
     for name in state:
-        if ".bn_mrla.weight" in name or ".bn_mrla.bias" in name:
+        if ".bn_" in name and name.endswith(("weight", "bias")):
             state[name] = torch.zeros_like(state[name])
-    without = logits(ours(entry, state), "eval", torch.float32)
+    without = logits(ours(entry, state), "eval", torch.float32, entry)
     assert float((without - torch.tensor(entry["eval"])).abs().max()) > 1e-2
 
 

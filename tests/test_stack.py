@@ -15,7 +15,7 @@ from ela_probe.memory import peak_bytes
 from ela_probe.models import create_model
 from ela_probe.models.attention import MRLABase, along_channels, describe, descriptor_conv
 from ela_probe.models.norm_relu_add import norm_relu_add
-from ela_probe.models.stack import Layout, Stack, plain_dot, plain_sum, weighted_sum
+from ela_probe.models.stack import Rows, Stack, plain_dot, plain_sum, weighted_sum
 
 CHANNELS_LAST = torch.channels_last
 FORMATS = [torch.contiguous_format, CHANNELS_LAST]
@@ -33,16 +33,16 @@ def maps(count: int, *, heads: int = 2, depth: int = 3, last: bool = False) -> l
 @given(count=st.integers(1, 4), heads=st.integers(1, 3), last=st.booleans())
 def test_the_sum_is_the_einsum_and_has_its_gradients(count: int, heads: int, last: bool) -> None:
     sources = maps(count, heads=heads, last=last)
-    layout = Layout.of_maps(sources[0], heads)
+    rows = Rows.of_maps(sources[0], heads)
     weights = torch.rand(2, heads, count, dtype=torch.float64, requires_grad=True)
     split = torch.stack(sources, dim=-1).unflatten(1, (heads, -1))
     expected = torch.einsum("nkdhws,nks->nkdhw", split, weights).flatten(1, 2)
     for form in (plain_sum, weighted_sum):
-        result = form(weights, sources, layout)
+        result = form(weights, sources, rows)
         torch.testing.assert_close(result, expected)
         assert result.is_contiguous(memory_format=CHANNELS_LAST) or not last
     assert torch.autograd.gradcheck(
-        lambda w, *v: weighted_sum(w, v, layout), (weights, *sources), fast_mode=True
+        lambda w, *v: weighted_sum(w, v, rows), (weights, *sources), fast_mode=True
     )
 
 
@@ -50,23 +50,23 @@ def a_stage(
     values: list[Tensor],
     keys: list[Tensor],
     queries: list[Tensor],
-    layout: Layout,
+    rows: Rows,
     *,
     stacked: bool,
 ) -> list[Tensor]:
     """What the sites with a query retrieve; where it is None the layer is a source only."""
-    key_layout = Layout(keys[0].shape)
+    key_rows = Rows(keys[0].shape)
     stack, key_stack, retrieved = Stack(len(values)), Stack(len(values)), []
     for t, query in enumerate(queries):
-        stack.append(values[t], layout)
-        key_stack.append(keys[t], key_layout)
+        stack.append(values[t], rows)
+        key_stack.append(keys[t], key_rows)
         if query is None:
             continue
         if stacked:
             retrieved.append(stack.weighted_sum(key_stack.dot(query).softmax(dim=-1)))
         else:
             weights = plain_dot(query, keys[: t + 1]).softmax(dim=-1)
-            retrieved.append(plain_sum(weights, values[: t + 1], layout))
+            retrieved.append(plain_sum(weights, values[: t + 1], rows))
     return retrieved
 
 
@@ -80,7 +80,7 @@ def test_a_stage_over_stacks_is_one_over_lists(skipped: tuple[int, ...], last: b
     leaves = [*values, *keys, *(query for query in queries if query is not None)]
     figures = []
     for stacked in (False, True):
-        out = a_stage(values, keys, queries, Layout.of_maps(values[0], 2), stacked=stacked)
+        out = a_stage(values, keys, queries, Rows.of_maps(values[0], 2), stacked=stacked)
         loss = sum((x.sin() * (t + 1)).sum() for t, x in enumerate(out))
         figures.append([*out, *torch.autograd.grad(loss, leaves, materialize_grads=True)])
     torch.testing.assert_close(figures[1], figures[0])
@@ -89,13 +89,13 @@ def test_a_stage_over_stacks_is_one_over_lists(skipped: tuple[int, ...], last: b
 def test_a_backward_pass_leaves_nothing_to_the_next() -> None:
     """Whether it went over a part of the graph only, or over all of it, or twice."""
     values = maps(3)
-    layout = Layout.of_maps(values[0], 2)
+    rows = Rows.of_maps(values[0], 2)
     weights = [torch.rand(2, 2, t + 1, dtype=torch.float64, requires_grad=True) for t in range(3)]
     stack, sums = Stack(3), []
     for value, weight in zip(values, weights, strict=True):
-        stack.append(value, layout)
+        stack.append(value, rows)
         sums.append(stack.weighted_sum(weight))
-    plain = [plain_sum(w, values[: t + 1], layout) for t, w in enumerate(weights)]
+    plain = [plain_sum(w, values[: t + 1], rows) for t, w in enumerate(weights)]
     for wanted in ([weights[2]], [*values[1:]], [*values, *weights], [values[0]], [*values]):
         for which in ([2], [0, 1, 2], [1]):
             results = [
@@ -114,7 +114,7 @@ def test_a_backward_pass_leaves_nothing_to_the_next() -> None:
 def test_sources_beyond_the_capacity_are_not_kept() -> None:
     stack, values = Stack(1), maps(2)
     for value in values:
-        stack.append(value, Layout.of_maps(value, 2))
+        stack.append(value, Rows.of_maps(value, 2))
     assert stack.count == 1
     weights = torch.ones(2, 2, 1, dtype=torch.float64)
     torch.testing.assert_close(stack.weighted_sum(weights), values[0])
@@ -125,13 +125,13 @@ def test_a_value_is_stored_once() -> None:
 
     def peak(sites: int) -> int:
         values = [torch.randn(2, 8, 16, 16, requires_grad=True) for _ in range(sites)]
-        layout = Layout.of_maps(values[0], 1)
+        rows = Rows.of_maps(values[0], 1)
 
         def work() -> None:
             stack = Stack(sites)
             total = torch.zeros(())
             for t, value in enumerate(values):
-                stack.append(value, layout)
+                stack.append(value, rows)
                 total = total + stack.weighted_sum(torch.rand(2, 1, t + 1)).sum()
             total.backward()
 
@@ -144,7 +144,7 @@ def test_the_block_goes_with_the_graph_that_saved_it() -> None:
     values = maps(2)
     stack = Stack(2)
     for value in values:
-        stack.append(value, Layout.of_maps(value, 2))
+        stack.append(value, Rows.of_maps(value, 2))
     loss = stack.weighted_sum(torch.rand(2, 2, 2, dtype=torch.float64)).sum()
     block = weakref.ref(stack._block)
     del stack

@@ -1,19 +1,33 @@
-"""The adapter of our CIFAR ResNets (ela_probe.models.resnet)."""
+"""The adapter of our ResNets (ela_probe.models.resnet)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ela_probe.adapters import register_adapter
+from ela_probe.adapters.dia import normalised
 from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import PlanError
-from ela_probe.models.attention import MRLABase, MRLALight, MRLARecurrence
-from ela_probe.models.resnet import Block, ResNet
-from ela_probe.sites import Action, Site, Stage
+from ela_probe.models.attention import MRLABase, MRLALight, MRLARecurrence, Source
+from ela_probe.models.blocks import Block
+from ela_probe.models.cells import Shared, Step
+from ela_probe.models.dia import DIA
+from ela_probe.models.dla import DLABase, DLALight, DLASource, SharedSources
+from ela_probe.models.resnet import ResNet
+from ela_probe.sites import Action, Kind, Site, Stage
+
+SLOTS = ("recalibration", "retrieval")
+PROVIDERS = (Source, DLASource, MRLALight)  # what a later site can retrieve from
+READERS = (DIA, DLASource, DLALight, Step)  # what a stage's cell works for
+SITES = (DIA, DLABase, MRLABase, MRLALight)
 
 
 class ResNetAdapter:
-    """Sites are the blocks' retrievals; a skipped one leaves its key and value, if it had any."""
+    """Sites are the blocks' retrievals, or with DIA their recalibrations.
+
+    `skip` leaves what later sites read: a key and a value where the family has them, the step of
+    the cell that a stage shares. The cell goes when no site of its stage is left.
+    """
 
     name = "resnet"
 
@@ -22,16 +36,15 @@ class ResNetAdapter:
 
     def stages(self, model: nn.Module) -> list[Stage]:
         stages = []
-        for stage_name, blocks in self._blocks(model):
-            sites, sources, kind = [], 0, None
-            for name, block in blocks:
-                retrieval = block.retrieval
-                sources += retrieval is not None
-                if isinstance(retrieval, MRLABase | MRLALight) and not isinstance(
-                    retrieval, MRLARecurrence
-                ):
-                    kind = retrieval.kind
-                    sites.append(Site(name, f"{name}.tap", sources))
+        for stage_name, parts in self._parts(model):
+            sites, sources = [], 0
+            kind: Kind | None = None
+            for _, name, part in parts:
+                sources += isinstance(part, PROVIDERS)
+                if isinstance(part, SITES) and not isinstance(part, MRLARecurrence):
+                    kind = part.kind
+                    size = part.channels if isinstance(part, DIA) else sources
+                    sites.append(Site(name, f"{name}.tap", size))
             if kind is not None:
                 stages.append(Stage(stage_name, kind, tuple(sites)))
         return stages
@@ -39,35 +52,69 @@ class ResNetAdapter:
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
+        """Softmax weights as they are; gates over channels normalised; recurrences unrolled."""
         if stage.kind == "softmax":
             return [tensors[0] for tensors in captured]
+        if stage.kind == "channel":
+            return [normalised(tensors[0]) for tensors in captured]
         return unrolled([(gate, decay) for gate, decay in captured])
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
-        for _, blocks in self._blocks(model):
-            for name, block in blocks:
+        for stage, parts in self._parts(model):
+            for block, name, part in parts:
                 action = actions.get(name, "keep")
-                if action == "keep":
-                    continue
-                retrieval = block.retrieval
-                if action == "recur":
-                    if not isinstance(retrieval, MRLABase):
-                        raise PlanError(
-                            f"{name} cannot recur: MRLA-L is a recurrence already; "
-                            "use keep, skip or drop"
-                        )
-                    block.retrieval = retrieval.as_recurrence()
-                elif action == "skip" and isinstance(retrieval, MRLABase):
-                    block.retrieval = retrieval.without_retrieval()
-                else:
-                    block.retrieval = None
+                if action != "keep" and part is not None:
+                    setattr(block, name.rpartition(".")[2], what_is_left(name, part, action))
+            drop_unused_cell(model, stage)
 
     @staticmethod
-    def _blocks(model: nn.Module) -> Iterator[tuple[str, list[tuple[str, Block]]]]:
-        """Per stage its name and its blocks by the name of their retrieval."""
+    def _parts(
+        model: nn.Module,
+    ) -> Iterator[tuple[str, list[tuple[Block, str, nn.Module | None]]]]:
+        """Per stage its name and, in forward order, its blocks' attention with its name."""
         for s, stage in enumerate(model.stages):  # type: ignore[arg-type]
             name = f"stages.{s}"
-            yield name, [(f"{name}.{t}.retrieval", block) for t, block in enumerate(stage)]
+            yield (
+                name,
+                [
+                    (block, f"{name}.{t}.{slot}", getattr(block, slot))
+                    for t, block in enumerate(stage)
+                    for slot in SLOTS
+                ],
+            )
+
+
+def what_is_left(name: str, part: nn.Module, action: Action) -> nn.Module | None:
+    """What takes the place of a site. Raises PlanError where it can't recur."""
+    if action == "recur":
+        if not isinstance(part, MRLABase):
+            raise PlanError(
+                f"{name} cannot recur: in the ResNets only MRLA-B has a recurrent form; "
+                "use keep, skip or drop"
+            )
+        return part.as_recurrence()
+    if action == "drop":
+        return None
+    if isinstance(part, MRLABase | DLABase):
+        return part.without_retrieval()
+    if isinstance(part, DIA | DLALight):
+        return Step()
+    return None
+
+
+def drop_unused_cell(model: nn.Module, stage: str) -> None:
+    """Delete the cell that a stage's blocks share when nothing that it says is used any more."""
+    number = stage.rpartition(".")[2]
+    shared = getattr(model, "shared", {})
+    if number not in shared or not isinstance(shared[number], Shared):
+        return
+    parts = list(model.get_submodule(stage).modules())
+    if not any(isinstance(part, READERS) for part in parts):
+        del shared[number]
+        return
+    sources = sum(isinstance(part, DLASource) for part in parts)
+    if isinstance(shared[number], SharedSources) and sources < 2:  # nothing to refresh
+        shared[number].cell = None
 
 
 register_adapter(ResNetAdapter())

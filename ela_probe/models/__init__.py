@@ -1,19 +1,22 @@
 """The model registry: names such as `mrla_b_resnet20` plus keyword arguments."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, validate_call
 from torch import nn
 
 from ela_probe.errors import ElaProbeError, ModelError
 from ela_probe.importing import importable, load_function
+from ela_probe.models import plugs
 from ela_probe.models.attnres import Transformer
-from ela_probe.models.resnet import ResNet
+from ela_probe.models.plugs import Attention, Count
+from ela_probe.models.resnet import Layout, ResNet, cifar, imagenet
 
 __all__ = ["FAMILIES", "ModelFamily", "ModelSpec", "create_model", "register_family"]
 
@@ -122,36 +125,86 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def resnet_family(prefix: str, attention: str | None, description: str) -> ModelFamily:
-    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
-    def build(
-        depth: int,
-        *,
-        block: str = Field("basic", pattern="^(basic|bottleneck)$"),
-        num_classes: int = Field(10, ge=1),
-        in_channels: int = Field(3, ge=1),
-        head_dim: int = Field(16, ge=1),
-        drop_path: float = Field(0.0, ge=0.0, lt=1.0),
-    ) -> nn.Module:
-        return ResNet(
-            depth,
-            attention=attention,  # type: ignore[arg-type]
-            block=block,  # type: ignore[arg-type]
-            num_classes=num_classes,
-            in_channels=in_channels,
-            head_dim=head_dim,
-            drop_path=drop_path,
-        )
+def resnet_family(
+    prefix: str, description: str, attention: Callable[..., Attention]
+) -> ModelFamily:
+    """CIFAR ResNets with an attention of `plugs`, whose arguments the family takes too."""
+
+    @validate_call
+    def layout_of(depth: int, *, block: Literal["basic", "bottleneck"] = "basic") -> Layout:
+        return cifar(depth, block)
+
+    def build(depth: int, **arguments: Any) -> Any:
+        return build_resnet(layout_of, attention, 10, {"depth": depth, **arguments})
 
     return ModelFamily(f"{prefix}resnet", build, description, (20, 32, 44, 56, 110))
 
 
-register_family(resnet_family("", None, "CIFAR ResNet, no layer attention"))
-register_family(resnet_family("mrla_b_", "mrla_b", "CIFAR ResNet with MRLA-B (softmax weights)"))
-register_family(resnet_family("mrla_l_", "mrla_l", "CIFAR ResNet with MRLA-L (gated recurrence)"))
+def imagenet_family(
+    prefix: str,
+    description: str,
+    attention: Callable[..., Attention],
+    *,
+    published_stem: Literal["plain", "deep"] = "plain",
+    **published: Any,
+) -> ModelFamily:
+    """The same for ImageNet. published: arguments as in the published network."""
+
+    @validate_call
+    def layout_of(depth: int, *, stem: Literal["plain", "deep"] = published_stem) -> Layout:
+        return imagenet(depth, stem)
+
+    def build(depth: int, **arguments: Any) -> Any:
+        return build_resnet(layout_of, attention, 1000, {"depth": depth, **published, **arguments})
+
+    return ModelFamily(f"{prefix}imagenet_resnet", build, description, (50, 101, 152))
 
 
-Count = Annotated[int, Field(ge=1)]
+@validate_call
+def ends(num_classes: Count, *, in_channels: Count = 3) -> dict[str, int]:
+    return {"num_classes": num_classes, "in_channels": in_channels}
+
+
+def build_resnet(
+    layout_of: Callable[..., Layout],
+    attention: Callable[..., Attention],
+    num_classes: int,
+    arguments: dict[str, Any],
+) -> ResNet:
+    """The arguments that are not of the layout or the ends of a ResNet go to its attention."""
+    arguments = {"num_classes": num_classes, **arguments}
+    of_ends = {k: arguments.pop(k) for k in ("num_classes", "in_channels") if k in arguments}
+    names = inspect.signature(layout_of).parameters
+    of_layout = {k: arguments.pop(k) for k in names if k in arguments}
+    return ResNet(layout_of(**of_layout), attention(**arguments), **ends(**of_ends))
+
+
+register_family(resnet_family("", "CIFAR, plain", plugs.plain))
+register_family(resnet_family("se_", "CIFAR, SE (channels)", plugs.se))
+register_family(resnet_family("eca_", "CIFAR, ECA (channels)", plugs.eca))
+register_family(resnet_family("cbam_", "CIFAR, CBAM (places)", plugs.cbam))
+register_family(resnet_family("dia_", "CIFAR, DIA (layers)", plugs.dia))
+register_family(resnet_family("rla_g_", "CIFAR, RLA_g (layers)", plugs.rla))
+register_family(resnet_family("dla_b_", "CIFAR, DLA-B (layers)", plugs.dla_b))
+register_family(resnet_family("dla_l_", "CIFAR, DLA-L (layers)", plugs.dla_l))
+register_family(resnet_family("mrla_b_", "CIFAR, MRLA-B (layers)", plugs.mrla_b))
+register_family(resnet_family("mrla_l_", "CIFAR, MRLA-L (layers)", plugs.mrla_l))
+register_family(imagenet_family("", "ImageNet, plain", plugs.plain))
+register_family(imagenet_family("se_", "ImageNet, SE (channels)", plugs.se))
+register_family(imagenet_family("eca_", "ImageNet, ECA (channels)", plugs.eca))
+register_family(imagenet_family("cbam_", "ImageNet, CBAM (places)", plugs.cbam))
+register_family(imagenet_family("dia_", "ImageNet, DIA (layers)", plugs.dia, reduction=20))
+register_family(imagenet_family("rla_g_", "ImageNet, RLA_g (layers)", plugs.rla, hidden=32))
+register_family(
+    imagenet_family("dla_b_", "ImageNet, DLA-B (layers)", plugs.dla_b, head_dim=32, reduction=16)
+)
+register_family(
+    imagenet_family("dla_l_", "ImageNet, DLA-L (layers)", plugs.dla_l, head_dim=32, reduction=16)
+)
+register_family(
+    imagenet_family("mrla_b_", "ImageNet, MRLA-B (layers)", plugs.mrla_b, published_stem="deep")
+)
+register_family(imagenet_family("mrla_l_", "ImageNet, MRLA-L (layers)", plugs.mrla_l, head_dim=32))
 
 
 def attnres_family(prefix: str, description: str, *, blocks: int) -> ModelFamily:
@@ -200,10 +253,6 @@ def build_gpt(
     )
 
 
-register_family(
-    ModelFamily("gpt", build_gpt, "language model, no layer attention", (6, 12), "tokens")
-)
-register_family(attnres_family("attnres", "language model with Attention Residuals", blocks=1))
-register_family(
-    attnres_family("attnres_block", "language model with block Attention Residuals", blocks=4)
-)
+register_family(ModelFamily("gpt", build_gpt, "text, plain", (6, 12), "tokens"))
+register_family(attnres_family("attnres", "text, Attention Residuals", blocks=1))
+register_family(attnres_family("attnres_block", "text, block AttnRes", blocks=4))

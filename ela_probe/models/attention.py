@@ -6,6 +6,7 @@ what it retrieves. Its weights pass through a `Tap`, so that a hook can read the
 
 import math
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ from torchvision.ops import StochasticDepth
 
 from ela_probe.errors import ModelError
 from ela_probe.models.norm_relu_add import norm_relu_add
-from ela_probe.models.stack import Layout, Stack, weighted_sum
+from ela_probe.models.stack import Rows, Stack, weighted_sum
 from ela_probe.sites import Kind
+
+AnySource = TypeVar("AnySource", bound="Source")
 
 
 class Tap(nn.Module):
@@ -56,8 +59,8 @@ class Sources:
     def add(self, key: Tensor, value: Tensor, *, heads: int) -> None:
         """A key [batch, 1, channels] and a value [batch, channels, height, width]."""
         key = key.reshape(key.shape[0], heads, -1)
-        self.keys.append(key, Layout(key.shape))
-        self.values.append(value, self.values.layout or Layout.of_maps(value, heads))
+        self.keys.append(key, Rows(key.shape))
+        self.values.append(value, self.values.rows or Rows.of_maps(value, heads))
         if self._recurs:
             self.newer.append(value)
 
@@ -117,20 +120,19 @@ class MRLABase(Source):
 
     def without_retrieval(self) -> Source:
         """The same key and value with no retrieval: what the action `skip` leaves."""
-        source = Source(self.norm.num_features, head_dim=self.head_dim)
-        source.key, source.value = self.key, self.value
-        return source.train(self.training)
+        return self._as(Source)
 
     def as_recurrence(self) -> "MRLARecurrence":
-        """The same parameters in the two-term form: what the action `recur` leaves."""
-        recurrence = MRLARecurrence(self.norm.num_features, head_dim=self.head_dim)
-        for name in ("key", "value", "query", "norm", "drop_path"):
-            setattr(recurrence, name, getattr(self, name))
-        return recurrence.train(self.training)
+        """The same parameters in the recurrent form: what the action `recur` leaves."""
+        return self._as(MRLARecurrence)
 
-    @property
-    def head_dim(self) -> int:
-        return self.norm.num_features // self.heads
+    def _as(self, form: type[AnySource]) -> AnySource:
+        with torch.device("meta"):  # no random numbers: all its parts are replaced
+            other = form(self.norm.num_features, head_dim=self.norm.num_features // self.heads)
+        for name, part in self.named_children():
+            if name in other._modules:
+                setattr(other, name, part)
+        return other.train(self.training)
 
 
 class MRLARecurrence(MRLABase):
@@ -145,8 +147,8 @@ class MRLARecurrence(MRLABase):
         assert sources.retrieved is not None  # the first site of a stage never recurs
         newer = weights[..., -len(sources.newer) :]
         shares = torch.cat([1 - newer.sum(dim=-1, keepdim=True), newer], dim=-1)
-        assert sources.values.layout is not None
-        return weighted_sum(shares, [sources.retrieved, *sources.newer], sources.values.layout)
+        assert sources.values.rows is not None
+        return weighted_sum(shares, [sources.retrieved, *sources.newer], sources.values.rows)
 
 
 class MRLALight(nn.Module):

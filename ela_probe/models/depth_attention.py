@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ela_probe.models.attention import Tap
-from ela_probe.models.stack import Layout, weighted_sum
+from ela_probe.models.stack import Rows, weighted_sum
 
 
 class Retrieval(nn.Module):
@@ -36,13 +36,13 @@ class Retrieval(nn.Module):
         values, keys = history.values, history.keys()
         logits = torch.stack([key @ self.query for key in keys], dim=-1)
         weights = self.tap(logits.softmax(dim=-1))
-        layout = Layout(values[0].shape)
+        rows = Rows(values[0].shape)
 
         def summary() -> tuple[Tensor, Tensor]:
             entropy = logits.logsumexp(dim=-1) - (weights * logits).sum(dim=-1)
-            return weighted_sum(weights, keys, layout), entropy
+            return weighted_sum(weights, keys, rows), entropy
 
-        return history.retrieve(weighted_sum(weights, values, layout), summary)
+        return history.retrieve(weighted_sum(weights, values, rows), summary)
 
 
 class Residual(nn.Module):

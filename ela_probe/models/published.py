@@ -1,26 +1,53 @@
-"""State dicts of bgx666/KCLA's CIFAR networks, renamed to ours. Names only; no value changes."""
+"""State dicts of published ResNets, renamed to ours. Names only; no value changes.
+
+Repositories: bgx666/KCLA and tunantu/Dynamic-Layer-Attention (CIFAR and ImageNet),
+joyfang1106/MRLA, gbup-group/DIANet, Jongchan/attention-module, BangguWu/ECANet,
+fangyanwen1106/RLANet.
+"""
 
 import re
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-# (pattern, replacement) in order; `mrla.mrla` and `bn_mrla` hold a retrieval's parts there.
+# (pattern, replacement) in order, every one of them tried: places first, then what lies there.
 RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}."),
+    (r"^stages\.(\d)\.(ModuleList|layers)\.", r"stages.\1."),
+    (r"^stages\.(\d)\.attention\.(\d+)\.", r"stages.\1.\2."),
     (r"^(stages\.\d+\.\d+)\.(conv|bn)(\d)\.", r"\1.body.\2\3."),
     (r"\.downsample\.0\.", ".downsample.conv."),
     (r"\.downsample\.1\.", ".downsample.bn."),
-    (r"\.mrla\.mrla\.Wq\.", ".retrieval.query."),
-    (r"\.mrla\.mrla\.Wk\.", ".retrieval.key."),
-    (r"\.mrla\.mrla\.Wv\.", ".retrieval.value."),
-    (r"\.mrla\.lambda_t$", ".retrieval.decay"),
-    (r"\.bn_mrla\.", ".retrieval.norm."),
+    # MRLA and DLA: `mrla.mrla` or `layer_attention.layer_attention` hold a retrieval's parts
+    (r"\.(mrla|layer_attention)\.(mrla|layer_attention)\.Wq\.", ".retrieval.query."),
+    (r"\.(mrla|layer_attention)\.(mrla|layer_attention)\.Wk\.", ".retrieval.key."),
+    (r"\.(mrla|layer_attention)\.(mrla|layer_attention)\.Wv\.", ".retrieval.value."),
+    (r"\.(mrla|layer_attention)\.lambda_t$", ".retrieval.decay"),
+    (r"\.bn_(mrla|layer_attention)\.", ".retrieval.norm."),
+    # DIA and DLA: the cell of a stage; one of two spellings for DLA-L's convolution
+    (r"^stages\.(\d)\.lstm\.w_ih\.0\.seq\.", r"shared.\1.cell.of_input."),
+    (r"^stages\.(\d)\.lstm\.w_hh\.0\.seq\.", r"shared.\1.cell.of_state."),
+    (r"^stages\.(\d)\.ex(cite|tict)\.", r"shared.\1.excite."),
+    # attention at the end of a body
+    (r"\.se\.fc\.0\.", ".body.attention.squeeze."),
+    (r"\.se\.fc\.2\.", ".body.attention.excite."),
+    (r"\.eca\.conv\.", ".body.attention.conv."),
+    (r"\.cbam\.ChannelGate\.mlp\.1\.", ".body.attention.squeeze."),
+    (r"\.cbam\.ChannelGate\.mlp\.3\.", ".body.attention.excite."),
+    (r"\.cbam\.SpatialGate\.spatial\.conv\.", ".body.attention.conv."),
+    (r"\.cbam\.SpatialGate\.spatial\.bn\.", ".body.attention.norm."),
+    # RLA
+    (r"^stage_bns\.(\d)\.(\d+)\.", r"stages.\1.\2.hidden_norm."),
+    (r"^conv_outs\.", "shared."),
+    (r"^recurrent_convs\.(\d)\.", r"shared.\1.recurrent."),
+    (r"^shared\.(\d)\.weight$", r"shared.\1.project.weight"),
+    (r"^bn2\.", "after.norm."),
 ]
+UNUSED = "after.norm."  # KCLA's DLA-L has a `bn2` that its forward never calls
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a published CIFAR `resnet`, `mrla_base` or `mrla_light` state dict.
+    """Rename a published ResNet's state dict, plain or with an attention that our zoo has.
 
     A state dict that already has our names comes back unchanged.
     """
@@ -29,4 +56,6 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in RULES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
+    if "shared.0.recurrent.weight" not in renamed:
+        renamed = {name: v for name, v in renamed.items() if not name.startswith(UNUSED)}
     return renamed

@@ -1,139 +1,171 @@
-"""CIFAR ResNets (He et al. 2016), plain or with MRLA-B or MRLA-L after every block.
+"""ResNets for CIFAR and for ImageNet (He et al. 2016): one backbone, into which attention plugs.
 
-The arithmetic is that of bgx666/KCLA's CIFAR networks `resnet`, `mrla_base` and `mrla_light`.
+The arithmetic is that of published code, named in docs/models.md.
 """
 
-from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError
-from ela_probe.models.attention import MRLABase, MRLALight, Sources, describe
+from ela_probe.models.attention import Sources, describe
+from ela_probe.models.blocks import Block, basic, bottleneck, shortcut
+from ela_probe.models.plugs import Attention
+from ela_probe.models.rla import EmptyHidden, LastHidden, RLABlock
 
-RETRIEVALS = {"mrla_b": MRLABase, "mrla_l": MRLALight}
+Stem = Literal["small", "plain", "deep"]
+BODIES = {"basic": (basic, 1), "bottleneck": (bottleneck, 4)}  # with their expansion
+PLAIN = Attention()
+IMAGENET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class ResNet(nn.Module):
-    """A CIFAR ResNet of three stages of 16, 32 and 64 planes.
+@dataclass(frozen=True)
+class Layout:
+    """What a ResNet is made of, but for attention: its stem and, by stage, blocks and planes.
+
+    stem: "small" (3 x 3, keeps the size), "plain" (7 x 7 and a pooling, a quarter of the size) or
+        "deep" (the same with three 3 x 3 convolutions).
+    block: "basic" or "bottleneck" (four times the planes out).
+    zero_init: the last norm of every block starts at zero: the block starts as its shortcut.
+    """
+
+    stem: Stem
+    blocks: tuple[int, ...]
+    planes: tuple[int, ...]
+    block: Literal["basic", "bottleneck"]
+    zero_init: bool = False
+
+
+def cifar(depth: int, block: Literal["basic", "bottleneck"] = "basic") -> Layout:
+    """Three stages of 16, 32 and 64 planes for images from 8 x 8.
 
     Args:
         depth: 6n+2 with basic blocks, 9n+2 with bottlenecks (n blocks a stage).
-        attention: the retrieval after each block; None is the plain network.
-        block: "basic" (two 3 x 3 convolutions) or "bottleneck" (1 x 1, 3 x 3, 1 x 1, four times
-            the planes out).
-        head_dim: channels per head of the layer attention.
-        drop_path: probability of dropping a sample's retrieval in training (stochastic depth).
-
-    Input: [batch, in_channels, height, width], any size from 8 x 8. Output: [batch, num_classes].
 
     Raises:
-        ModelError: the depth doesn't fit the block, or head_dim doesn't divide the channels.
+        ModelError: the depth doesn't fit the block.
+    """
+    convolutions = {"basic": 6, "bottleneck": 9}[block]
+    if depth < convolutions + 2 or (depth - 2) % convolutions:
+        below = max(1, (depth - 2) // convolutions) * convolutions + 2
+        raise ModelError(
+            f"depth {depth} is not {convolutions}n+2 as {block} blocks need; "
+            f"use {below} or {below + convolutions}"
+        )
+    return Layout("small", ((depth - 2) // convolutions,) * 3, (16, 32, 64), block)
+
+
+def imagenet(depth: int, stem: Literal["plain", "deep"] = "plain") -> Layout:
+    """Four stages of 64 to 512 planes of bottlenecks for images from 32 x 32, made for 224 x 224.
+
+    Args:
+        depth: 50, 101 or 152. stem: "deep" as in joyfang1106/MRLA's MRLA-B.
+
+    Raises:
+        ModelError: another depth.
+    """
+    if depth not in IMAGENET_BLOCKS:
+        raise ModelError(f"depth {depth} is none of an ImageNet ResNet; use 50, 101 or 152")
+    return Layout(stem, IMAGENET_BLOCKS[depth], (64, 128, 256, 512), "bottleneck", zero_init=True)
+
+
+class ResNet(nn.Module):
+    """A ResNet with attention plugged in, or plain.
+
+    Args:
+        layout: `cifar(depth)` or `imagenet(depth)`.
+        attention: as `ela_probe.models.plugs` makes it; by default none.
+
+    Input: [batch, in_channels, height, width]. Output: [batch, num_classes].
+
+    Raises:
+        ModelError: the attention's arguments don't fit the channels.
     """
 
     def __init__(
         self,
-        depth: int = 20,
+        layout: Layout,
+        attention: Attention = PLAIN,
         *,
-        attention: Literal["mrla_b", "mrla_l"] | None = None,
-        block: Literal["basic", "bottleneck"] = "basic",
         num_classes: int = 10,
         in_channels: int = 3,
-        head_dim: int = 16,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        convolutions, body, expansion = (6, basic, 1) if block == "basic" else (9, bottleneck, 4)
-        if depth < convolutions + 2 or (depth - 2) % convolutions:
-            below = max(1, (depth - 2) // convolutions) * convolutions + 2
-            raise ModelError(
-                f"depth {depth} is not {convolutions}n+2 as {block} blocks need; "
-                f"use {below} or {below + convolutions}"
-            )
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        body, expansion = BODIES[layout.block]
+        channels = layout.planes[0]
+        self.conv1 = first_convolution(layout.stem, in_channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.shrink = nn.Identity() if layout.stem == "small" else nn.MaxPool2d(3, 2, padding=1)
+        hidden = attention.hidden
+        self.before = EmptyHidden(hidden) if hidden else nn.Identity()
         self.stages = nn.ModuleList()
-        channels = 16
-        for planes, first_stride in ((16, 1), (32, 2), (64, 2)):
+        self.shared = nn.ModuleDict()  # by the stage's number, where its blocks share something
+        for number, (planes, blocks) in enumerate(zip(layout.planes, layout.blocks, strict=True)):
             stage = nn.ModuleList()
-            for index in range((depth - 2) // convolutions):
-                stride = first_stride if index == 0 else 1
-                retrieval = None
-                if attention is not None:
-                    retrieval = RETRIEVALS[attention](
-                        planes * expansion, head_dim=head_dim, drop_path=drop_path
-                    )
-                stage.append(
-                    Block(
-                        body(channels, planes, stride),
-                        shortcut(channels, planes * expansion, stride),
-                        retrieval,
-                    )
-                )
+            for index in range(blocks):
+                stride = 2 if index == 0 and number > 0 else 1
+                convolutions = body(channels + hidden, planes, stride)
+                downsample = shortcut(channels, planes * expansion, stride)
                 channels = planes * expansion
+                stage.append(plugged(attention, channels, convolutions, downsample, stride))
             self.stages.append(stage)
-        self.fc = nn.Linear(channels, num_classes)
+            if attention.shared is not None:
+                self.shared[str(number)] = attention.shared(channels)
+        self.after = LastHidden(hidden) if hidden else nn.Identity()
+        self.fc = nn.Linear(channels + hidden, num_classes)
+        self.initialise(zero_init=layout.zero_init)
+
+    def initialise(self, *, zero_init: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Block) and zero_init:
+                norms = [
+                    part for part in module.body.children() if isinstance(part, nn.BatchNorm2d)
+                ]
+                nn.init.zeros_(norms[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x)).relu()
-        for stage in self.stages:
-            sources = Sources(block.retrieval for block in stage)  # type: ignore[attr-defined]
+        x = self.before(self.shrink(self.bn1(self.conv1(x)).relu()))
+        for number, stage in enumerate(self.stages):
+            key = str(number)
+            sources = (
+                self.shared[key].begin()  # type: ignore[operator]
+                if key in self.shared
+                else Sources(block.retrieval for block in stage)  # type: ignore[attr-defined]
+            )
             for block in stage:  # type: ignore[attr-defined]
                 x = block(x, sources)
-        return self.fc(describe(x).squeeze(1))
+        return self.fc(describe(self.after(x)).squeeze(1))
 
 
-class Block(nn.Module):
-    """relu(body + shortcut), then the retrieval. A block with no retrieval has None there."""
-
-    def __init__(self, body: nn.Module, downsample: nn.Module, retrieval: nn.Module | None) -> None:
-        super().__init__()
-        self.body = body
-        self.downsample = downsample
-        self.retrieval = retrieval
-
-    def forward(self, x: Tensor, sources: Sources) -> Tensor:
-        residual = self.downsample(x)
-        out = self.body(x).add_(residual).relu_()
-        return out if self.retrieval is None else self.retrieval(out, residual, sources)
+def plugged(
+    attention: Attention, channels: int, body: nn.Sequential, downsample: nn.Module, stride: int
+) -> Block:
+    """A block with its parts of the attention."""
+    if attention.body is not None:
+        body.add_module("attention", attention.body(channels))
+    if attention.hidden:
+        return RLABlock(body, downsample, hidden=attention.hidden, stride=stride)
+    parts = {"recalibration": attention.recalibration, "retrieval": attention.retrieval}
+    built = {name: build(channels) for name, build in parts.items() if build is not None}
+    return Block(body, downsample, **built)
 
 
-def basic(channels: int, planes: int, stride: int) -> nn.Sequential:
+def first_convolution(stem: Stem, in_channels: int, channels: int) -> nn.Module:
+    """What comes before the first norm."""
+    if stem == "small":
+        return nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    if stem == "plain":
+        return nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False)
+    half = channels // 2
     return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(channels, planes, 3, stride, padding=1, bias=False),
-            bn1=nn.BatchNorm2d(planes),
-            relu1=nn.ReLU(inplace=True),
-            conv2=nn.Conv2d(planes, planes, 3, padding=1, bias=False),
-            bn2=nn.BatchNorm2d(planes),
-        )
-    )
-
-
-def bottleneck(channels: int, planes: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(channels, planes, 1, bias=False),
-            bn1=nn.BatchNorm2d(planes),
-            relu1=nn.ReLU(inplace=True),
-            conv2=nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False),
-            bn2=nn.BatchNorm2d(planes),
-            relu2=nn.ReLU(inplace=True),
-            conv3=nn.Conv2d(planes, planes * 4, 1, bias=False),
-            bn3=nn.BatchNorm2d(planes * 4),
-        )
-    )
-
-
-def shortcut(channels: int, out_channels: int, stride: int) -> nn.Module:
-    if stride == 1 and channels == out_channels:
-        return nn.Identity()
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(channels, out_channels, 1, stride, bias=False),
-            bn=nn.BatchNorm2d(out_channels),
-        )
+        nn.Conv2d(in_channels, half, 3, 2, padding=1, bias=False),
+        nn.BatchNorm2d(half),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(half, half, 3, padding=1, bias=False),
+        nn.BatchNorm2d(half),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(half, channels, 3, padding=1, bias=False),
     )

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
-class Layout:
+class Rows:
     """How the tensors of a stage are split into rows, one a weight.
 
     shape: [batch, ..., numbers] tensors have a row for each of their leading axes; feature maps
@@ -30,13 +30,13 @@ class Layout:
     channels_last: bool = False
 
     @classmethod
-    def of_maps(cls, maps: Tensor, heads: int) -> "Layout":
+    def of_maps(cls, maps: Tensor, heads: int) -> "Rows":
         """Of feature maps, in their order in memory."""
         last = not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last)
         return cls(maps.shape, heads, last)
 
     @property
-    def rows(self) -> tuple[int, ...]:
+    def leading(self) -> tuple[int, ...]:
         if self.heads is None:
             return tuple(self.shape[:-1])
         return self.shape[0], self.heads
@@ -44,7 +44,7 @@ class Layout:
     @property
     def count(self) -> int:
         """How many rows there are."""
-        return math.prod(self.rows)
+        return math.prod(self.leading)
 
     def split(self, x: Tensor) -> Tensor:
         """[*rows, ...], a view."""
@@ -78,22 +78,22 @@ class Layout:
         return maps.permute(0, 3, 1, 2)
 
 
-def plain_sum(weights: Tensor, sources: Sequence[Tensor], layout: Layout) -> Tensor:
+def plain_sum(weights: Tensor, sources: Sequence[Tensor], rows: Rows) -> Tensor:
     """Σ_s w(s) V_s, in the precision of the sources.
 
     Args:
         weights: [*rows, sources].
-        sources: tensors of the layout's shape.
+        sources: tensors of the rows' shape.
 
-    Returns: a tensor of the layout's shape.
+    Returns: a tensor of the rows' shape.
     """
-    rows = [layout.split(source) for source in sources]
-    inner = rows[0].dim() - weights.dim() + 1
-    factors = weights.to(rows[0].dtype).unflatten(-1, (*[1] * inner, -1))
-    total = rows[0] * factors[..., 0]
-    for index, source in enumerate(rows[1:], start=1):
+    parts = [rows.split(source) for source in sources]
+    inner = parts[0].dim() - weights.dim() + 1
+    factors = weights.to(parts[0].dtype).unflatten(-1, (*[1] * inner, -1))
+    total = parts[0] * factors[..., 0]
+    for index, source in enumerate(parts[1:], start=1):
         total = torch.addcmul(total, source, factors[..., index])
-    return layout.join(total)
+    return rows.join(total)
 
 
 def plain_dot(query: Tensor, sources: Sequence[Tensor]) -> Tensor:
@@ -101,12 +101,12 @@ def plain_dot(query: Tensor, sources: Sequence[Tensor]) -> Tensor:
     return torch.stack([(query * source).sum(dim=-1) for source in sources], dim=-1)
 
 
-def weighted_sum(weights: Tensor, sources: Sequence[Tensor], layout: Layout) -> Tensor:
+def weighted_sum(weights: Tensor, sources: Sequence[Tensor], rows: Rows) -> Tensor:
     """`plain_sum` over sources that lie in no block, in eager mode differentiated by hand (once):
     nothing but the weights and the sources themselves is kept for the backward pass."""
     if torch.compiler.is_compiling():
-        return plain_sum(weights, sources, layout)
-    result: Tensor = _WeightedSum.apply(weights, layout, *sources)
+        return plain_sum(weights, sources, rows)
+    result: Tensor = _WeightedSum.apply(weights, rows, *sources)
     return result
 
 
@@ -123,25 +123,25 @@ class Stack:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.count = 0
-        self.layout: Layout | None = None
+        self.rows: Rows | None = None
         self._list: list[Tensor] | None = [] if torch.compiler.is_compiling() else None
         self._block: Tensor | None = None
         self._order: Tensor | None = None
         self._gradients: _Gradients | None = None
 
-    def append(self, source: Tensor, layout: Layout) -> None:
-        """Add a source, its layout that of all."""
+    def append(self, source: Tensor, rows: Rows) -> None:
+        """Add a source; all have the same rows."""
         if self.count == self.capacity:
             return
-        self.layout = layout
+        self.rows = rows
         if self._list is not None:
             self._list.append(source)
         else:
             if self._block is None:
-                size = (layout.count, self.capacity, source.numel() // layout.count)
+                size = (rows.count, self.capacity, source.numel() // rows.count)
                 self._block, self._gradients = (
                     source.new_empty(size),
-                    _Gradients(layout, self.capacity),
+                    _Gradients(rows, self.capacity),
                 )
             self._order = _Append.apply(
                 source, self._order, self._block, self.count, self._gradients
@@ -151,8 +151,8 @@ class Stack:
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Σ_s w(s) V_s over the sources so far; weights [*rows, sources]."""
         if self._list is not None:
-            assert self.layout is not None
-            return plain_sum(weights, self._list, self.layout)
+            assert self.rows is not None
+            return plain_sum(weights, self._list, self.rows)
         result: Tensor = _StackSum.apply(weights, self._order, self._block, self._gradients)
         return result
 
@@ -173,8 +173,8 @@ class _Gradients:
     the weights and x the gradient of the sum; of the logits c is their gradient and x the query.
     """
 
-    def __init__(self, layout: Layout, capacity: int) -> None:
-        self.layout, self.capacity = layout, capacity
+    def __init__(self, rows: Rows, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
         self.reads = 0  # of the forward pass
         self._task: int | None = None
         self._noted = 0
@@ -182,17 +182,17 @@ class _Gradients:
         self._factors: Tensor | None = None
 
     def note(self, term: Tensor, factors: Tensor) -> Tensor:
-        """Note x, of the layout's shape, and c [rows, sources]; returns x as [rows, numbers]."""
+        """Note x, of the rows' shape, and c [rows, sources]; returns x as [rows, numbers]."""
         task = torch._C._current_graph_task_id()
         if self._terms is None or task != self._task:  # what a partial backward pass left goes
-            rows = factors.shape[0]
-            self._terms = factors.new_empty(rows, self.reads, term.numel() // rows)
-            self._factors = factors.new_zeros(self.capacity, rows, self.reads)
+            count = factors.shape[0]
+            self._terms = factors.new_empty(count, self.reads, term.numel() // count)
+            self._factors = factors.new_zeros(self.capacity, count, self.reads)
             self._task, self._noted = task, 0
         assert self._factors is not None
         place, self._noted = self._noted, self._noted + 1
         slot = self._terms[:, place]
-        self.layout.block(slot).copy_(self.layout.split(term))
+        self.rows.block(slot).copy_(self.rows.split(term))
         self._factors[: factors.shape[1], :, place] = factors.T
         return slot
 
@@ -200,7 +200,7 @@ class _Gradients:
         assert self._terms is not None
         assert self._factors is not None
         factors = self._factors[source, :, None, : self._noted]
-        gradient = self.layout.join(torch.bmm(factors, self._terms[:, : self._noted]))
+        gradient = self.rows.join(torch.bmm(factors, self._terms[:, : self._noted]))
         if source == 0:  # it comes last
             self._terms = self._factors = None
         return gradient
@@ -220,8 +220,8 @@ class _Append(torch.autograd.Function):
         gradients: _Gradients,
     ) -> Tensor:
         # .data: earlier reads have saved the block, and none of them needs this part of it
-        layout = gradients.layout
-        layout.block(block.data[:, place]).copy_(layout.split(source))
+        rows = gradients.rows
+        rows.block(block.data[:, place]).copy_(rows.split(source))
         ctx.gradients, ctx.place = gradients, place
         return source.new_zeros(())
 
@@ -240,7 +240,7 @@ class _StackSum(torch.autograd.Function):
         gradients.reads += 1
         ctx.gradients, ctx.shape = gradients, weights.shape
         ctx.save_for_backward(flat, block)
-        return gradients.layout.join(torch.bmm(flat.unsqueeze(1), block[:, : flat.shape[1]]))
+        return gradients.rows.join(torch.bmm(flat.unsqueeze(1), block[:, : flat.shape[1]]))
 
     @staticmethod
     @once_differentiable
@@ -276,24 +276,23 @@ class _StackDot(torch.autograd.Function):
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, layout: Layout, *sources: Tensor) -> Tensor:
-        flat = weights.reshape(layout.count, -1).to(sources[0].dtype)
-        ctx.layout, ctx.shape = layout, weights.shape
+    def forward(ctx: Any, weights: Tensor, rows: Rows, *sources: Tensor) -> Tensor:
+        flat = weights.reshape(rows.count, -1).to(sources[0].dtype)
+        ctx.rows, ctx.shape = rows, weights.shape
         ctx.save_for_backward(flat, *sources)
-        total = layout.flat(sources[0]) * flat[:, :1]
+        total = rows.flat(sources[0]) * flat[:, :1]
         for index, source in enumerate(sources[1:], start=1):
-            total.addcmul_(layout.flat(source), flat[:, index : index + 1])
-        return layout.join(total)
+            total.addcmul_(rows.flat(source), flat[:, index : index + 1])
+        return rows.join(total)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, *sources = ctx.saved_tensors
-        layout: Layout = ctx.layout
-        grad = layout.flat(grad)
+        rows: Rows = ctx.rows
+        grad = rows.flat(grad)
         by_weight = [
-            torch.bmm(grad[:, None], layout.flat(source)[:, :, None]).flatten()
-            for source in sources
+            torch.bmm(grad[:, None], rows.flat(source)[:, :, None]).flatten() for source in sources
         ]
-        by_source = [layout.join(grad * weight[:, None]) for weight in weights.unbind(dim=1)]
+        by_source = [rows.join(grad * weight[:, None]) for weight in weights.unbind(dim=1)]
         return torch.stack(by_weight, dim=1).view(ctx.shape), None, *by_source

@@ -1,16 +1,22 @@
 """Deterministic weights and inputs by formula, and logits of the published code on them.
 
-`kcla_cifar.json` holds names, shapes and logits only; `benchmarks/golden.py` wrote it.
+`published.json` holds names, shapes, counts and logits only; `benchmarks/golden.py` wrote it.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-PATH = Path(__file__).with_name("kcla_cifar.json")
+from ela_probe.models import create_model, plugs
+from ela_probe.models.resnet import Layout, ResNet
+
+PATH = Path(__file__).with_name("published.json")
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -43,9 +49,31 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     return state
 
 
-def images() -> Tensor:
-    """(2, 3, 32, 32) float32."""
-    return torch.from_numpy((1.7 * spread((2, 3, 32, 32), start=17)).astype(np.float32))
+def network(entry: Mapping[str, Any]) -> nn.Module:
+    """Ours: a `model` of the registry, or a `layout` and an `attention`, with `arguments`."""
+    if "model" in entry:
+        return create_model(entry["model"], **entry["arguments"])
+    attention = getattr(plugs, entry["attention"])(**entry["arguments"])
+    return ResNet(Layout(**entry["layout"]), attention)
+
+
+def layer_flops(model: nn.Module, size: int) -> int:
+    """FLOPs of the convolutions and linear layers on an image of size x size.
+
+    Batched products are left aside: published code forms its weighted sums with them, we don't.
+    """
+    model = copy.deepcopy(model).eval()
+    image = torch.zeros(1, 3, size, size, dtype=next(model.parameters()).dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    by_operation = counter.get_flop_counts()["Global"]
+    return sum(n for operation, n in by_operation.items() if operation is not torch.ops.aten.bmm)
+
+
+def images(samples: int = 2, size: int = 32) -> Tensor:
+    """(samples, 3, size, size) float32."""
+    values = spread((samples, 3, size, size), start=17)
+    return torch.from_numpy((1.7 * values).astype(np.float32))
 
 
 def spread(shape: Sequence[int], *, start: int) -> np.ndarray:

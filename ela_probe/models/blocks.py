@@ -1,0 +1,78 @@
+"""Residual blocks (He et al. 2016): a body and a shortcut, summed, and what attends at them."""
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """relu(body + shortcut). What is None isn't there; both attend to the stage so far.
+
+    Args:
+        recalibration: of what the body gives, before the sum.
+        retrieval: behind the block.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        downsample: nn.Module,
+        *,
+        recalibration: nn.Module | None = None,
+        retrieval: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.downsample = downsample
+        self.recalibration = recalibration
+        self.retrieval = retrieval
+
+    def forward(self, x: Tensor, sources: Any) -> Tensor:
+        residual = self.downsample(x)
+        out = self.body(x)
+        if self.recalibration is not None:
+            out = self.recalibration(out, residual, sources)
+        out = out.add_(residual).relu_()
+        return out if self.retrieval is None else self.retrieval(out, residual, sources)
+
+
+def basic(channels: int, planes: int, stride: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions, to as many channels as planes."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, planes, 3, stride, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(planes),
+            relu1=nn.ReLU(inplace=True),
+            conv2=nn.Conv2d(planes, planes, 3, padding=1, bias=False),
+            bn2=nn.BatchNorm2d(planes),
+        )
+    )
+
+
+def bottleneck(channels: int, planes: int, stride: int) -> nn.Sequential:
+    """A 1 x 1, a 3 x 3 (with the stride) and a 1 x 1 convolution, to four times the planes."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, planes, 1, bias=False),
+            bn1=nn.BatchNorm2d(planes),
+            relu1=nn.ReLU(inplace=True),
+            conv2=nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False),
+            bn2=nn.BatchNorm2d(planes),
+            relu2=nn.ReLU(inplace=True),
+            conv3=nn.Conv2d(planes, planes * 4, 1, bias=False),
+            bn3=nn.BatchNorm2d(planes * 4),
+        )
+    )
+
+
+def shortcut(channels: int, out_channels: int, stride: int) -> nn.Module:
+    """A 1 x 1 convolution where the shape changes, else the identity."""
+    if stride == 1 and channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(channels, out_channels, 1, stride, bias=False),
+            bn=nn.BatchNorm2d(out_channels),
+        )
+    )

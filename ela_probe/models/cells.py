@@ -1,0 +1,116 @@
+"""Recurrent cells along depth: one is shared by a stage and reads every block's output.
+
+A stage's forward begins with `CellState(cell)`; its blocks' attention modules step it.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ela_probe.models.channel_attention import reduced
+
+
+class Cell(nn.Module):
+    """Gates of a descriptor y and a state h, each through a bottleneck: W_y(y) + W_h(h).
+
+    Args:
+        gates: how many, each of as many numbers as channels.
+        reduction: channels over the width of the bottlenecks.
+    """
+
+    def __init__(self, channels: int, *, gates: int, reduction: int) -> None:
+        super().__init__()
+        self.gates = gates
+        self.of_input = two_layers(channels, gates, reduction)
+        self.of_state = two_layers(channels, gates, reduction)
+
+    def forward(self, y: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden state and memory after y. All are [batch, ..., channels]."""
+        gates = self.of_input(y) + self.of_state(hidden)
+        return self.update(gates.chunk(self.gates, dim=-1), memory)
+
+    @abstractmethod
+    def update(self, gates: tuple[Tensor, ...], memory: Tensor) -> tuple[Tensor, Tensor]:
+        """What the gates make of the memory: hidden state and memory."""
+
+
+class DIACell(Cell):
+    """DIA-LSTM (Huang et al., AAAI 2020, arXiv 1905.10671, eqs. 4-8), as published.
+
+    c = f * c + i * tanh(g), h = o * sigmoid(c): an LSTM whose output stays in (0, 1).
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 4) -> None:
+        super().__init__(channels, gates=4, reduction=reduction)
+
+    def update(self, gates: tuple[Tensor, ...], memory: Tensor) -> tuple[Tensor, Tensor]:
+        enter, forget, new, out = gates
+        memory = forget.sigmoid() * memory + enter.sigmoid() * new.tanh()
+        return out.sigmoid() * memory.sigmoid(), memory
+
+
+class DynamicSharingUnit(Cell):
+    """DSU (Wang et al., IJCAI 2024, arXiv 2406.13392): no output gate, h = sigmoid(c)."""
+
+    def __init__(self, channels: int, *, reduction: int = 4) -> None:
+        super().__init__(channels, gates=3, reduction=reduction)
+
+    def update(self, gates: tuple[Tensor, ...], memory: Tensor) -> tuple[Tensor, Tensor]:
+        enter, forget, new = gates
+        memory = forget.sigmoid() * memory + enter.sigmoid() * new.tanh()
+        return memory.sigmoid(), memory
+
+
+@dataclass
+class CellState:
+    """A stage's cell in one forward pass; None where pruning left it nothing to do.
+
+    hidden, memory: [batch, channels], None before a step.
+    """
+
+    cell: Cell | None
+    hidden: Tensor | None = None
+    memory: Tensor | None = None
+
+    def step(self, y: Tensor) -> Tensor:
+        """Read a descriptor, [batch, channels]; returns the new hidden state."""
+        assert self.cell is not None
+        if self.hidden is None or self.memory is None:
+            self.hidden = self.memory = torch.zeros_like(y)
+        self.hidden, self.memory = self.cell(y, self.hidden, self.memory)
+        return self.hidden
+
+    def peek(self, y: Tensor) -> Tensor:
+        """What the hidden state would be after each of some descriptors, [batch, n, channels]."""
+        assert self.cell is not None
+        assert self.hidden is not None
+        assert self.memory is not None
+        return self.cell(y, self.hidden[:, None], self.memory[:, None])[0]
+
+
+class Shared(nn.Module):
+    """What the blocks of a stage share: a cell. `begin` is called once a forward pass."""
+
+    def __init__(self, cell: Cell | None) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def begin(self) -> CellState:
+        return CellState(self.cell)
+
+
+class Step(nn.Module):
+    """What a skipped site leaves where a cell is shared: the cell still reads the block."""
+
+    def forward(self, x: Tensor, residual: Tensor, state: CellState) -> Tensor:
+        state.step(x.mean(dim=(2, 3)))
+        return x
+
+
+def two_layers(channels: int, gates: int, reduction: int) -> nn.Sequential:
+    width = reduced(channels, reduction)
+    return nn.Sequential(
+        nn.Linear(channels, width), nn.ReLU(inplace=True), nn.Linear(width, gates * channels)
+    )
