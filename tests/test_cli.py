@@ -103,6 +103,7 @@ def test_actions_are_chosen_by_what_they_cost(
     measured["base"]["value"] = 3.0
     for stage in measured["stages"]:
         stage["keep"]["value"] = 1.0
+        stage["recur"] = None
     costs.write_text(json.dumps(measured))
     words = [
         "plan",
