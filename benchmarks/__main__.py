@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import typer
 
-from benchmarks import analysis, foreign, parity, results
+from benchmarks import analysis, foreign, parity, results, speed
 from ela_probe.errors import ElaProbeError
 
 CASES: dict[str, Callable[..., None]] = {
     "analysis": analysis.run,
     "foreign": foreign.run,
     "parity": parity.run,
+    "speed": speed.run,
     "table": results.run,
 }
 

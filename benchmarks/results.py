@@ -74,7 +74,14 @@ def run(
     files: Annotated[list[Path], typer.Argument(help="Results written with --json.")],
 ) -> None:
     """Print results written with --json as markdown tables."""
-    typer.echo("\n\n".join(markdown(json.loads(path.read_text())) for path in files))
+    typer.echo("\n\n".join(markdown(result) for path in files for result in read(path)))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The results in a file: one case's, or those of `all`."""
+    written = json.loads(path.read_text())
+    results: list[dict[str, Any]] = written.get("results", [written])
+    return results
 
 
 def command() -> str:

@@ -1,0 +1,54 @@
+"""All cases that need no more than this machine, one after the other, into one file."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import analysis, beta, depth, divergence, speed
+from benchmarks.results import JsonPath, read
+from ela_probe.storage import output_directory, write_json
+
+Case = Callable[..., None]
+
+
+def run(
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="A checkout of bgx666/KCLA or joyfang1106/MRLA; may be repeated."),
+    ] = None,
+    device: str = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of every case.")] = 5,
+    seed: int = 0,
+    json: JsonPath = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="A folder for a figure of each case.")
+    ] = None,
+) -> None:
+    """Run speed, depth, analysis, divergence and beta. Without checkouts ours stand alone."""
+    common: dict[str, Any] = {"rounds": rounds, "seed": seed}
+    placed = {**common, "device": device}
+    cases: dict[str, tuple[Case, dict[str, Any]]] = {
+        "speed": (speed.run, {**placed, "reference": reference}),
+        "depth": (depth.run, {**placed, "reference": reference}),
+        "analysis": (analysis.run, placed),
+        "divergence": (divergence.run, common),
+        "beta": (beta.run, common),
+    }
+    folder = None if figures is None else output_directory(figures)
+    results, passed = [], True
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, (case, options) in cases.items():
+            written = Path(scratch) / f"{name}.json"
+            drawn = None if folder is None else folder / f"{name}.png"
+            try:
+                case(**options, json=written, figure=drawn)
+            except typer.Exit as left:
+                passed &= left.exit_code == 0
+            results += read(written)
+            if json is not None:  # after each case, so that an interrupted run keeps what it has
+                write_json(json, {"case": "all", "results": results})
+            typer.echo("")
+    raise typer.Exit(0 if passed else 1)

@@ -1,0 +1,266 @@
+"""Time and memory of training steps and of inference: published code, ours, and ours under plans.
+
+Ours and the plain network run in channels-last memory, and once as they are by default; the
+published code runs as it is. The plain network's faster form is the limit.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from unittest import mock
+
+import numpy as np
+import torch
+import typer
+from torch import nn
+
+from benchmarks import figures
+from benchmarks.contestants import (
+    HALF,
+    OURS,
+    PLAIN,
+    PUBLISHED_B,
+    PUBLISHED_L,
+    RECUR,
+    Batch,
+    Network,
+    contestants,
+    gradients,
+    largest_difference,
+)
+from benchmarks.results import JsonPath, publish
+from ela_probe.device import resolve_device
+from ela_probe.errors import OptionError
+from ela_probe.memory import peak_bytes
+from ela_probe.models.published import from_published
+from ela_probe.profiling import Step, alternate, inference_step, training_step
+
+NETWORKS = {
+    "resnet20": Network("resnet", 20, images=64, size=32),
+    "resnet56": Network("resnet", 56, images=64, size=32),
+    "resnet110": Network("resnet", 110, images=64, size=32),
+    "resnet50": Network("imagenet_resnet", 50, images=8, size=224),
+}
+TOLERANCE = 1e-5
+CONTIGUOUS, COMPILED = ", contiguous", ", compiled"
+BOTH_FORMATS, ALSO_COMPILED = (PLAIN, OURS), (PLAIN, OURS, HALF)
+# Of the ResNet-110: contestant, what it is compared with, and what is required of time and memory.
+REQUIRED = {
+    "cpu": [
+        (OURS, PUBLISHED_B, 0.65, 0.45),
+        (HALF, PUBLISHED_B, 0.55, None),
+        (HALF, PLAIN, 1.20, None),
+        (RECUR, OURS, 0.8, None),
+    ],
+    "cuda": [
+        (OURS, PUBLISHED_B, 0.6, 0.45),
+        (OURS + COMPILED, PUBLISHED_B, 0.35, None),
+        (HALF + COMPILED, PUBLISHED_B, 0.3, None),
+        (HALF, PLAIN, 1.20, None),
+        (RECUR, OURS, 0.8, None),
+    ],
+}
+
+
+def run(
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="A checkout of bgx666/KCLA or joyfang1106/MRLA; may be repeated."),
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(NETWORKS)}; may be repeated.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Batch size. Default: 64, and 8 of 224 x 224.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps each.")] = 7,
+    compiled: Annotated[
+        bool | None, typer.Option(help="Also through torch.compile. Default: on CUDA only.")
+    ] = None,
+    device: str = "auto",
+    seed: int = 0,
+    json: JsonPath = None,
+    figure: figures.FigurePath = None,
+) -> None:
+    """Time every contestant once a round, in turn, and check in the same run what it computes."""
+    where = resolve_device(device)
+    chosen = list(NETWORKS) if network is None else network
+    unknown = sorted(set(chosen) - NETWORKS.keys())
+    if unknown:
+        raise OptionError(f"no network is called {unknown[0]}; use {', '.join(NETWORKS)}")
+    tables: dict[str, list[dict[str, Any]]] = {}
+    verdicts: dict[str, bool] = {}
+    for name in chosen:
+        what = NETWORKS[name]
+        if images is not None:
+            what = Network(what.kind, what.depth, images, what.size)
+        measured = measure(
+            what,
+            reference or [],
+            rounds=rounds,
+            compiled=where.type == "cuda" if compiled is None else compiled,
+            device=where,
+            seed=seed,
+        )
+        shape = f"{what.images} images of {what.size} x {what.size}"
+        for kind, rows in measured.items():
+            tables[f"{name}, {kind}, {shape}, {rounds} rounds"] = rows
+        verdicts |= judged(name, measured["training"], REQUIRED.get(where.type, []) if name == "resnet110" else [])
+    publish("speed", tables, json_path=json, seed=seed, device=where, verdicts=verdicts)
+    if figure is not None:
+        draw(tables, figure)
+    raise typer.Exit(0 if all(verdicts.values()) else 1)
+
+
+def measure(
+    network: Network,
+    checkouts: Sequence[Path],
+    *,
+    rounds: int,
+    compiled: bool,
+    device: torch.device,
+    seed: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """A table of training steps and one of inference, a row a contestant."""
+    torch.manual_seed(seed)
+    models = contestants(network, checkouts)
+    batch = network.batch(seed)
+    differences = {name: difference(name, models, batch) for name in models}
+    placed = {
+        (batch[0].to(device), batch[1].to(device)): {
+            name: model.to(device) for name, model in models.items() if name.startswith("publ")
+        }
+    }
+    lasting = {name: model for name, model in models.items() if not name.startswith("publ")}
+    last = batch[0].to(device, memory_format=torch.channels_last)
+    contiguous = {name + CONTIGUOUS: copy.deepcopy(lasting[name]) for name in BOTH_FORMATS}
+    differences |= {name + CONTIGUOUS: differences[name] for name in BOTH_FORMATS}
+    next(iter(placed.values())).update({n: m.to(device) for n, m in contiguous.items()})
+    in_last = {
+        name: model.to(device).to(memory_format=torch.channels_last)
+        for name, model in lasting.items()
+    }
+    if compiled:
+        for name in ALSO_COMPILED:
+            in_last[name + COMPILED] = torch.compile(copy.deepcopy(in_last[name]), fullgraph=True)  # type: ignore[assignment]
+            differences[name + COMPILED] = compiled_difference(
+                in_last[name + COMPILED], in_last[name], (last, batch[1].to(device))
+            )
+    placed[(last, batch[1].to(device))] = in_last
+    tables = {}
+    for kind, build in (("training", training_step), ("inference", inference_step)):
+        steps: dict[str, Step] = {
+            name: build(model, *where)
+            for where, group in placed.items()
+            for name, model in group.items()
+        }
+        order = {name: steps[name] for name in sorted(steps, key=place_of)}
+        seconds = alternate(
+            order, rounds=rounds, warmup=2, device=device, description=f"{network.name} {kind}"
+        )
+        peaks = {name: peak_bytes(step, device) / 2**20 for name, step in order.items()}
+        tables[kind] = [row(name, seconds, peaks) for name in order]
+    for line in tables["training"]:
+        line["logits differ"], line["gradients differ"] = differences[line["contestant"]]
+    return tables
+
+
+def place_of(name: str) -> tuple[int, str]:
+    """The plain ones first, then the published, then ours."""
+    return (0 if name.startswith(PLAIN) else 1 if name.startswith("publ") else 2), name
+
+
+def row(
+    name: str, seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, float]
+) -> dict[str, Any]:
+    """Ratios are of medians; that to plain is to the faster of its two forms."""
+    lower, median, upper = (1e3 * float(t) for t in np.percentile(seconds[name], [25, 50, 75]))
+    plain = min(1e3 * float(np.median(seconds[n])) for n in (PLAIN, PLAIN + CONTIGUOUS))
+    result: dict[str, Any] = {
+        "contestant": name,
+        "median ms": round(median, 2),
+        "quartiles ms": f"{lower:.1f} to {upper:.1f}",
+        "time / plain": round(median / plain, 3),
+        "MiB": round(peaks[name], 1),
+    }
+    if PUBLISHED_B in seconds:
+        published = 1e3 * float(np.median(seconds[PUBLISHED_B]))
+        result["time / published MRLA-B"] = round(median / published, 3)
+        result["memory / published MRLA-B"] = round(peaks[name] / peaks[PUBLISHED_B], 3)
+    return result
+
+
+def difference(name: str, models: Mapping[str, nn.Module], batch: Batch) -> tuple[float, float]:
+    """Of logits in float32 and of gradients in float64 from the reference: the published network
+    where it is here, else the definitions in plain PyTorch."""
+    theirs = {OURS: PUBLISHED_B, "ours MRLA-L": PUBLISHED_L}.get(name)
+    small = batch[0][:4], batch[1][:4]
+    found = []
+    for dtype, images in ((torch.float32, batch), (torch.float64, small)):
+        model = copy.deepcopy(models[name]).to(dtype)
+        inputs = images[0].to(dtype), images[1]
+        actual = gradients(model, inputs)
+        if theirs is not None and theirs in models:
+            expected = gradients(copy.deepcopy(models[theirs]).to(dtype), inputs)
+            expected = from_published(expected)
+        else:
+            with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+                expected = gradients(copy.deepcopy(models[name]).to(dtype), inputs)
+        found.append((actual, expected))
+    (single, single_expected), (double, double_expected) = found
+    return (
+        largest_difference({"logits": single["logits"]}, {"logits": single_expected["logits"]}),
+        largest_difference(double, double_expected),
+    )
+
+
+def compiled_difference(model: nn.Module, eager: nn.Module, batch: Batch) -> tuple[float, float]:
+    """Of a compiled network from the eager one, both in float32."""
+    actual = gradients(model, batch)
+    expected = {f"_orig_mod.{n}": t for n, t in gradients(eager, batch).items()}
+    expected["logits"] = expected.pop("_orig_mod.logits")
+    logits = largest_difference({"logits": actual["logits"]}, {"logits": expected["logits"]})
+    return logits, largest_difference(actual, expected)
+
+
+def judged(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    required: Sequence[tuple[str, str, float, float | None]],
+) -> dict[str, bool]:
+    by_name = {row["contestant"]: row for row in rows}
+    verdicts = {
+        f"{name}: logits and gradients equal the reference to {TOLERANCE:g}": all(
+            max(row["logits differ"], row["gradients differ"]) <= TOLERANCE for row in rows
+        )
+    }
+    for contestant, other, time, memory in required:
+        if contestant not in by_name or other not in by_name:
+            continue
+        ours, theirs = by_name[contestant], by_name[other]
+        if other == PLAIN:
+            ratio = ours["time / plain"]
+        else:
+            ratio = ours["median ms"] / theirs["median ms"]
+        verdicts[f"{name}: {contestant} / {other}: {ratio:.3f} of the time, at most {time}"] = (
+            ratio <= time
+        )
+        if memory is not None:
+            ratio = ours["MiB"] / theirs["MiB"]
+            verdicts[f"{name}: {contestant} / {other}: {ratio:.3f} of memory, at most {memory}"] = (
+                ratio <= memory
+            )
+    return verdicts
+
+
+def draw(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    steps = {title: rows for title, rows in tables.items() if ", training, " in title}
+    with figures.panels(len(steps), size=(6.4, 4.6)) as (drawn, axes):
+        for panel, (title, rows) in zip(axes, steps.items(), strict=True):
+            ours = [r["contestant"] for r in rows if r["contestant"].startswith(("ours", "ELA"))]
+            name, _, rest = title.split(", ", 2)
+            figures.heading(panel, name, rest)
+            ratios = {row["contestant"]: row["time / plain"] for row in rows}
+            figures.bars(panel, ratios, label="training step / plain network", ours=ours, limit=1.0)
+        figures.save(drawn, path)
