@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import typer
 
-from benchmarks import analysis, foreign, parity, results
+from benchmarks import analysis, beta, divergence, foreign, parity, results
 from ela_probe.errors import ElaProbeError
 
 CASES: dict[str, Callable[..., None]] = {
     "analysis": analysis.run,
+    "beta": beta.run,
+    "divergence": divergence.run,
     "foreign": foreign.run,
     "parity": parity.run,
     "table": results.run,

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ela_probe.packing import FLOOR, folded
+from ela_probe.packing import FLOOR, Scratch, folded, readers
 
-TINY = torch.finfo(torch.float64).tiny
+BLOCK = 6  # earlier sites whose products with all later ones are formed together
 
 
 class Pairwise(NamedTuple):
@@ -99,68 +99,96 @@ def pairwise(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
     return Pairwise(*found)
 
 
-def pairs(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
+def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Pairwise:
     """As `pairwise`, of retrievals packed by `packing.pack`.
 
     Args:
         weights: [sites, sources, rows] float64.
+        scratch: holds what is returned, until it is used again.
 
     Returns: [pairs, rows] tensors, for the pairs i < j in the order of the upper triangle.
     """
-    logs = logarithms(weights)
-    divergence = kl_pairs(weights, logs, sizes)
-    kept = _kept(weights, sizes)
-    mixed = _js_pairs(weights, logs, kept, sizes)
-    lost = torch.minimum(kept.log_().neg_(), divergence)
+    scratch = scratch or Scratch()
+    logs = logarithms(weights, sizes, scratch)
+    divergence = kl_pairs(weights, logs, sizes, scratch)
+    kept = _kept(weights, sizes, scratch)
+    mixed = _js_pairs(weights, logs, kept, sizes, scratch)
+    lost = torch.minimum(kept.log_().neg_(), divergence, out=kept)
     return Pairwise(divergence, lost, mixed)
 
 
-def logarithms(weights: Tensor) -> Tensor:
-    """log w, and a finite number where there is no source."""
-    return weights.clamp_min(TINY).log_()
+def logarithms(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Tensor:
+    """log w of packed weights; what lies behind a site's sources is undefined."""
+    logs = (scratch or Scratch()).take("logs", weights.shape, weights.device)
+    for own, log, size in zip(weights, logs, sizes, strict=True):
+        torch.log(own[:size], out=log[:size])
+    return logs
 
 
-def kl_pairs(weights: Tensor, logs: Tensor, sizes: Sequence[int]) -> Tensor:
-    """KL(w_i ‖ w_j) of the pairs i < j, [pairs, rows]; one product for each i with all later j.
+def kl_pairs(
+    weights: Tensor, logs: Tensor, sizes: Sequence[int], scratch: Scratch | None = None
+) -> Tensor:
+    """KL(w_i ‖ w_j) of the pairs i < j, [pairs, rows].
 
     Args:
         weights: [sites, sources, rows]. logs: `logarithms` of them.
     """
-    found = []
-    for i, size in enumerate(sizes[:-1]):
-        sums = folded(weights[i, :size] * logs[i:, :size])  # minus entropy first, then cross terms
-        found.append((sums[:1] - sums[1:]).clamp_min_(0.0))
-    return _joined(found, weights)
+    scratch = scratch or Scratch()
+    sites, _, rows = weights.shape
+    found = scratch.take("kl", (sites * (sites - 1) // 2, rows), weights.device)
+    at = 0
+    for start in range(0, sites, BLOCK):
+        stop = min(start + BLOCK, sites)
+        # Σ_s w_i(s) log w_j(s) for a few i and all j from there on: minus the entropy where i = j.
+        shape = (stop - start, sites - start, rows)
+        cross = scratch.take("terms", shape, weights.device)
+        for source, first in readers(sizes[:stop]):
+            i = max(first - start, 0)
+            own, log = weights[start + i : stop, None, source], logs[None, start + i :, source]
+            if source:
+                cross[i:, i:].addcmul_(own, log)
+            else:
+                torch.mul(own, log, out=cross)
+        for i in range(start, min(stop, sites - 1)):
+            row = cross[i - start, i - start :]
+            torch.sub(row[:1], row[1:], out=found[at : at + sites - 1 - i])
+            at += sites - 1 - i
+    return found.clamp_min_(0.0)
 
 
-def _kept(weights: Tensor, sizes: Sequence[int]) -> Tensor:
+def _kept(weights: Tensor, sizes: Sequence[int], scratch: Scratch) -> Tensor:
     """The mass M_ij that w_j keeps on S_i, [pairs, rows]; exactly 1 where S_j = S_i."""
-    found = []
-    kept, before = torch.zeros_like(weights[:, 0]), 0
+    sites, _, rows = weights.shape
+    found = scratch.take("mass", (sites * (sites - 1) // 2, rows), weights.device)
+    kept = torch.zeros_like(weights[:, 0])
+    at = before = 0
     for i, size in enumerate(sizes[:-1]):
         for source in range(before, size):
             kept += weights[:, source]
         before = size
-        later = kept[i + 1 :].clamp(FLOOR, 1.0)
+        later = torch.clamp(kept[i + 1 :], FLOOR, 1.0, out=found[at : at + sites - 1 - i])
         later[: sizes[i + 1 :].count(size)] = 1.0  # rounding would leave a trace of mass
-        found.append(later)
-    return _joined(found, weights)
+        at += sites - 1 - i
+    return found
 
 
-def _js_pairs(weights: Tensor, logs: Tensor, kept: Tensor, sizes: Sequence[int]) -> Tensor:
+def _js_pairs(
+    weights: Tensor, logs: Tensor, kept: Tensor, sizes: Sequence[int], scratch: Scratch
+) -> Tensor:
     """With m = (p + q) / 2: ½ Σ_{s ∈ S_i} (p log p + q log q − 2 m log m) + ½ log 2 · (1 − M)."""
-    found = []
-    products = weights * logs
+    sites, _, rows = weights.shape
+    found = scratch.take("js", kept.shape, weights.device)
+    products = torch.mul(weights, logs, out=scratch.take("products", weights.shape, weights.device))
+    at = 0
     for i, size in enumerate(sizes[:-1]):
-        middle = torch.add(weights[i, :size] / 2, weights[i + 1 :, :size], alpha=0.5)
-        terms = products[i, :size] + products[i + 1 :, :size]
-        found.append(folded(terms.sub_(middle.log().mul_(middle), alpha=2)))
-    sums = _joined(found, weights)
-    return sums.sub_(kept - 1.0, alpha=math.log(2)).div_(2).clamp_min_(0.0)
-
-
-def _joined(found: Sequence[Tensor], weights: Tensor) -> Tensor:
-    return torch.cat(list(found)) if found else weights.new_zeros(0, weights.shape[-1])
+        shape = (sites - 1 - i, size, rows)
+        terms, middle = (scratch.take(name, shape, weights.device) for name in ("terms", "middle"))
+        torch.lerp(weights[i, :size], weights[i + 1 :, :size], 0.5, out=terms)
+        torch.log(terms, out=middle).mul_(terms)
+        torch.add(products[i, :size], products[i + 1 :, :size], out=terms)
+        found[at : at + shape[0]] = folded(terms.sub_(middle, alpha=2))
+        at += shape[0]
+    return found.sub_(kept - 1.0, alpha=math.log(2)).div_(2).clamp_min_(0.0)
 
 
 def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from ela_probe import divergence
 from ela_probe.beta import BINS, LOGIT_LIMIT, ZERO
 from ela_probe.errors import AnalysisError, ProbeError
-from ela_probe.packing import chunks, folded, pack
+from ela_probe.packing import Scratch, chunks, folded, pack
 
 # Sums are kept as two integers, so that they are exact and their order doesn't matter: multiples
 # of 2^-24 in the first, the remainder in multiples of 2^-60 in the second.
@@ -104,8 +104,9 @@ class RedundancyMetric(Metric):
         every = self.check_every or (1 if retrievals[0].device.type == "cpu" else CHECK_EVERY)
         sums: dict[str, Tensor] = {}
         bins: list[Tensor] = []
+        scratch = Scratch()
         for chunk in chunks(retrievals):
-            part, found = self._sums(chunk, check=every == 1)
+            part, found = self._sums(chunk, scratch, check=every == 1)
             for name, value in part.items():
                 sums[name] = sums[name] + value if name in sums else value
             bins.append(found)
@@ -127,12 +128,14 @@ class RedundancyMetric(Metric):
         if bool(self.broken.any()):
             raise self._broken_at(int(self.broken.ne(0).nonzero()[0]))
 
-    def _sums(self, chunk: Sequence[Tensor], *, check: bool) -> tuple[dict[str, Tensor], Tensor]:
+    def _sums(
+        self, chunk: Sequence[Tensor], scratch: Scratch, *, check: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """What a few samples add to the states, by their names, and the histogram's bins."""
-        weights, broken = pack(chunk)
+        weights, broken = pack(chunk, scratch)
         if check and bool(broken.any()):
             raise self._broken_at(int(broken.nonzero()[0]))
-        pairs = divergence.pairs(weights, self.sizes)
+        pairs = divergence.pairs(weights, self.sizes, scratch)
         # Heads and tokens of a sample are not independent: a sample's mean is one observation.
         samples = len(chunk[0])
         kl, mass, js = (_over_heads(part, samples) for part in pairs)
