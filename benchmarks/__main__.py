@@ -7,11 +7,25 @@ from collections.abc import Callable
 
 import typer
 
-from benchmarks import analysis, foreign, parity, results, speed
+from benchmarks import (
+    analysis,
+    beta,
+    depth,
+    divergence,
+    everything,
+    foreign,
+    parity,
+    results,
+    speed,
+)
 from ela_probe.errors import ElaProbeError
 
 CASES: dict[str, Callable[..., None]] = {
+    "all": everything.run,
     "analysis": analysis.run,
+    "beta": beta.run,
+    "depth": depth.run,
+    "divergence": divergence.run,
     "foreign": foreign.run,
     "parity": parity.run,
     "speed": speed.run,

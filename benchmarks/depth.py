@@ -23,9 +23,7 @@ MOST = 1.1
 
 
 def run(
-    reference: Annotated[
-        list[Path] | None, typer.Option(help="A checkout of bgx666/KCLA.")
-    ] = None,
+    reference: Annotated[list[Path] | None, typer.Option(help="A checkout of bgx666/KCLA.")] = None,
     depth: Annotated[
         list[int] | None, typer.Option(help="6n+2; may be repeated. Default: 20, 56, 110, 218.")
     ] = None,
@@ -106,14 +104,10 @@ def positive(rows: Sequence[Mapping[str, Any]], name: str, column: str) -> list[
     return [value if value > 0 else float("nan") for value in values]
 
 
-def exponent(
-    rows: Sequence[Mapping[str, Any]], name: str, column: str, *, skip: int = 0
-) -> float:
+def exponent(rows: Sequence[Mapping[str, Any]], name: str, column: str, *, skip: int = 0) -> float:
     """The slope of a least-squares line through log cost over log depth; NaN of a cost of 0."""
     depths = sorted({row["depth"] for row in rows})[skip:]
     costs = positive(rows, name, column)[skip:]
     if len(depths) < 2 or not np.isfinite(costs).all():
         return float("nan")
     return round(float(np.polyfit(np.log(depths), np.log(costs), 1)[0]), 3)
-
-

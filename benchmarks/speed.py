@@ -106,7 +106,9 @@ def run(
         shape = f"{what.images} images of {what.size} x {what.size}"
         for kind, rows in measured.items():
             tables[f"{name}, {kind}, {shape}, {rounds} rounds"] = rows
-        verdicts |= judged(name, measured["training"], REQUIRED.get(where.type, []) if name == "resnet110" else [])
+        verdicts |= judged(
+            name, measured["training"], REQUIRED.get(where.type, []) if name == "resnet110" else []
+        )
     publish("speed", tables, json_path=json, seed=seed, device=where, verdicts=verdicts)
     if figure is not None:
         draw(tables, figure)
@@ -239,10 +241,8 @@ def judged(
         if contestant not in by_name or other not in by_name:
             continue
         ours, theirs = by_name[contestant], by_name[other]
-        if other == PLAIN:
-            ratio = ours["time / plain"]
-        else:
-            ratio = ours["median ms"] / theirs["median ms"]
+        measured = ours["median ms"] / theirs["median ms"]
+        ratio = ours["time / plain"] if other == PLAIN else measured
         verdicts[f"{name}: {contestant} / {other}: {ratio:.3f} of the time, at most {time}"] = (
             ratio <= time
         )

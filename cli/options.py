@@ -37,6 +37,21 @@ Download = Annotated[
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Use at most so many samples.", show_default=False)
 ]
+Every = Annotated[
+    int, typer.Option(min=1, help="Record the first of every N batches; the others run unhooked.")
+]
+MaxBatches = Annotated[
+    int | None,
+    typer.Option(min=1, help="Stop after so many recorded batches.", show_default=False),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Record at most so many token positions of a sequence, evenly spaced.",
+        show_default=False,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that read samples; default: as the data needs."),

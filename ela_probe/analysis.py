@@ -121,7 +121,12 @@ class StageAnalysis:
 
 
 class Provenance(BaseModel):
-    """What an analysis was made from. notes: what to know before believing it."""
+    """What an analysis was made from.
+
+    samples: how many were run. sampling: empty where all of them were recorded, else what was
+    asked for (every, max_batches, max_tokens), the `batches` run and those `recorded`. notes: what
+    to know before believing it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -138,6 +143,7 @@ class Provenance(BaseModel):
     seconds: float | None = None
     device: str | None = None
     seed: int | None = None
+    sampling: dict[str, int] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
 

@@ -55,15 +55,18 @@ class BetaStatistics:
     def of(cls, u: Floats) -> "BetaStatistics":
         """The statistics of a sample held in memory, [n] with 0 <= u < 1."""
         u = np.asarray(u, dtype=np.float64)
-        inside = u[u > ZERO]
+        zero = u <= ZERO
+        log_u, log_1mu = np.log(np.where(zero, 1.0, u)), np.log1p(-u)
+        logits = np.where(zero, -LOGIT_LIMIT, log_u - log_1mu)
+        bins = np.floor((logits + LOGIT_LIMIT) / (2 * LOGIT_LIMIT / BINS)).astype(np.int64)
         return cls(
             n=u.size,
-            zeros=u.size - inside.size,
-            log_u=float(np.log(inside).sum()),
-            log_1mu=float(np.log1p(-u).sum()),
+            zeros=int(zero.sum()),
+            log_u=float(log_u.sum()),
+            log_1mu=float(log_1mu.sum()),
             u=float(u.sum()),
             uu=float((u * u).sum()),
-            histogram=np.histogram(u, EDGES)[0].astype(np.int64),
+            histogram=np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS),
         )
 
 

@@ -5,6 +5,7 @@ Hooks in, weights out; what is done with them (sums, shapes) is the receiver's a
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ela_probe.adapters import Adapter
 from ela_probe.errors import ProbeError
+from ela_probe.sampling import Sampling
 from ela_probe.sites import Reads, Site, Stage
 from ela_probe.watch import Firing, Watch
 
@@ -27,12 +29,15 @@ class Capture:
         model: unwrapped and uncompiled.
         adapter: turns what was read into weights.
         stages: the sites to read.
-        receive: called once a forward pass, with the weights [samples, ..., sources] of each site
-            of each stage.
+        receive: called once a recorded pass, with the weights [samples, ..., sources] of each
+            site of each stage.
+        sampling: which passes are recorded; the others run without hooks on the sites.
 
     Attributes:
         passes: how many forward passes were received.
+        seen: how many there were, recorded or not.
         stray: whether sites fired outside the model's own forward.
+        input_shape: of the first tensor that the model was called with, in the pass received.
     """
 
     def __init__(
@@ -42,35 +47,27 @@ class Capture:
         *,
         stages: Sequence[Stage],
         receive: Callable[[list[list[Tensor]]], None],
+        sampling: Sampling = Sampling(),
     ) -> None:
         self._model, self._adapter, self._stages = model, adapter, tuple(stages)
-        self._receive = receive
+        self._receive, self._sampling = receive, sampling
         self._points = {(site.module, site.reads) for stage in stages for site in stage.sites}
         self._captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]] = {}
         self._inside = False
         self._handles: list[RemovableHandle] = []
         self._watch: Watch | None = None
-        self.passes, self.stray = 0, False
+        self.passes, self.seen, self.stray = 0, 0, False
+        self.input_shape: tuple[int, ...] = ()
 
     def __enter__(self) -> "Capture":
         if self._handles:
             raise ProbeError("this probe is active already; leave its `with` block first")
         try:
-            root = self._model
-            self._handles.append(root.register_forward_pre_hook(self._begin))
-            for name, reads in sorted(self._points):
-                module = root.get_submodule(name)
-                if reads == "inputs":
-                    before = self._inputs_of(name)
-                    self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                elif reads == "output":
-                    self._handles.append(module.register_forward_hook(self._output_of(name)))
-            self._handles.append(root.register_forward_hook(self._end))
-            self._handles.append(root.register_forward_hook(self._left, always_call=True))
             if any(reads == "softmax" for _, reads in self._points):
-                watch = Watch(root, self._fired)
+                watch = Watch(self._model, self._fired)
                 watch.__enter__()
                 self._watch = watch
+            self._attach(self._sampling.records(self.seen))
         except BaseException:
             self._remove()
             raise
@@ -79,15 +76,40 @@ class Capture:
     def __exit__(self, *exception: object) -> None:
         self._remove()
 
+    def _attach(self, record: bool) -> None:
+        """Hook everything there is to read; or only count the pass that comes."""
+        root = self._model
+        self._detach()
+        if not record:
+            if self._watch is not None:
+                self._watch.pause()
+            self._handles.append(root.register_forward_hook(self._pass_by))
+            return
+        if self._watch is not None:
+            self._watch.resume()
+        self._handles.append(root.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for name, reads in sorted(self._points):
+            module = root.get_submodule(name)
+            if reads == "inputs":
+                before = self._inputs_of(name)
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            elif reads == "output":
+                self._handles.append(module.register_forward_hook(self._output_of(name)))
+        self._handles.append(root.register_forward_hook(self._end))
+        self._handles.append(root.register_forward_hook(self._left, always_call=True))
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
     def _remove(self) -> None:
         watch, self._watch = self._watch, None
         try:
             if watch is not None:
                 watch.__exit__(None, None, None)
         finally:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            self._detach()
             self._captured.clear()
             self._inside = False
 
@@ -115,9 +137,11 @@ class Capture:
         copies = tuple(tensor.clone() for tensor in tensors_of(values))
         self._captured.setdefault((name, reads), []).append(copies)
 
-    def _begin(self, module: nn.Module, inputs: Any) -> None:
+    def _begin(self, module: nn.Module, inputs: Any, options: Any) -> None:
         self._captured.clear()  # what an interrupted pass left behind
         self._inside = True
+        first = next(tensors_of((inputs, options)), None)
+        self.input_shape = () if first is None else tuple(first.shape)
 
     def _left(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._captured.clear()
@@ -128,7 +152,8 @@ class Capture:
         captured, self._captured, self._inside = self._captured, {}, False
         read = [[_fired_at(site, captured) for site in stage.sites] for stage in self._stages]
         device = next((t.device.type for site in read[0] for t in site), "cpu")
-        with torch.autocast(device, enabled=False):
+        mixed = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if mixed else nullcontext():
             self._receive(
                 [
                     self._adapter.weights(self._model, stage, sites)
@@ -136,6 +161,13 @@ class Capture:
                 ]
             )
         self.passes += 1
+        self._pass_by()
+
+    def _pass_by(self, *_: object) -> None:
+        recorded = self._sampling.records(self.seen)
+        self.seen += 1
+        if self._sampling.records(self.seen) != recorded:
+            self._attach(not recorded)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

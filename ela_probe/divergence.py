@@ -4,26 +4,32 @@ Retrieval i has weights w_i over its sources S_i, and S_i is a prefix of S_j for
 is computed in float64, because the KL of nearly equal rows is a small difference of large terms.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# A weight that underflowed to zero counts as the smallest normal float32: kl <= 87.4 nats.
-FLOOR = torch.finfo(torch.float32).tiny
+from ela_probe.packing import FLOOR, Scratch, folded, readers
 
-# How many float64 numbers the pairwise Jensen-Shannon divergence may hold at a time (32 MiB).
-CHUNK = 4 * 2**20
+BLOCK = 6  # earlier sites whose products with all later ones are formed together
 
 
 class Pairwise(NamedTuple):
-    """Divergences of every ordered pair i < j, each [rows, sites, sites], zero elsewhere."""
+    """Divergences of every pair i < j of a stage.
+
+    From `pairs` each [pairs, rows], in the order (0, 1), (0, 2), ..., (1, 2), ...; from `pairwise`
+    each [rows, sites, sites], zero elsewhere.
+    """
 
     kl: Tensor
     mass: Tensor
-    shape: Tensor
     js: Tensor
+
+    @property
+    def shape(self) -> Tensor:
+        return self.kl - self.mass
 
 
 def normalise(weights: Tensor) -> Tensor:
@@ -76,48 +82,113 @@ def js(p: Tensor, q: Tensor) -> Tensor:
 def pairwise(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
     """All divergences between the retrievals of a stage, row by row.
 
-    The cross terms Σ_s w_i(s) log w_j(s) of all pairs are one batched matrix product.
-
     Args:
         weights: [rows, sites, sources] float64, site t normalised over its first sizes[t]
             sources and zero behind them.
         sizes: the number of sources of each site; it never falls.
 
-    Returns: four [rows, sites, sites] tensors; entry (i, j) with i < j is div(w_i, w_j).
+    Returns: [rows, sites, sites] tensors; entry (i, j) with i < j is div(w_i, w_j).
     """
-    sites = weights.shape[1]
-    upper = torch.ones(sites, sites, dtype=torch.bool, device=weights.device).triu(1)
-    # Behind a site's sources the log is set to 0; only pairs i < j are kept, whose support is
-    # inside S_j, so that no such entry is ever used.
-    logs = torch.where(weights > 0, weights, 1.0).log()
-    negative_entropy = (weights * logs).sum(dim=-1)
-    cross = torch.einsum("nis,njs->nij", weights, logs)
-    divergence = (negative_entropy[:, :, None] - cross).clamp_min(0.0) * upper
-
-    within = (
-        torch.arange(weights.shape[2], device=weights.device)[None, :]
-        < torch.as_tensor(list(sizes), device=weights.device)[:, None]
-    )
-    kept = torch.einsum("njs,is->nij", weights, within.double()).clamp(FLOOR, 1.0)
-    # Exactly zero where j has no source beyond i's: rounding would leave a trace of mass.
-    wider = torch.as_tensor(list(sizes), device=weights.device)
-    lost = -kept.log() * (upper & (wider[None, :] > wider[:, None]))
-    lost = torch.minimum(lost, divergence)
-    return Pairwise(divergence, lost, divergence - lost, _pairwise_js(weights))
+    rows, sites, _ = weights.shape
+    first, second = torch.triu_indices(sites, sites, 1, device=weights.device)
+    found = []
+    for part in pairs(weights.permute(1, 2, 0).contiguous(), sizes):
+        matrix = weights.new_zeros(sites, sites, rows)
+        matrix[first, second] = part
+        found.append(matrix.permute(2, 0, 1))
+    return Pairwise(*found)
 
 
-def _pairwise_js(weights: Tensor) -> Tensor:
-    rows, sites, sources = weights.shape
-    result = weights.new_zeros(rows, sites, sites)
-    step = max(1, CHUNK // (sites * sources))
-    for start in range(0, rows, step):
-        part = weights[start : start + step]
-        own = torch.special.entr(part).sum(dim=-1)
-        for j in range(1, sites):
-            middle = (part[:, :j] + part[:, j : j + 1]) / 2
-            mixed = torch.special.entr(middle).sum(dim=-1)
-            result[start : start + step, :j, j] = mixed - (own[:, :j] + own[:, j : j + 1]) / 2
-    return result.clamp_min(0.0)
+def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Pairwise:
+    """As `pairwise`, of retrievals packed by `packing.pack`.
+
+    Args:
+        weights: [sites, sources, rows] float64.
+        scratch: holds what is returned, until it is used again.
+
+    Returns: [pairs, rows] tensors, for the pairs i < j in the order of the upper triangle.
+    """
+    scratch = scratch or Scratch()
+    logs = logarithms(weights, sizes, scratch)
+    divergence = kl_pairs(weights, logs, sizes, scratch)
+    kept = _kept(weights, sizes, scratch)
+    mixed = _js_pairs(weights, logs, kept, sizes, scratch)
+    lost = torch.minimum(kept.log_().neg_(), divergence, out=kept)
+    return Pairwise(divergence, lost, mixed)
+
+
+def logarithms(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Tensor:
+    """log w of packed weights; what lies behind a site's sources is undefined."""
+    logs = (scratch or Scratch()).take("logs", weights.shape, weights.device)
+    for own, log, size in zip(weights, logs, sizes, strict=True):
+        torch.log(own[:size], out=log[:size])
+    return logs
+
+
+def kl_pairs(
+    weights: Tensor, logs: Tensor, sizes: Sequence[int], scratch: Scratch | None = None
+) -> Tensor:
+    """KL(w_i ‖ w_j) of the pairs i < j, [pairs, rows].
+
+    Args:
+        weights: [sites, sources, rows]. logs: `logarithms` of them.
+    """
+    scratch = scratch or Scratch()
+    sites, _, rows = weights.shape
+    found = scratch.take("kl", (sites * (sites - 1) // 2, rows), weights.device)
+    at = 0
+    for start in range(0, sites, BLOCK):
+        stop = min(start + BLOCK, sites)
+        # Σ_s w_i(s) log w_j(s) for a few i and all j from there on: minus the entropy where i = j.
+        shape = (stop - start, sites - start, rows)
+        cross = scratch.take("terms", shape, weights.device)
+        for source, first in readers(sizes[:stop]):
+            i = max(first - start, 0)
+            own, log = weights[start + i : stop, None, source], logs[None, start + i :, source]
+            if source:
+                cross[i:, i:].addcmul_(own, log)
+            else:
+                torch.mul(own, log, out=cross)
+        for i in range(start, min(stop, sites - 1)):
+            row = cross[i - start, i - start :]
+            torch.sub(row[:1], row[1:], out=found[at : at + sites - 1 - i])
+            at += sites - 1 - i
+    return found.clamp_min_(0.0)
+
+
+def _kept(weights: Tensor, sizes: Sequence[int], scratch: Scratch) -> Tensor:
+    """The mass M_ij that w_j keeps on S_i, [pairs, rows]; exactly 1 where S_j = S_i."""
+    sites, _, rows = weights.shape
+    found = scratch.take("mass", (sites * (sites - 1) // 2, rows), weights.device)
+    kept = torch.zeros_like(weights[:, 0])
+    at = before = 0
+    for i, size in enumerate(sizes[:-1]):
+        for source in range(before, size):
+            kept += weights[:, source]
+        before = size
+        later = torch.clamp(kept[i + 1 :], FLOOR, 1.0, out=found[at : at + sites - 1 - i])
+        later[: sizes[i + 1 :].count(size)] = 1.0  # rounding would leave a trace of mass
+        at += sites - 1 - i
+    return found
+
+
+def _js_pairs(
+    weights: Tensor, logs: Tensor, kept: Tensor, sizes: Sequence[int], scratch: Scratch
+) -> Tensor:
+    """With m = (p + q) / 2: ½ Σ_{s ∈ S_i} (p log p + q log q − 2 m log m) + ½ log 2 · (1 − M)."""
+    sites, _, rows = weights.shape
+    found = scratch.take("js", kept.shape, weights.device)
+    products = torch.mul(weights, logs, out=scratch.take("products", weights.shape, weights.device))
+    at = 0
+    for i, size in enumerate(sizes[:-1]):
+        shape = (sites - 1 - i, size, rows)
+        terms, middle = (scratch.take(name, shape, weights.device) for name in ("terms", "middle"))
+        torch.lerp(weights[i, :size], weights[i + 1 :, :size], 0.5, out=terms)
+        torch.log(terms, out=middle).mul_(terms)
+        torch.add(products[i, :size], products[i + 1 :, :size], out=terms)
+        found[at : at + shape[0]] = folded(terms.sub_(middle, alpha=2))
+        at += shape[0]
+    return found.sub_(kept - 1.0, alpha=math.log(2)).div_(2).clamp_min_(0.0)
 
 
 def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """`analyze`: run a model over data under the probe, and bring back the analysis."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -26,6 +26,9 @@ def analyze(
     device: torch.device | None = None,
     provenance: Provenance = Provenance(),
     target: Target = Target(),
+    every: int = 1,
+    max_batches: int | None = None,
+    max_tokens: int | None = None,
     progress: bool = True,
 ) -> Analysis:
     """Measure the redundancy of a model's layer attention in eval mode, in one pass.
@@ -42,8 +45,11 @@ def analyze(
         device: where to compute; where the model is when None.
         provenance: what is known of model and data; samples, accuracy and time are filled in.
         target: of the skip scores.
+        every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`);
+            no batch is read after the last recorded one. The provenance says so.
 
     Raises:
+        OptionError: `every`, `max_batches` or `max_tokens` below 1.
         ModelError: the model has no layer attention, or was compiled.
         ProbeError: a site did not fire as expected, or weights are NaN.
         DataError: no batches, or labels outside the model's classes.
@@ -51,10 +57,16 @@ def analyze(
     if discovery is None and adapter_for(unwrap(model)) is None:
         batches, first = _peeked(batches)
         discovery = discover(model, inputs_and_labels(first, labelled=labelled)[0])
-    with AttentionProbe(model, discovery=discovery) as probe:
+    probe = AttentionProbe(
+        model, discovery=discovery, every=every, max_batches=max_batches, max_tokens=max_tokens
+    )
+    if probe.sampling.passes is not None:
+        batches = islice(batches, probe.sampling.passes)
+    with probe:
         result = evaluate(
             model, batches, device, labelled=labelled, measured=False, progress=progress
         )
+    sampled = sampling_of(probe)
     return from_probe(
         probe,
         provenance=provenance.model_copy(
@@ -64,6 +76,8 @@ def analyze(
                 "loss": None if math.isnan(result["loss"]) else result["loss"],
                 "perplexity": result.get("perplexity"),
                 "seconds": result["seconds"],
+                "sampling": sampled,
+                "notes": (*provenance.notes, *([sampling_note(sampled)] if sampled else [])),
             }
         ),
         target=target,
@@ -85,6 +99,25 @@ def from_probe(
         ),
         provenance,
         target,
+    )
+
+
+def sampling_of(probe: AttentionProbe) -> dict[str, int]:
+    """What was asked for and what it came to; empty where everything was recorded."""
+    asked: dict[str, int] = {
+        name: value
+        for name, value in vars(probe.sampling).items()
+        if value is not None and (name, value) != ("every", 1)
+    }
+    return {**asked, "batches": probe.seen, "recorded": probe.passes} if asked else {}
+
+
+def sampling_note(sampled: Mapping[str, int]) -> str:
+    tokens = sampled.get("max_tokens")
+    return (
+        f"sampled: the divergences are of {sampled['recorded']} of the {sampled['batches']} "
+        "batches that were run"
+        + ("" if tokens is None else f", at most {tokens} token positions a sample")
     )
 
 

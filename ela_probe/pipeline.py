@@ -22,6 +22,7 @@ from ela_probe.measure import analyze
 from ela_probe.models import ModelSpec, family_of
 from ela_probe.plan import SkipPlan
 from ela_probe.pruning import prune
+from ela_probe.sampling import Sampling
 from ela_probe.storage import output_directory, replacing
 from ela_probe.training import FitResult, TrainConfig, fit
 
@@ -103,6 +104,9 @@ def analyze_checkpoint(
     limit: int | None = None,
     batch_size: int = 256,
     num_workers: int | None = None,
+    every: int = 1,
+    max_batches: int | None = None,
+    max_tokens: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Analysis:
@@ -114,7 +118,9 @@ def analyze_checkpoint(
         sites: where to read, instead of what `discover` finds.
         split: the training images by default, so that the test split plays no part in planning.
         limit: at most so many samples.
+        every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`).
     """
+    Sampling(every, max_batches, max_tokens)  # before anything is read
     loaded = read_checkpoint(checkpoint, spec=spec)
     if sites is None and adapter_for(unwrap(loaded.model)) is not None:
         discover(loaded.model)  # before any data is read
@@ -150,6 +156,9 @@ def analyze_checkpoint(
         discovery=found,
         device=where,
         provenance=provenance,
+        every=every,
+        max_batches=max_batches,
+        max_tokens=max_tokens,
         progress=progress,
     )
 

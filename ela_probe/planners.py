@@ -120,7 +120,9 @@ def make_plan(
             checkpoint_sha256=source.checkpoint_sha256,
             data=source.data,
             split=source.split,
-            samples=source.samples,
+            samples=(
+                max(part.samples for part in analysis.stages) if source.sampling else source.samples
+            ),
             planner=planner,
             measure=measure,
             seed=seed if planner == "random" else None,

@@ -55,22 +55,28 @@ class Watch(TorchFunctionMode):
 
     def __enter__(self) -> "Watch":
         try:
-            for module in self._model.modules():
-                self._handles += [
-                    module.register_forward_pre_hook(self._starts, prepend=True),
-                    module.register_forward_hook(self._ends, always_call=True),
-                ]
+            self.resume()
             super().__enter__()
         except BaseException:
-            self._remove()
+            self.pause()
             raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._remove()
+        self.pause()
         super().__exit__(*exception)
 
-    def _remove(self) -> None:
+    def resume(self) -> None:
+        """Report again, from the next forward pass on."""
+        self.pause()
+        for module in self._model.modules():
+            self._handles += [
+                module.register_forward_pre_hook(self._starts, prepend=True),
+                module.register_forward_hook(self._ends, always_call=True),
+            ]
+
+    def pause(self) -> None:
+        """Report nothing, and leave no hook; the mode stays where it is among others' modes."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

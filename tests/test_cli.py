@@ -135,6 +135,24 @@ def test_actions_are_chosen_by_what_they_cost(
     (chain / "run" / "best-costs.json").unlink()
 
 
+def test_a_sampled_analysis_says_so(
+    chain: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["analyze", chain / "run" / "best.pt", "-o", tmp_path / "an", "--no-figures"]
+    words += ["--device", "cpu", "--batch-size", 4, "--every", 3, "--max-batches", 4]
+    found = run(capsys, *words)
+    assert found["provenance"]["sampling"] == {
+        "every": 3, "max_batches": 4, "batches": 10, "recorded": 4,
+    }  # fmt: skip
+    assert found["provenance"]["samples"] == 40
+    assert {stage["samples"] for stage in found["stages"]} == {16}
+    assert json.loads((tmp_path / "an" / "analysis.json").read_text())["provenance"]["sampling"]
+    assert main([str(word) for word in words]) == 0
+    assert "4 of the 10 batches" in capsys.readouterr().err
+    report = run(capsys, "report", tmp_path / "an")
+    assert "every = 3, max_batches = 4" in Path(report["report"]).read_text()
+
+
 def test_people_see_tables(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["analyze", str(chain / "run" / "last.pt"), "-o", str(chain / "seen"), "--no-figures"]
     assert main(words) == 0
@@ -212,6 +230,10 @@ BAD = {
     "other classes": (["analyze", "{best}", "--data", "npz:{five}"], "classes"),
     "other channels": (["analyze", "{best}", "--data", "npz:{grey}"], "channels"),
     "no layer attention": (["analyze", "{plain}"], "no layer attention found"),
+    "every none": (["analyze", "{best}", "--every", "0"], "'--every'"),
+    "no batches": (["analyze", "{best}", "--max-batches", "-1"], "'--max-batches'"),
+    "no tokens": (["analyze", "{best}", "--max-tokens", "x"], "'--max-tokens'"),
+    "no text": (["analyze", "{best}", "--max-tokens", "8"], "no axis runs over tokens"),
 }
 
 

@@ -1,6 +1,7 @@
 """Laws of the divergences."""
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.special import rel_entr
 from torch import Tensor
 
 from ela_probe import divergence
+from ela_probe.packing import folded, pack
 from tests.strategies import retrievals
 
 
@@ -127,9 +129,31 @@ def test_an_underflowed_weight_gives_a_large_finite_divergence() -> None:
     assert 40 < divergence.kl(p, q).item() < 88
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = divergence.normalise(torch.rand(50, 3, 3)).tril()
-    weights = divergence.pad([divergence.normalise(weights[:, t, : t + 1]) for t in range(3)])
-    whole = divergence.pairwise(weights, [1, 2, 3])
-    monkeypatch.setattr(divergence, "CHUNK", 20)
-    assert torch.equal(divergence.pairwise(weights, [1, 2, 3]).js, whole.js)
+@given(retrievals(), st.randoms())
+def test_a_row_does_not_depend_on_the_rows_beside_it(rows: list[Tensor], random: Random) -> None:
+    weights, sizes = stacked(rows)
+    whole = divergence.pairwise(weights, sizes)
+    chosen = random.choices(range(len(weights)), k=random.randint(1, 40))
+    part = divergence.pairwise(weights[chosen], sizes)
+    for name in ("kl", "shape", "mass", "js"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[chosen]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@given(rows=retrievals())
+def test_packed_retrievals_are_upcast_normalised_and_padded_with_zeros(
+    dtype: torch.dtype, rows: list[Tensor]
+) -> None:
+    rows = [w.to(dtype) for w in rows]
+    weights, broken = pack(rows)
+    expected, sizes = stacked([w.transpose(0, 1) for w in rows])  # a sample's heads lie apart
+    torch.testing.assert_close(weights.permute(2, 0, 1), expected, rtol=1e-14, atol=0)
+    assert not broken.any()
+    assert all(not weights[t, size:].any() for t, size in enumerate(sizes))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.integers(1, 3))
+def test_halving_sums_every_term(values: list[float], rows: int) -> None:
+    column = torch.tensor(values, dtype=torch.float64)[:, None].repeat(1, rows)
+    result = folded(column)
+    assert result.tolist() == pytest.approx([math.fsum(values)] * rows, rel=1e-12, abs=1e-6)

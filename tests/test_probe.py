@@ -1,17 +1,24 @@
 """The probe: it reads the weights, leaves nothing behind, and says what went wrong."""
 
 import gc
+import itertools
 import weakref
+from collections.abc import Iterator
+from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ela_probe import AttentionProbe, discover
+from ela_probe import AttentionProbe, analyze, discover, make_plan
 from ela_probe.adapters.unrolled import unrolled
-from ela_probe.errors import ModelError, ProbeError
+from ela_probe.errors import ModelError, OptionError, ProbeError
 from ela_probe.models import create_model
 from ela_probe.models.attention import MRLABase
+from ela_probe.redundancy import RedundancyMetric
+from ela_probe.sampling import positions, token_axis
 from tests.conftest import settled
 
 
@@ -186,6 +193,135 @@ def test_a_compiled_model_is_refused(mrla_b: nn.Module) -> None:
 def test_a_model_without_layer_attention_is_refused(model: nn.Module) -> None:
     with pytest.raises(ModelError, match="no layer attention|no adapter"):
         AttentionProbe(model)
+
+
+@pytest.mark.parametrize(
+    ("every", "most", "recorded"),
+    [(1, None, [0, 1, 2, 3, 4, 5, 6]), (3, None, [0, 3, 6]), (1, 2, [0, 1]), (2, 2, [0, 2])],
+)
+def test_only_the_sampled_passes_are_recorded(
+    mrla_b: nn.Module, every: int, most: int | None, recorded: list[int]
+) -> None:
+    batches = torch.randn(7, 4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    root = 0
+    with AttentionProbe(mrla_b, every=every, max_batches=most) as sampled, torch.no_grad():
+        for number, batch in enumerate(batches):
+            hooked = len(hooks(mrla_b))
+            root = root or hooked
+            assert hooked == (root if number in recorded else 1), number  # one counts passes
+            mrla_b(batch)
+    assert hooks(mrla_b) == []
+    assert (sampled.passes, sampled.seen) == (len(recorded), 7)
+    with AttentionProbe(mrla_b) as chosen, torch.no_grad():
+        for number in recorded:
+            mrla_b(batches[number])
+    for name, metric in chosen.metrics.items():
+        a, b = metric.compute(), sampled.metrics[name].compute()
+        assert all(torch.equal(a[key], b[key]) for key in a if not key.endswith("_se"))
+
+
+def test_a_pass_that_raised_is_not_the_one_sampled(mrla_b: nn.Module, images: Tensor) -> None:
+    with AttentionProbe(mrla_b, every=2) as probe, torch.no_grad():
+        with pytest.raises(RuntimeError):
+            mrla_b(torch.randn(2, 5, 16, 16))
+        for _ in range(3):
+            mrla_b(images)
+            with pytest.raises(RuntimeError):
+                mrla_b(torch.randn(2, 5, 16, 16))
+    assert (probe.passes, probe.seen) == (2, 3)
+    assert hooks(mrla_b) == []
+
+
+def test_the_same_token_positions_of_all_sites_are_recorded() -> None:
+    torch.manual_seed(0)
+    model = create_model("attnres2", dim=16, heads=2, kv_heads=1, vocab_size=11).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    tokens = torch.randint(11, (3, 12))
+    seen: list[list[Tensor]] = []
+    with AttentionProbe(model, max_tokens=4) as probe, torch.no_grad():
+        add = probe._capture._receive
+        probe._capture._receive = lambda weights: (seen.extend(weights), add(weights))[1]
+        state = torch.get_rng_state()
+        model(tokens)
+        assert torch.equal(torch.get_rng_state(), state)
+    (stage,) = probe.stages
+    metric = RedundancyMetric(stage.sizes)
+    metric.update([w[:, [1, 4, 7, 10]] for w in seen[0]])
+    expected, result = metric.compute(), probe.metrics[stage.name].compute()
+    assert result["rows"] == 12
+    for key in expected:
+        assert torch.equal(result[key], expected[key]), key
+
+
+def test_analyze_stops_reading_after_the_last_recorded_batch(mrla_b: nn.Module) -> None:
+    read: list[int] = []
+
+    def stream() -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(100):
+            read.append(number)
+            yield torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
+
+    analysis = analyze(mrla_b, stream(), every=2, max_batches=3, progress=False)
+    assert read == [0, 1, 2, 3, 4]
+    assert analysis.provenance.samples == 10
+    assert {part.samples for part in analysis.stages} == {6}
+    assert analysis.provenance.sampling == {
+        "every": 2, "max_batches": 3, "batches": 5, "recorded": 3,
+    }  # fmt: skip
+    assert "3 of the 5 batches" in analysis.provenance.notes[-1]
+    assert make_plan(analysis, skip=0.2).origin.samples == 6
+    everything = analyze(mrla_b, islice(stream(), 2), progress=False)
+    assert everything.provenance.sampling == {}
+    assert everything.provenance.notes == ()
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_positions_are_distinct_ordered_and_spaced_alike(length: int, count: int) -> None:
+    found = positions(length, count)
+    assert len(found) == min(length, count)
+    assert all(0 <= p < length for p in found)
+    steps = {b - a for a, b in itertools.pairwise(found)}
+    assert not steps or (min(steps) >= 1 and max(steps) - min(steps) <= 1)
+
+
+def test_the_token_axis_is_as_long_as_the_inputs() -> None:
+    assert token_axis((2, 8, 3), (2, 8)) == 1
+    assert token_axis((2, 4, 8, 3), (2, 8, 16)) == 2
+    assert token_axis((2, 8, 3), (8, 2, 16)) == 1
+    for weights, inputs in [((2, 4, 3), (2, 8)), ((2, 3, 4), (2, 3, 16, 16)), ((2, 8), (2, 8))]:
+        with pytest.raises(ProbeError, match=r"no axis runs over tokens.*--max-tokens"):
+            token_axis(weights, inputs)
+
+
+def test_images_have_no_tokens_to_thin(mrla_b: nn.Module, images: Tensor) -> None:
+    with (
+        pytest.raises(ProbeError, match="no axis runs over tokens"),
+        AttentionProbe(mrla_b, max_tokens=2),
+    ):
+        mrla_b(images)
+    assert hooks(mrla_b) == []
+
+
+@pytest.mark.parametrize("option", ["every", "max_batches", "max_tokens"])
+def test_sampling_nothing_is_refused(mrla_b: nn.Module, option: str) -> None:
+    with pytest.raises(OptionError, match=f"{option} is 0; expected 1 or more"):
+        AttentionProbe(mrla_b, **{option: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["mrla_b_resnet14", "mrla_l_resnet14"])
+def test_a_probed_pass_waits_for_no_accelerator(name: str) -> None:
+    """On the meta device, where there are no values, whatever reads one fails."""
+    model = create_model(name).eval().to("meta")
+    probe = AttentionProbe(model)
+    probe.__enter__()
+    for _ in range(3):
+        model(torch.zeros(2, 3, 16, 16, device="meta"))
+    assert probe.passes == 3
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        probe.__exit__(None)  # here the count of broken weights is looked at
+    assert hooks(model) == []
 
 
 def test_mrla_l_is_unrolled(mrla_l: nn.Module, images: Tensor) -> None:

@@ -172,6 +172,12 @@ def test_the_chain_on_a_language_model(
     assert an["stages"][0]["rows"] == 50 * 16
     assert an["provenance"]["perplexity"] > 1
     assert len(an["sites"]) == 5
+    sampled = run(
+        "analyze", best, "-o", folder / "few", "--limit", 50, "--max-tokens", 4, "--no-figures",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert sampled["stages"][0]["rows"] == 50 * 4
+    assert sampled["provenance"]["perplexity"] == an["provenance"]["perplexity"]
     run("plan", folder / "an", "--skip", 0.4, "-o", folder / "plan.json")
     pruned = run("prune", best, "--plan", folder / "plan.json", "-o", folder / "pruned.pt")
     assert pruned["parameters"]["before"] - pruned["parameters"]["after"] == 2 * 16

@@ -1,0 +1,100 @@
+"""The retrievals of a stage packed into one buffer, rows innermost.
+
+Every operation then runs along the rows, whose number is large, and not along sources, whose
+number is small. What a row yields depends on that row alone, to the last bit: sums over sources
+are additions of whole slices, in an order that no number of rows changes.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# A weight that underflowed to zero counts as the smallest normal float32: kl <= 87.4 nats.
+FLOOR = torch.finfo(torch.float32).tiny
+
+# How many float64 numbers a packed chunk holds: on a CPU what its caches hold.
+CPU_CHUNK, DEVICE_CHUNK = 2**18, 2**24
+
+
+def chunks(retrievals: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The retrievals of a stage, a few samples at a time.
+
+    Args:
+        retrievals: T tensors [samples, ..., sources_t].
+    """
+    last = retrievals[-1]
+    samples = len(last)
+    budget = CPU_CHUNK if last.device.type == "cpu" else DEVICE_CHUNK
+    each = max(1, len(retrievals) * last[:1].numel())
+    step = max(1, budget // each)
+    for start in range(0, samples, step):
+        yield [w[start : start + step] for w in retrievals]
+
+
+class Scratch:
+    """Buffers by name that are used again for every chunk: fresh pages cost more than the sums."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """An uninitialised float64 tensor; it holds until the name is taken again."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.device != device:
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.float64, device=device)
+        return buffer[:size].view(*shape)
+
+
+def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[Tensor, Tensor]:
+    """Upcast to float64, normalise and pack the retrievals of a stage.
+
+    Args:
+        retrievals: T tensors [samples, ..., sources_t]; sources_t never falls.
+        scratch: where the weights are put.
+
+    Returns:
+        weights: [T, sources_T, rows] float64; site t sums to 1 over its first sources_t and is
+        zero behind them. The rows of a sample (heads, tokens) lie `samples` apart.
+        broken: [T] bool, whether any weight of a site is negative, NaN or infinite.
+    """
+    samples, rows = len(retrievals[0]), retrievals[0][..., 0].numel()
+    sizes = [w.shape[-1] for w in retrievals]
+    shape = (len(sizes), sizes[-1], rows)
+    weights = (scratch or Scratch()).take("weights", shape, retrievals[0].device).zero_()
+    for own, size, w in zip(weights, sizes, retrievals, strict=True):
+        own[:size].view(size, -1, samples).copy_(
+            w.detach().reshape(samples, -1, size).permute(2, 1, 0)
+        )
+    broken = ~(weights.amin(dim=(1, 2)) >= 0) if rows else weights.new_zeros(shape[0]).bool()
+    for own, size in zip(weights, sizes, strict=True):
+        own[:size].clamp_min_(FLOOR)
+    total = weights[:, 0].clone()
+    for source, first in readers(sizes):
+        if source:
+            total[first:] += weights[first:, source]
+    broken |= ~total.isfinite().all(dim=1)
+    return weights.div_(total[:, None]), broken
+
+
+def readers(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each source with the first site that reads it; all later ones do.
+
+    >>> list(readers([1, 1, 3]))
+    [(0, 0), (1, 2), (2, 2)]
+    """
+    for source in range(sizes[-1]):
+        yield source, bisect_right(sizes, source)
+
+
+def folded(values: Tensor) -> Tensor:
+    """Sum over the last axis but one, [..., terms, rows] to [..., rows]; `values` is used up."""
+    size = values.shape[-2]
+    while size > 1:
+        half = size // 2
+        values[..., :half, :] += values[..., size - half : size, :]
+        size -= half
+    return values[..., 0, :]

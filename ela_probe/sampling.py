@@ -1,0 +1,76 @@
+"""Sampling: which forward passes of a large model are recorded, and which token positions.
+
+Nothing is drawn at random, so that a run can be repeated and no random state is touched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ela_probe.errors import OptionError, ProbeError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a probe records.
+
+    every: the first of every so many forward passes. max_batches: no pass after so many recorded
+    ones. max_tokens: at most so many token positions of a sample, evenly spaced, the same for all
+    sites.
+
+    Raises:
+        OptionError: a number below 1.
+    """
+
+    every: int = 1
+    max_batches: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                option = name.replace("_", "-")
+                raise OptionError(f"{name} is {value}; expected 1 or more (--{option})")
+
+    @property
+    def passes(self) -> int | None:
+        """How many forward passes it takes until nothing more is recorded."""
+        return None if self.max_batches is None else (self.max_batches - 1) * self.every + 1
+
+    def records(self, number: int) -> bool:
+        """Whether pass `number` (from 0) is recorded."""
+        return number % self.every == 0 and (self.passes is None or number < self.passes)
+
+
+def positions(length: int, count: int) -> list[int]:
+    """`count` positions of `length`: the middles of so many equal parts; all if there are fewer.
+
+    >>> positions(128, 4)
+    [16, 48, 80, 112]
+    """
+    if count >= length:
+        return list(range(length))
+    return [(2 * k + 1) * length // (2 * count) for k in range(count)]
+
+
+def token_axis(weights: Sequence[int], inputs: Sequence[int]) -> int:
+    """The axis of weights [samples, ..., sources] that runs over the tokens of the inputs.
+
+    It is as long as the sequences are: inputs are (samples, tokens) or (samples, tokens,
+    features), or have the tokens first.
+
+    Args:
+        weights, inputs: shapes.
+
+    Raises:
+        ProbeError: there is no such axis.
+    """
+    if len(inputs) in (2, 3):
+        length = inputs[1] if inputs[0] == weights[0] else inputs[0]
+        found = [axis for axis in range(1, len(weights) - 1) if weights[axis] == length]
+        if found:
+            return found[-1]
+    raise ProbeError(
+        f"weights of shape {list(weights)} came for inputs of shape {list(inputs)}: no axis runs "
+        "over tokens, so that max_tokens (--max-tokens) can't thin them; leave it out, and record "
+        "fewer batches instead (every, max_batches)"
+    )
