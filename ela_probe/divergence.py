@@ -109,11 +109,15 @@ def mean_kl(retrievals: Sequence[Tensor]) -> Tensor:
     """
     sizes = [w.shape[-1] for w in retrievals]
     sites, scratch = len(sizes), Scratch()
+    half = sites // 2
+    shared = sizes[half - 1] if half else 0  # the sources behind are read by later sites only
     total = torch.zeros(sites, sites, dtype=torch.float64, device=retrievals[0].device)
     for chunk in chunks(retrievals):
         weights, _ = pack(chunk, scratch)
         logs = logarithms(weights, sizes, scratch)
-        total.addmm_(weights.view(sites, -1), logs.view(sites, -1).T)
+        for block, first in (slice(shared), 0), (slice(shared, None), half):
+            own, log = (part[first:, block].flatten(1) for part in (weights, logs))
+            total[first:, first:].addmm_(own, log.T)
     total /= retrievals[0][..., 0].numel()
     return (total.diagonal()[:, None] - total).clamp_min_(0.0).triu_(1)
 

@@ -61,7 +61,7 @@ def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[
 
     Args:
         retrievals: T tensors [samples, ..., sources_t]; sources_t never falls.
-        scratch: where the weights are put; for the stages of one list of sizes only.
+        scratch: where the weights are put; one for retrievals of the same sizes.
 
     Returns:
         weights: [T, sources_T, rows] float64; site t sums to 1 over its first sources_t and is
