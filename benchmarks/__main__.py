@@ -10,6 +10,7 @@ import typer
 from benchmarks import (
     analysis,
     beta,
+    breakdown,
     depth,
     divergence,
     everything,
@@ -24,6 +25,7 @@ CASES: dict[str, Callable[..., None]] = {
     "all": everything.run,
     "analysis": analysis.run,
     "beta": beta.run,
+    "breakdown": breakdown.run,
     "depth": depth.run,
     "divergence": divergence.run,
     "foreign": foreign.run,

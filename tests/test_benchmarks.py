@@ -1,14 +1,16 @@
 """The benchmarks on little data: contestants agree, results and figures are written. No times."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from benchmarks import figures
+from benchmarks import breakdown, contestants, depth, figures, speed
 from benchmarks.__main__ import app
 
 SMALL = {
@@ -65,3 +67,40 @@ def test_a_figure_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="halfway"):
             figures.save(figure, tmp_path / "g.png")
     assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
+
+
+def test_an_exponent_is_the_slope_in_logarithms() -> None:
+    rows = [{"depth": d, "contestant": "a", "cost": 3.0 * d**2} for d in (20, 56, 110)]
+    assert depth.exponent(rows, "a", "cost") == pytest.approx(2.0)
+    rows[1]["cost"] = -1.0  # noise
+    assert math.isnan(depth.exponent(rows, "a", "cost"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_plan_of_the_contestants_skips_its_share(share: float) -> None:
+    network = contestants.Network("resnet", 20, images=2, size=16)
+    model = network.ours("mrla_b_")
+    for chosen in (
+        contestants.spread(model, share, "drop"),
+        contestants.largest_first(model, share),
+    ):
+        assert len(chosen) == min(6, round(share * 9))
+        assert not any(".0.retrieval" in name for name in chosen)
+        contestants.under(model, chosen)(torch.randn(2, 3, 16, 16))
+
+
+def test_the_floor_counts_each_value_once_a_pass() -> None:
+    assert breakdown.passes([1]) == 3 + 1 + 1
+    assert breakdown.passes([1, 2, 3]) == 3 * 6 + 3 + 3
+
+
+def test_speed_is_measured_and_checked_against_the_definitions() -> None:
+    network = contestants.Network("resnet", 8, images=4, size=16)
+    tables = speed.measure(
+        network, [], rounds=1, compiled=False, device=torch.device("cpu"), seed=0
+    )
+    rows = {row["contestant"]: row for row in tables["training"]}
+    assert {"plain", "ours MRLA-B", "ELA, 0.5 dropped", "ours, all recur"} <= rows.keys()
+    assert all(row["logits differ"] <= 1e-5 and row["in float64"] <= 1e-10 for row in rows.values())
+    assert rows["ours MRLA-B"]["MiB"] > rows["plain"]["MiB"]
+    assert rows.keys() == {row["contestant"] for row in tables["inference"]}
