@@ -90,7 +90,7 @@ def profiled(step: Step, rounds: int, device: torch.device) -> dict[str, float]:
     for _ in range(2):
         step()
     for _ in range(rounds):
-        with profile(activities=[ProfilerActivity.CPU, activity]) as seen:
+        with profile(activities={ProfilerActivity.CPU, activity}) as seen:
             step()
             synchronize(device)
         for event in seen.key_averages():
