@@ -211,6 +211,8 @@ def _check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any]) -> i
     kept = origin_of(state) if isinstance(state, dict) else None
     if kept is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
+    # a run of before a setting was added had what is its default now
+    kept = {**kept, "config": {**TrainConfig().model_dump(), **kept["config"]}}
     differing = [
         f"{name} {kept[part].get(name)!r} then, {value!r} now"
         for part in ("config", "data")
