@@ -23,8 +23,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE. "
-        "Default: the data that the checkpoint names.",
+        help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 or "
+        "text:FILE. Default: the data that the checkpoint names.",
         show_default=False,
     ),
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
 from ela_probe.training.config import TrainConfig
 
@@ -32,7 +33,7 @@ class RecipeData(BaseModel):
     limit: int | None = Field(None, ge=1, description="training samples, validation included")
     val_fraction: float | None = Field(None, ge=0, lt=1, description="set aside for validation")
     image_size: int | None = Field(None, ge=1, description="height and width in pixels")
-    augment: Literal["none", "crop", "crop-flip"] | None = None
+    augment: Augmentation | None = None
     context: int | None = Field(None, ge=1, description="tokens a sequence, of text")
 
 
