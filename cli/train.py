@@ -20,6 +20,17 @@ from .options import (
 )
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+ELA_HELP = (
+    "Skip redundant retrievals in training, as in skip=0.5,warmup=10. skip: share of all in the "
+    "end (0.3). warmup: epochs before the first skip (a tenth of them). ramp: epochs in which the "
+    "share grows (a fifth). freeze: epoch after which the plan stays (the ramp's last). planner: "
+    "score (EBQM; default) or budget (least divergence). action: skip, drop or recur. max_run, "
+    "min_keep: at most so many skipped in a row, at least so many kept in a stage. decay: weight "
+    "of past epochs in the averages (0.7). hysteresis: by which fraction a site must be better "
+    "than a proposed one (0.1). concentration: of the target of the scores (4). every: probe a "
+    "batch of so many (100, in short epochs fewer). stochastic: true skips at random, by score, "
+    "until the freeze. seed: of that."
+)
 
 
 def command(
@@ -103,6 +114,14 @@ def command(
     download: Download = False,
     limit: Limit = None,
     workers: Workers = None,
+    ela: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help=ELA_HELP,
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's resume.ckpt.")
     ] = False,
@@ -116,10 +135,12 @@ def command(
     """Train a model from scratch.
 
     Writes best.pt (highest validation accuracy; of text lowest loss), last.pt, metrics.csv and
-    resume.ckpt into the output folder. Ctrl-C keeps the last epoch; --resume goes on from there.
+    resume.ckpt into the output folder; with --ela also plan.json. Ctrl-C keeps the last epoch;
+    --resume goes on from there.
 
         ela-probe train --model mrla_b_resnet20 --data digits --epochs 10
         ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --precision bf16-mixed
+        ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --ela skip=0.5,warmup=10
         ela-probe train --model attnres6 --data text:FILE
         ela-probe train --recipe cifar10-quick-cpu --data npz:DIR/cifar10
     """
@@ -160,7 +181,9 @@ def command(
         **given(limit=limit, val_fraction=val_fraction, image_size=image_size, context=context),
     )
     folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
-    result = train(spec, samples, config, output=folder, device=device, resume=resume)
+    result = train(
+        spec, samples, config, output=folder, ela=plan.ela_config(ela), device=device, resume=resume
+    )
     report(result, result.best, json, task=samples.spec.task)
 
 
@@ -186,12 +209,22 @@ def report(result: Any, best: Path, as_json: bool, *, task: str = "images") -> N
     }
     if language:
         document["val_perplexity"] = perplexity(loss)
+    if result.ela is not None:
+        document["ela"] = result.ela
     console.emit(document, as_json=as_json)
     if not as_json:
         accuracy = result.best_metrics.get("val_accuracy")
         how = "" if accuracy is None else f"validation accuracy {accuracy:.2%}, "
         if language:
             how += f"perplexity {perplexity(loss):.3f}, "
+        if result.ela is not None:
+            console.out.print(
+                "ELA skips {skipped} of {retrievals} retrievals ({share:.0%}); probing and planning"
+                " took {ebqm_seconds:.2f} s, {ebqm_share:.2%} of the training: {plan}".format(
+                    **result.ela
+                ),
+                soft_wrap=True,
+            )
         console.out.print(
             f"{how}{result.epochs} epochs in {result.seconds:.0f} s\n"
             f"best weights: {best}\nnext: ela-probe analyze {best}",

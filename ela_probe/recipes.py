@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
 from ela_probe.training.config import TrainConfig
+from ela_probe.training.ela_config import ELAConfig
 
 if TYPE_CHECKING:
     from ela_probe.data import Data
@@ -41,6 +42,7 @@ class Recipe(BaseModel):
     """A training run. What a recipe leaves out has the defaults of `ela-probe train`.
 
     model_args go to every model, family_args to the models of a family only (`dla_b_resnet`).
+    With `ela`, which may be empty, retrievals are skipped in training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -51,6 +53,7 @@ class Recipe(BaseModel):
     family_args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     data: RecipeData = RecipeData()
     train: TrainConfig = TrainConfig()
+    ela: ELAConfig | None = None
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the runs of a table")
 
     def model_spec(
@@ -75,6 +78,18 @@ class Recipe(BaseModel):
         return TrainConfig.for_task(
             task, **{**self.train.model_dump(include=self.train.model_fields_set), **changes}
         )
+
+    def ela_config(self, settings: str | None = None) -> ELAConfig | None:
+        """The ELA settings, None for a run without; `settings` (`skip=0.5,warmup=10`) win.
+
+        Raises:
+            OptionError: they don't fit.
+        """
+        if settings is None:
+            return self.ela
+        given = ELAConfig.parse(settings)
+        own = {} if self.ela is None else self.ela.model_dump(include=self.ela.model_fields_set)
+        return ELAConfig.of(**{**own, **given.model_dump(include=given.model_fields_set)})
 
     def source(self, given: str | None = None) -> str:
         """`given`, or the recipe's own source. Raises OptionError: neither names data."""
@@ -192,7 +207,11 @@ def in_words(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *above, name = problem["loc"]
-        part: dict[str, type[BaseModel]] = {"data": RecipeData, "train": TrainConfig}
+        part: dict[str, type[BaseModel]] = {
+            "data": RecipeData,
+            "train": TrainConfig,
+            "ela": ELAConfig,
+        }
         fields = (part[above[0]] if above else Recipe).model_fields
         return f"there is no {key}{nearest(str(name), fields)}; expected {', '.join(fields)}"
     message = problem["msg"].removeprefix("Value error, ")

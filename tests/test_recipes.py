@@ -75,6 +75,9 @@ def test_the_schedule_of_mrla_warms_up_for_5_of_100_epochs_and_ends_at_0():
             "train: {epochs: 4, schedule: step, milestones: [5]}",
             r"train: milestones \(5\.0,\) must lie between 0 and epochs 4",
         ),
+        ("ela: {skip: 2}", r"ela\.skip 2: Input should be less than 1"),
+        ("ela: {skipp: 0.5}", r"there is no ela\.skipp \(did you mean 'skip'\?\); expected skip, "),
+        ("ela: {warmup: 3, freeze: 2}", "ela: freeze 2 comes before the warm-up"),
         ("model: mrlab_resnet20", r"'mrlab_resnet20' is not known \(did you mean 'mrla_b_resnet'"),
         ("family_args: {dia_resne: {}}", r"family_args\.dia_resne is no family .*'dia_resnet'"),
         ("seeds: []", "seeds .*at least 1 item"),
@@ -138,6 +141,18 @@ def test_options_win_over_the_recipe_and_it_resumes(tmp_path, capsys):
     assert "milestones (1.0,) then, (2.0,) now" in capsys.readouterr().err
     assert main([*words, "--milestones", "1,x"]) == 2
     assert "expected numbers with commas, e.g. 150,225" in capsys.readouterr().err
+
+
+def test_ela_of_a_recipe_is_used_and_options_win_setting_by_setting(tmp_path):
+    assert Recipe().ela_config() is None
+    assert Recipe().ela_config("skip=0.5").skip == 0.5
+    recipe = write(tmp_path, SMALL % write_images(tmp_path / "set") + "ela: {skip: 0.3, ramp: 1}")
+    both = read_recipe(recipe).ela_config("skip=0.4,max_run=2")
+    assert (both.skip, both.ramp, both.max_run) == (0.4, 1, 2)
+    words = ["train", "--recipe", str(recipe), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(words) == 0
+    (plan,) = read_checkpoint(tmp_path / "run" / "last.pt").header.plans
+    assert len(plan.skipped) == 2
 
 
 def test_the_list_of_recipes(capsys):

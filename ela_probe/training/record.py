@@ -14,12 +14,14 @@ from torch import nn
 from ela_probe.data.batches import epoch_seed
 from ela_probe.errors import OutputError
 from ela_probe.storage import replacing
+from ela_probe.training.ela import ELA
 from ela_probe.training.module import ClassificationModule
 
 Save = Callable[[Path, nn.Module, dict[str, float]], object]
 
 BEST, LAST, RESUME, LOG = "best.pt", "last.pt", "resume.ckpt", "metrics.csv"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+ELA_COLUMNS = ("skipped", "ebqm_seconds")
 
 
 class History(pl.Callback):
@@ -95,6 +97,17 @@ class History(pl.Callback):
             _saved(self.save, self.output / BEST, module.model, row)
 
 
+class NoteELA(pl.Callback):
+    """Right after `ELA`: what it did in the epoch joins the epoch's row."""
+
+    def __init__(self, history: History, ela: ELA) -> None:
+        self.history, self.ela = history, ela
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the share that was skipped, and the seconds of probing and planning."""
+        self.history.rows[-1].update(self.ela.row)
+
+
 class KeepLast(Checkpoint):
     """At the end of every epoch, after all other callbacks: `last.pt`, the log, the state."""
 
@@ -112,7 +125,8 @@ class KeepLast(Checkpoint):
 
 def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        columns = (*COLUMNS, *(name for name in ELA_COLUMNS if any(name in row for row in rows)))
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
 
