@@ -17,6 +17,7 @@ from benchmarks import (
     parity,
     results,
     speed,
+    table,
 )
 from ela_probe.errors import ElaProbeError
 
@@ -27,6 +28,7 @@ CASES: dict[str, Callable[..., None]] = {
     "depth": depth.run,
     "divergence": divergence.run,
     "foreign": foreign.run,
+    "methods": table.run,
     "parity": parity.run,
     "speed": speed.run,
     "table": results.run,
