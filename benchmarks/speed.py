@@ -40,7 +40,7 @@ NETWORKS = {
     "resnet20": Network("resnet", 20, images=64, size=32),
     "resnet56": Network("resnet", 56, images=64, size=32),
     "resnet110": Network("resnet", 110, images=64, size=32),
-    "resnet50": Network("imagenet_resnet", 50, images=8, size=224),
+    "resnet50": Network("imagenet_resnet", 50, images=4, size=224),
 }
 TOLERANCE = 1e-5
 CONTIGUOUS, COMPILED = ", contiguous", ", compiled"
@@ -72,7 +72,7 @@ def run(
         list[str] | None, typer.Option(help=f"{', '.join(NETWORKS)}; may be repeated.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=2, help="Batch size. Default: 64, and 8 of 224 x 224.")
+        int | None, typer.Option(min=2, help="Batch size. Default: 64, and 4 of 224 x 224.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps each.")] = 7,
     compiled: Annotated[

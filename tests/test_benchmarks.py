@@ -1,0 +1,67 @@
+"""The benchmarks on little data: contestants agree, results and figures are written. No times."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+from typer.testing import CliRunner
+
+from benchmarks import figures
+from benchmarks.__main__ import app
+
+SMALL = {
+    "divergence": "--samples 12 --heads 2 --sites 5 --few 4 --rounds 1",
+    "beta": "--values 20000 --batch 100 --rounds 1",
+    "analysis": "--model mrla_b_resnet8 --images 8 --batch-size 4 --rounds 1 --long 0",
+}
+
+
+def run(case: str, folder: Path) -> dict[str, Any]:
+    out, figure = folder / "out.json", folder / "out.png"
+    words = [case, *SMALL[case].split(), "--json", str(out), "--figure", str(figure)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code in (0, 1), result.output  # 1: a requirement of time was not met
+    assert imread(figure).shape[0] > 300
+    assert result.stdout.startswith(f"### {case}")
+    return json.loads(out.read_text())  # type: ignore[no-any-return]
+
+
+def test_all_ways_to_the_pairwise_kl_agree(tmp_path: Path) -> None:
+    result = run("divergence", tmp_path)
+    assert result["verdicts"]["all results agree to 1e-12 nats"]
+    ((title, rows),) = result["tables"].items()
+    assert "12 samples x 2 heads x 5 sites (10 pairs)" in title
+    assert [row["samples timed"] for row in rows] == [12, 12, 4, 12, 4, 12]
+
+
+def test_the_streamed_fit_finds_what_scipy_finds(tmp_path: Path) -> None:
+    result = run("beta", tmp_path)
+    assert result["verdicts"]["alpha and beta equal scipy's to 1e-06"]
+    ((_, rows),) = result["tables"].items()
+    assert [row["values"] for row in rows] == [200, 200, 2000, 2000, 20000, 20000]
+
+
+def test_what_the_analysis_costs_is_a_ratio_of_medians(tmp_path: Path) -> None:
+    ((_, rows),) = run("analysis", tmp_path)["tables"].items()
+    assert rows[0]["ratio"] == 1
+    assert rows[1]["ratio"] == pytest.approx(rows[1]["median s"] / rows[0]["median s"], rel=0.2)
+
+
+def halfway(path: Path, **_: object) -> None:
+    path.write_bytes(b"half")
+    raise RuntimeError("halfway")
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with figures.panels(2, size=(3.0, 3.0)) as (figure, (left, right)):
+        figures.bars(left, {"ours": 1.0, "theirs": 30.0}, label="s", log=True, ours=("ours",))
+        figures.spread(right, {"a": [1.0, 2.0], "b": [2.0, 3.0]}, label="s", limit=2.5)
+        figures.heading(left, "Title", "note")
+        figures.save(figure, tmp_path / "f.png")
+        assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
+        figure.savefig = halfway
+        with pytest.raises(RuntimeError, match="halfway"):
+            figures.save(figure, tmp_path / "g.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
