@@ -18,6 +18,7 @@ from benchmarks import (
     parity,
     results,
     speed,
+    table,
 )
 from ela_probe.errors import ElaProbeError
 
@@ -29,6 +30,7 @@ CASES: dict[str, Callable[..., None]] = {
     "depth": depth.run,
     "divergence": divergence.run,
     "foreign": foreign.run,
+    "methods": table.run,
     "parity": parity.run,
     "speed": speed.run,
     "table": results.run,

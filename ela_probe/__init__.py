@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from ela_probe.planners import make_plan
     from ela_probe.probe import AttentionProbe
     from ela_probe.pruning import prune
+    from ela_probe.training.ela import ELA
 
 __version__ = "0.1.0"
 
 # Imported on first use, so that `import ela_probe` costs nothing.
 _HOMES = {
+    "ELA": "training.ela",
     "Analysis": "analysis",
     "AttentionProbe": "probe",
     "CostModel": "costs",
@@ -37,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ELA",
     "Analysis",
     "AttentionProbe",
     "CostModel",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64] | Floats
 
 # Bins of equal width in logit(u) resolve both ends of (0, 1); the outer two hold what lies beyond.
 LOGIT_LIMIT, BINS = 35.0, 4096
@@ -29,16 +30,17 @@ class BetaStatistics:
     """What a fit needs of a sample of u in [0, 1): counts, sums and a histogram.
 
     n: sample size; zeros: how many u are 0 (left out of log_u); log_u: Σ log u;
-    log_1mu: Σ log(1−u); u, uu: Σ u, Σ u²; histogram: [BINS] counts over EDGES.
+    log_1mu: Σ log(1−u); u, uu: Σ u, Σ u²; histogram: [BINS] counts over EDGES. Averages over epochs
+    have counts that are no integers.
     """
 
     n: int
-    zeros: int
+    zeros: float
     log_u: float
     log_1mu: float
     u: float
     uu: float
-    histogram: NDArray[np.int64]
+    histogram: Counts
 
     def __add__(self, other: "BetaStatistics") -> "BetaStatistics":
         return BetaStatistics(
@@ -128,10 +130,10 @@ def fit_beta(sample: BetaStatistics) -> BetaFit | None:
     )
 
 
-def mean_quantile(fit: BetaFit, histogram: NDArray[np.int64]) -> float:
+def mean_quantile(fit: BetaFit, histogram: Counts) -> float:
     """Mean of the fitted CDF over a binned sample (design: the quantile of a site)."""
     cdf = fit.cdf(EDGES)
-    total = int(histogram.sum())
+    total = histogram.sum()
     return float((histogram * (cdf[1:] + cdf[:-1]) / 2).sum() / total)
 
 
@@ -164,6 +166,6 @@ def _newton(start: Floats, target: Floats) -> Floats | None:
     return np.exp(logs) if np.abs(residual).max() < 1e-8 * max(1.0, np.abs(target).max()) else None
 
 
-def _ks(histogram: NDArray[np.int64], alpha: float, beta: float) -> float:
+def _ks(histogram: Counts, alpha: float, beta: float) -> float:
     empirical = np.cumsum(histogram) / histogram.sum()
     return float(np.abs(empirical - stats.beta.cdf(EDGES[1:], alpha, beta)).max())

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 from scipy import special
 
-from ela_probe.beta import BINS, LOGIT_EDGES, BetaFit, Floats
+from ela_probe.beta import BINS, LOGIT_EDGES, BetaFit, Counts, Floats
 from ela_probe.drawing import number
 
 
-def rebin(histogram: NDArray[np.int64], *, step: int) -> tuple[Floats, Floats]:
+def rebin(histogram: Counts, *, step: int) -> tuple[Floats, Floats]:
     """Join every `step` fine bins of `BetaStatistics.histogram`.
 
     Returns: edges in log-odds [k + 1] and shares per unit of log-odds [k]: their area is 1.
@@ -31,7 +30,7 @@ def log_odds_density(fit: BetaFit, x: Floats) -> Floats:
     return np.asarray(np.exp(logs - special.betaln(fit.alpha, fit.beta)))
 
 
-def view(histogram: NDArray[np.int64]) -> tuple[float, float]:
+def view(histogram: Counts) -> tuple[float, float]:
     """The range of log-odds that holds all but a thousandth of the sample at either end."""
     cumulative = np.cumsum(histogram) / histogram.sum()
     low = LOGIT_EDGES[int(np.searchsorted(cumulative, 0.001))]

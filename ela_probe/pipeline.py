@@ -24,9 +24,10 @@ from ela_probe.plan import SkipPlan
 from ela_probe.pruning import prune
 from ela_probe.sampling import Sampling
 from ela_probe.storage import output_directory, replacing
-from ela_probe.training import FitResult, TrainConfig, fit
+from ela_probe.training import ELA, ELAConfig, FitResult, TrainConfig, fit
 
 Split = Literal["train", "val", "test"]
+PLAN = "plan.json"
 
 
 def train(
@@ -35,16 +36,18 @@ def train(
     config: TrainConfig,
     *,
     output: Path,
+    ela: ELAConfig | None = None,
     device: str = "auto",
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
     """Train a model from scratch on `data`; its classes and channels, or tokens, are the data's.
 
-    Writes `best.pt`, `last.pt`, `metrics.csv` and `resume.ckpt` into `output`.
+    Writes `best.pt`, `last.pt`, `metrics.csv` and `resume.ckpt` into `output`; with `ela`, which
+    skips retrievals in training (`training.ELA`), also `plan.json`.
 
     Raises:
-        ModelError, OptionError, DataError, OutputError, CheckpointError (on resume).
+        ModelError, OptionError, PlanError, DataError, OutputError, CheckpointError (on resume).
     """
     sizes = data.spec.model_arguments()
     family = family_of(spec.name)
@@ -63,7 +66,13 @@ def train(
         spec = spec.model_copy(update={"args": {**spec.args, **sizes}})
     torch.manual_seed(config.seed)
     model = spec.build()
-    return _fit(model, spec, (), data, config, output, device, resume, progress)
+    callback = None
+    if ela is not None:
+        provenance = Provenance(
+            model=spec.name, model_args=spec.args, data=data.spec.source, versions=versions()
+        )
+        callback = ELA(ela, path=output / PLAN, provenance=provenance)
+    return _fit(model, spec, (), data, config, output, device, resume, progress, callback)
 
 
 def finetune(
@@ -192,8 +201,8 @@ def data_of(checkpoint: Path, loaded: Checkpoint) -> Data:
     if loaded.header.data is None:
         raise CheckpointError(
             f"{checkpoint} does not say what data it belongs to; name it with --data "
-            "(digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE), or "
-            "analyze it on --example-inputs package.module:function or, at random, "
+            "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 or "
+            "text:FILE), or analyze it on --example-inputs package.module:function or, at random, "
             "--input-size C,H,W"
         )
     return data_from_spec(loaded.header.data)
@@ -257,15 +266,17 @@ def _fit(
     device: str,
     resume: bool,
     progress: bool,
+    ela: ELA | None = None,
 ) -> FitResult:
     check_fit(model, data)
 
     def save(path: Path, trained: nn.Module, metrics: Mapping[str, float]) -> None:
+        carried = plans if ela is None or ela.plan is None else (*plans, ela.plan)
         save_checkpoint(
-            path, trained, spec=spec, plans=plans, data=data.spec, metrics=dict(metrics)
+            path, trained, spec=spec, plans=carried, data=data.spec, metrics=dict(metrics)
         )
 
     return fit(
         model, data, config, output=output, save=save, device=device, resume=resume,
-        progress=progress,
+        progress=progress, callbacks=[] if ela is None else [ela],
     )  # fmt: skip

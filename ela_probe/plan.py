@@ -88,6 +88,7 @@ class Origin(Strict):
     planner: str
     measure: str = "kl"
     seed: int | None = None
+    epoch: int | None = Field(None, description="of the ELA run that ended with it")
     ela_probe: str
     time_budget: Finite | None = Field(None, description="asked for: of the unpruned step's time")
     predicted_ratio: Finite | None = Field(None, description="to the unpruned step's time")

@@ -8,7 +8,7 @@ differ from `budget` in the matrix only, so that all of them respect the same gu
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Planner = Literal["budget", "cost", "score", "threshold", "random", "alternate", "deepest"]
 PLANNERS: tuple[str, ...] = get_args(Planner)
 Measure = Literal["kl", "shape", "js"]
+Positions = Collection[int]
 
 
 def make_plan(
@@ -103,7 +104,32 @@ def make_plan(
             skipping(skipped, action, charge)
             for skipped, charge in zip(chosen, charges, strict=True)
         ]
+    return as_plan(
+        analysis,
+        decided,
+        target=target,
+        constraints=constraints,
+        planner=planner,
+        measure=measure,
+        seed=seed,
+        costs=costs,
+        time=time,
+    )
 
+
+def as_plan(
+    analysis: Analysis,
+    decided: Sequence[Sequence[Decision]],
+    *,
+    target: Target,
+    constraints: Constraints,
+    planner: str,
+    measure: Measure = "kl",
+    seed: int | None = None,
+    costs: "CostModel | None" = None,
+    time: float | None = None,
+) -> SkipPlan:
+    """What was decided for every site of every stage, with the figures it was decided on."""
     stages = tuple(
         describe(part, decisions, skip_scores(part.quantiles, target))
         for part, decisions in zip(analysis.stages, decided, strict=True)
@@ -138,13 +164,20 @@ def make_plan(
 
 
 def within_budget(
-    charges: Sequence[Floats], budget: int, constraints: Constraints = Constraints()
+    charges: Sequence[Floats],
+    budget: int,
+    constraints: Constraints = Constraints(),
+    *,
+    must: Sequence[Positions] | None = None,
+    may: Sequence[Positions] | None = None,
 ) -> list[tuple[int, ...]]:
     """The sets of skipped sites, `budget` in all stages together, of least total charge.
 
     Args:
         charges: a [T, T] matrix a stage; charge[i, t], i < t, is paid for skipping site t after
             the last kept site i. Site 0 is always kept.
+        must, may: per stage the positions that are skipped in any case, and those besides which
+            none is; none and all of them by default.
 
     Returns: per stage the skipped positions, rising.
 
@@ -153,8 +186,13 @@ def within_budget(
     """
     # best[k]: the least charge of skipping k sites of the stages so far, and which.
     best: dict[int, tuple[float, list[tuple[int, ...]]]] = {0: (0.0, [])}
-    for charge in charges:
-        own = stage_optima(charge, constraints)
+    for s, charge in enumerate(charges):
+        own = stage_optima(
+            charge,
+            constraints,
+            must=() if must is None else must[s],
+            may=None if may is None else may[s],
+        )
         combined: dict[int, tuple[float, list[tuple[int, ...]]]] = {}
         for (k, (cost, sets)), (m, (added, skipped)) in itertools.product(
             best.items(), own.items()
@@ -175,9 +213,12 @@ def within_budget(
 
 
 def stage_optima(
-    charge: Floats, constraints: Constraints
+    charge: Floats, constraints: Constraints, *, must: Positions = (), may: Positions | None = None
 ) -> dict[int, tuple[float, tuple[int, ...]]]:
-    """For every feasible number of skipped sites of a stage the least charge and the set."""
+    """For every feasible number of skipped sites of a stage the least charge and the set.
+
+    `must` and `may` as for `within_budget`.
+    """
     sites = len(charge)
     run = sites if constraints.max_run is None else constraints.max_run
     most = sites - min(constraints.min_keep, sites)
@@ -185,7 +226,9 @@ def stage_optima(
     reached: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
     for j in range(1, sites + 1):  # j == sites: a virtual kept site behind the last
         entries: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for i in range(max(0, j - 1 - run), j):
+        for i in range(max(0, j - 1 - run), j) if j not in must else ():
+            if may is not None and not all(t in may for t in range(i + 1, j)):
+                continue
             cost = float(charge[i, i + 1 : j].sum())
             for k, (earlier, skipped) in reached[i].items():
                 count, total = k + j - i - 1, earlier + cost

@@ -1,12 +1,14 @@
 """Applying a skip plan: the skipped retrievals and their parameters are physically gone."""
 
 import copy
+from collections.abc import Sequence
 
 from torch import nn
 
 from ela_probe.adapters import adapter_for, cannot_prune, unwrap
 from ela_probe.discovery import discover
 from ela_probe.plan import SkipPlan
+from ela_probe.sites import Action, Stage
 
 
 def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
@@ -26,11 +28,16 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
     found = discover(model)
     plan.check_sites(found.stages)
     pruned = copy.deepcopy(model)
+    found.adapter.apply(pruned, actions_of(plan, found.stages))
+    return pruned
+
+
+def actions_of(plan: SkipPlan, stages: Sequence[Stage]) -> dict[str, Action]:
+    """What a plan comes to on its model: a skipped site that no later one reads is dropped."""
     actions = plan.actions
-    for planned, stage in zip(plan.stages, found.stages, strict=True):
+    for planned, stage in zip(plan.stages, stages, strict=True):
         for site in () if stage.carried_over else reversed(planned.sites):
             if site.action in ("keep", "recur"):
                 break
             actions[site.name] = "drop"
-    found.adapter.apply(pruned, actions)
-    return pruned
+    return actions

@@ -66,12 +66,13 @@ class KCLAAdapter(ReadOnlyAdapter):
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         refuse_recur(actions)
-        for name, layer in list(layers(model)):
+        skipped = [(n, m) for n, m in model.named_modules() if isinstance(m, RunningSource)]
+        for name, layer in [*layers(model), *skipped]:
             action = actions.get(name, "keep")
-            if action == "keep":
-                continue
-            left = left_by(name, layer) if action == "skip" else NoSource()
-            model.set_submodule(name, left.train(layer.training))
+            if action == "drop":
+                model.set_submodule(name, NoSource().train(layer.training))
+            elif action == "skip" and not isinstance(layer, RunningSource):
+                model.set_submodule(name, left_by(name, layer).train(layer.training))
 
 
 class NoSource(nn.Module):

@@ -76,9 +76,9 @@ class Recurrence(nn.Module):
 
     source = True
 
-    def __init__(self, query: Tensor) -> None:
+    def __init__(self, query: nn.Parameter) -> None:
         super().__init__()
-        self.query = nn.Parameter(query.detach().clone())
+        self.query = query
 
     def forward(self, history: "History") -> Tensor:
         before = history.retrieved

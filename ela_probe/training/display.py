@@ -67,5 +67,7 @@ def _in_words(row: dict[str, float], *, epochs: int | None) -> str:
     ]
     if "val_accuracy" in row:
         parts.append(f"validation: loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.1%}")
+    if "skipped" in row:
+        parts.append(f"skipped {row['skipped']:.0%}")
     parts.append(f"{row['seconds']:.1f} s")
     return "  ".join(parts)

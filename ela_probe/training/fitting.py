@@ -23,6 +23,7 @@ from ela_probe.errors import CheckpointError, OptionError, OutputError
 from ela_probe.storage import output_directory
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.display import EpochDisplay
+from ela_probe.training.ela import ELA
 from ela_probe.training.module import ClassificationModule
 from ela_probe.training.record import (
     BEST,
@@ -31,6 +32,7 @@ from ela_probe.training.record import (
     RESUME,
     History,
     KeepLast,
+    NoteELA,
     Save,
     fitting_shapes,
     origin_of,
@@ -45,7 +47,8 @@ class FitResult:
 
     A row of metrics has `epoch` (from 1), `lr` (of its last step), `train_loss` and `val_loss`
     (nats), `train_accuracy` and `val_accuracy` (fractions of 1) and `seconds`; the two of the
-    validation are absent where no images were set aside.
+    validation are absent where no images were set aside. Of an ELA run it also has `skipped` (share
+    of all retrievals) and `ebqm_seconds`; `ela` is what `ELA.summary` says of the run.
     """
 
     best: Path
@@ -57,6 +60,7 @@ class FitResult:
     epochs: int
     seconds: float
     history: list[dict[str, float]]
+    ela: dict[str, Any] | None = None
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -93,9 +97,9 @@ def fit(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         resume: continue from `output`/resume.ckpt.
         progress: a bar on stderr, or a line an epoch where that is no terminal; False is silent.
-        callbacks: Lightning callbacks. They run after `best.pt` is written and before `last.pt`
-            and `resume.ckpt` are, so one that changes the model at the end of an epoch changes
-            what is kept as the last.
+        callbacks: Lightning callbacks, `ELA` for one. They run after `best.pt` is written and
+            before `last.pt` and `resume.ckpt` are, so one that changes the model at the end of an
+            epoch changes what is kept as the last.
 
     Raises:
         OptionError: a setting doesn't work here, or the loss is not finite.
@@ -125,11 +129,16 @@ def fit(
         model, config, num_classes=data.spec.num_classes, steps_per_epoch=len(train)
     )
     model.train()
-    origin = {"config": config.model_dump(), "data": _what(data)}
+    ela = next((callback for callback in callbacks if isinstance(callback, ELA)), None)
+    origin = {
+        "config": config.model_dump(),
+        "data": _what(data),
+        "ela": {} if ela is None else ela.config.model_dump(),
+    }
     history = History(output, save, origin=origin, by_loss=data.spec.task == "tokens")
     state = output / RESUME
     if resume:
-        epochs_done = _check_resume(state, module, origin=origin)
+        epochs_done = _check_resume(state, module, origin=origin, ela=ela)
         # Lightning starts the workers of a resumed epoch before it tells the sampler which it is
         train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
     else:
@@ -146,8 +155,9 @@ def fit(
             deterministic=config.deterministic,
             callbacks=[
                 history,
-                *([EpochDisplay(history)] if progress else []),
                 *callbacks,
+                *([] if ela is None else [NoteELA(history, ela)]),
+                *([EpochDisplay(history)] if progress else []),
                 KeepLast(history),
             ],
             logger=False,
@@ -189,6 +199,7 @@ def fit(
         epochs=len(history.rows),
         seconds=time.perf_counter() - start,
         history=history.rows,
+        ela=None if ela is None else ela.summary(),
     )
 
 
@@ -197,8 +208,12 @@ def _what(data: Data) -> dict[str, Any]:
     return data.spec.model_dump(mode="json", exclude={"source", "root"})
 
 
-def _check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any]) -> int:
-    """Number of epochs done in the state at `path`. Raises CheckpointError if it can't go on."""
+def _check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any], ela: ELA | None) -> int:
+    """Number of epochs done in the state at `path`; ELA prunes the module as it was then.
+
+    Raises:
+        CheckpointError: it can't go on.
+    """
     if not path.is_file():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
     try:
@@ -211,17 +226,21 @@ def _check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any]) -> i
     kept = origin_of(state) if isinstance(state, dict) else None
     if kept is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
+    # a run of before a setting was added had what is its default now
+    kept = {**kept, "config": {**TrainConfig().model_dump(), **kept["config"]}}
     differing = [
-        f"{name} {kept[part].get(name)!r} then, {value!r} now"
-        for part in ("config", "data")
-        for name, value in origin[part].items()
-        if name not in MAY_DIFFER and _plain(kept[part].get(name)) != _plain(value)
+        f"{'ela ' * (part == 'ela')}{name} {then.get(name)!r} then, {now.get(name)!r} now"
+        for part, then, now in ((p, kept.get(p, {}), origin[p]) for p in ("config", "data", "ela"))
+        for name in (then | now if part == "ela" else now)
+        if name not in MAY_DIFFER and _plain(then.get(name)) != _plain(now.get(name))
     ]
     if differing:
         raise CheckpointError(
             f"{path} is of a run with other settings ({'; '.join(differing)}): repeat the ones "
             "it was started with, or start again without --resume"
         )
+    if ela is not None:
+        ela.rebuild(module, state["callbacks"].get(ela.state_key))
     unfit = fitting_shapes(state["state_dict"], module)
     if unfit:
         raise CheckpointError(

@@ -14,12 +14,14 @@ from torch import nn
 from ela_probe.data.batches import epoch_seed
 from ela_probe.errors import OutputError
 from ela_probe.storage import replacing
+from ela_probe.training.ela import ELA
 from ela_probe.training.module import ClassificationModule
 
 Save = Callable[[Path, nn.Module, dict[str, float]], object]
 
 BEST, LAST, RESUME, LOG = "best.pt", "last.pt", "resume.ckpt", "metrics.csv"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+ELA_COLUMNS = ("skipped", "ebqm_seconds")
 
 
 class History(pl.Callback):
@@ -69,6 +71,10 @@ class History(pl.Callback):
         seed = epoch_seed(module.config.seed, trainer.current_epoch)
         pl.seed_everything(seed, workers=True, verbose=False)
 
+    def elapsed(self) -> float:
+        """Seconds since the epoch began."""
+        return round(time.perf_counter() - self._start, 3)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the epoch's row; write `best.pt` if it is the best."""
         module = _ours(pl_module)
@@ -87,12 +93,23 @@ class History(pl.Callback):
             row["val_loss"] = float(module.val_loss.compute())
             row["val_accuracy"] = float(module.val_accuracy.compute())
         module.reset_sums()
-        row["seconds"] = round(time.perf_counter() - self._start, 3)
+        row["seconds"] = self.elapsed()
         self.rows.append(row)
         key, sign = ("val_loss", -1) if self.by_loss else ("val_accuracy", 1)
         if not self.best or key not in row or sign * row[key] > sign * self.best[key]:
             self.best = row
             _saved(self.save, self.output / BEST, module.model, row)
+
+
+class NoteELA(pl.Callback):
+    """Right after `ELA`: what it did in the epoch joins the epoch's row."""
+
+    def __init__(self, history: History, ela: ELA) -> None:
+        self.history, self.ela = history, ela
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the share that was skipped, and the seconds of probing and planning, to its own."""
+        self.history.rows[-1].update(self.ela.row, seconds=self.history.elapsed())
 
 
 class KeepLast(Checkpoint):
@@ -112,7 +129,8 @@ class KeepLast(Checkpoint):
 
 def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        columns = (*COLUMNS, *(name for name in ELA_COLUMNS if any(name in row for row in rows)))
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -1,0 +1,76 @@
+"""Clock: how long pieces of work take while a model trains, without waiting for its device."""
+
+import statistics
+import time
+from types import TracebackType
+
+import torch
+
+
+class Clock:
+    """Times pieces of work, each between `start` and `stop` or in a `with` block (in seconds).
+
+    A piece counts with the host's time or, on CUDA, with the time between two events in the stream
+    where that is longer. Nothing waits for the device until the sum is asked for.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._device = device
+        self._pieces: list[tuple[float, tuple[torch.cuda.Event, torch.cuda.Event] | None]] = []
+        self._begun: tuple[float, torch.cuda.Event | None] | None = None
+
+    def start(self) -> None:
+        """Begin a piece; one that was begun before and never ended does not count."""
+        self._begun = time.perf_counter(), self._event()
+
+    def stop(self) -> None:
+        """End the piece, if one was begun."""
+        if self._begun is None:
+            return
+        (moment, first), self._begun = self._begun, None
+        last = self._event()
+        events = None if first is None or last is None else (first, last)
+        self._pieces.append((time.perf_counter() - moment, events))
+
+    def _event(self) -> torch.cuda.Event | None:
+        if not self._cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def __enter__(self) -> "Clock":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pieces(self) -> list[float]:
+        """The seconds of each piece. Waits for the device."""
+        if self._cuda and self._pieces:
+            torch.cuda.synchronize(self._device)
+        return [
+            host if events is None else max(host, events[0].elapsed_time(events[1]) / 1000)
+            for host, events in self._pieces
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """The sum. Waits for the device."""
+        return sum(self.pieces)
+
+    @property
+    def median(self) -> float:
+        """The middle one of the pieces, 0 where there is none. Waits for the device."""
+        return statistics.median(self.pieces or [0.0])
