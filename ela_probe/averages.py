@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ela_probe.analysis import DIVERGENCES, StageAnalysis
 from ela_probe.beta import BINS, BetaStatistics, Floats
+from ela_probe.errors import AnalysisError
 from ela_probe.sites import Stage
 
 NOWHERE = -2  # a site that was never seen has no predecessor; the first one has -1
@@ -87,7 +88,12 @@ class StageAverage:
 
         What counts (samples, rows, the n of a site) is that of an average epoch. A site that is
         gone has the divergences that it had last, and no adjacent u (n = 0).
+
+        Raises:
+            AnalysisError: nothing was taken in.
         """
+        if not self.seen:
+            raise AnalysisError("no epoch has ended yet: there are no averages to speak of")
         beta = tuple(
             statistics(row, 0 if before == NOWHERE else round(float(rows)))
             for row, rows, before in zip(self._beta, self._rows, self._before, strict=True)

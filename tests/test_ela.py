@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from ela_probe_cli import main
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -26,7 +27,7 @@ from ela_probe import ELA, SkipPlan, create_model, discover, load_checkpoint, pr
 from ela_probe.adapters import adapter_for
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data import open_data
-from ela_probe.errors import CheckpointError, ModelError, OptionError, PlanError
+from ela_probe.errors import AnalysisError, CheckpointError, ModelError, OptionError, PlanError
 from ela_probe.models import ModelSpec
 from ela_probe.models.plugs import mrla_b
 from ela_probe.models.resnet import Layout, ResNet
@@ -495,8 +496,9 @@ def test_a_network_that_cannot_be_pruned_so_is_refused_before_it_trains(
 
 
 def test_more_processes_are_refused() -> None:
-    with pytest.raises(OptionError, match="inside one process, and the trainer has 2"):
-        ELA().setup(SimpleNamespace(world_size=2), Classifier(), "fit")
+    trainer = SimpleNamespace(strategy=DDPStrategy())
+    with pytest.raises(OptionError, match="strategy is DDPStrategy; train with devices=1"):
+        ELA().setup(trainer, Classifier(), "fit")
 
 
 def test_a_config_and_settings_together_are_refused() -> None:
@@ -506,6 +508,16 @@ def test_a_config_and_settings_together_are_refused() -> None:
         ELA(share=0.5)
     with pytest.raises(ModelError, match="fit a module with it first"):
         ELA().analysis  # noqa: B018
+
+
+def test_before_an_epoch_has_ended_there_are_no_averages() -> None:
+    class Asks(pl.Callback):
+        def on_train_start(self, *_: Any) -> None:
+            ela.analysis  # noqa: B018
+
+    ela = ELA(warmup=1, ramp=1)
+    with pytest.raises(AnalysisError, match="no epoch has ended yet"):
+        fitted(Classifier(), ela, Asks())
 
 
 def test_a_step_that_raises_leaves_no_hooks_and_the_network_whole() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
 from ela_probe.analysis import Analysis, Provenance
@@ -105,7 +106,11 @@ class ELA(pl.Callback):
 
     @property
     def analysis(self) -> Analysis:
-        """The averages over epochs, of all sites. Raises ModelError before the first fit."""
+        """The averages over epochs, of all sites.
+
+        Raises:
+            ModelError, AnalysisError: training has not started, or no epoch has ended.
+        """
         parts = tuple(average.analysis() for average in self._attached().averages)
         provenance = self.provenance.model_copy(
             update={"split": "train", "samples": max(part.samples for part in parts)}
@@ -127,10 +132,11 @@ class ELA(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """See to it that a checkpoint's weights find the network as it was when they were saved."""
-        if stage == "fit" and trainer.world_size > 1:
+        if stage == "fit" and not isinstance(trainer.strategy, SingleDeviceStrategy):
             raise OptionError(
-                "ELA changes the network inside one process, and the trainer has "
-                f"{trainer.world_size}; train with devices=1, or prune before training"
+                "ELA changes the network inside one process on one device, and the trainer's "
+                f"strategy is {type(trainer.strategy).__name__}; train with devices=1 and "
+                "strategy='auto', or prune before training"
             )
         original = pl_module.on_load_checkpoint
 
@@ -235,7 +241,8 @@ class ELA(pl.Callback):
             with network.uncompiled() as model:
                 epoch.probe = AttentionProbe(model)
             epoch.every = self.config.probe_every(trainer.num_training_batches)
-            if self.config.stochastic and self._planned().part(done):
+            known = all(average.seen for average in network.averages)
+            if self.config.stochastic and known and self._planned().part(done):
                 target = self._target(self._planned().part(done))
                 epoch.scores = [skip_scores(s.quantiles, target) for s in self.analysis.stages]
 
@@ -377,6 +384,8 @@ class ELA(pl.Callback):
         self._network = Network(module, self._given, decay=self.config.decay)
         self._final = count_of(self.config.skip, self._network.stages, self.constraints)
         self._network.try_out(self.config.action)
+        if self.config.stochastic:
+            self._network.try_out("skip")
         self.plan, self._proposed = None, frozenset()
 
     def _attached(self) -> Network:

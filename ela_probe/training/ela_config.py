@@ -123,9 +123,12 @@ class ELAConfig(BaseModel):
         return Schedule(warmup, ramp, last)
 
     def probe_every(self, batches: float) -> int:
-        """Batches from one probed batch to the next in an epoch of so many (maybe infinitely)."""
+        """Batches from one probed batch to the next in an epoch of so many (maybe infinitely).
+
+        One is probed in any case.
+        """
         if self.every is not None:
-            return self.every
+            return int(min(self.every, max(1, batches)))
         return OFTEN if batches >= LEAST * OFTEN else max(1, int(batches) // LEAST)
 
 
