@@ -14,7 +14,8 @@ from ela_probe_cli import main
 from ela_probe.models import FAMILIES
 
 VERBS = (
-    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models"
+    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
+    "recipes"
 )  # fmt: skip
 
 
