@@ -26,7 +26,8 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# An ordinary install from a wheel: the command answers, and no bare `cli` lies in site-packages.
+# An ordinary install from a wheel: the command answers, and no bare `cli` lies in site-packages,
+# and the recipes are there.
 wheel: $(VENV)/ready
 	rm -rf build/wheel && $(BIN)/uv build --quiet --wheel --out-dir build/wheel .
 	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel/venv
@@ -34,6 +35,7 @@ wheel: $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python -c constraints.txt typer rich
 	cd build/wheel && venv/bin/ela-probe --version && venv/bin/python -c \
 	  "import importlib.util as u; assert u.find_spec('ela_probe_cli') and not u.find_spec('cli')"
+	test -f build/wheel/venv/lib/python3*/site-packages/ela_probe_recipes/cifar10-kcla.yaml
 
 check: lint types test
 

@@ -10,6 +10,7 @@ import typer
 from benchmarks import (
     analysis,
     beta,
+    breakdown,
     depth,
     divergence,
     everything,
@@ -17,6 +18,7 @@ from benchmarks import (
     parity,
     results,
     speed,
+    table,
 )
 from ela_probe.errors import ElaProbeError
 
@@ -24,9 +26,11 @@ CASES: dict[str, Callable[..., None]] = {
     "all": everything.run,
     "analysis": analysis.run,
     "beta": beta.run,
+    "breakdown": breakdown.run,
     "depth": depth.run,
     "divergence": divergence.run,
     "foreign": foreign.run,
+    "methods": table.run,
     "parity": parity.run,
     "speed": speed.run,
     "table": results.run,

@@ -139,7 +139,7 @@ def draw(
             figures.heading(axes[-1], "Memory of the analysis", f"{model}, of the process, by run")
             for run in memory:
                 short = run["images"] == min(r["images"] for r in memory)
-                x = [8 * run["batch size"] * (k + 1) for k in range(len(run["resident"]))]
+                x = [run["batch size"] * (8 * k + 4) for k in range(len(run["resident"]))]
                 axes[-1].plot(
                     x, run["resident"], color=figures.COLOURS[1 if short else 0], alpha=0.8,
                     label=f"{run['images']:,} images",

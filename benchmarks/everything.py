@@ -33,7 +33,7 @@ def run(
     cases: dict[str, tuple[Case, dict[str, Any]]] = {
         "speed": (speed.run, {**placed, "reference": reference}),
         "depth": (depth.run, {**placed, "reference": reference}),
-        "analysis": (analysis.run, placed),
+        "analysis": (analysis.run, {**placed, "memory_rounds": 1}),
         "divergence": (divergence.run, common),
         "beta": (beta.run, common),
     }

@@ -12,6 +12,7 @@ from . import (
     models,
     plan,
     prune,
+    recipes,
     report,
     train,
 )
@@ -56,6 +57,8 @@ def root(
     """
 
 
-VERBS = (demo, train, discover, analyze, costs, plan, prune, finetune, compare, report, models)
+VERBS = (
+    demo, train, discover, analyze, costs, plan, prune, finetune, compare, report, models, recipes
+)  # fmt: skip
 for module in VERBS:
     app.command(module.__name__.rpartition(".")[2])(module.command)

@@ -17,13 +17,16 @@ def command(json: Json = False) -> None:
 
     rows, lines = [], []
     for family in FAMILIES.values():
+        depths = family.depths if json else tuple(dict.fromkeys(ends_of(family.depths)))
+        names = [f"{family.name}{depth}" for depth in depths] or [family.name]
         counts = []
-        for name in [f"{family.name}{depth}" for depth in family.depths] or [family.name]:
-            with torch.device("meta"):  # shapes alone, so that large networks list at once
+        for name in names:
+            with torch.device("meta"):  # shapes alone, so that large networks list soon
                 counts.append(parameter_count(create_model(name)))
             rows.append({"name": name, "parameters": counts[-1], "description": family.description})
-        depths = " - ".join(str(depth) for depth in family.depths[:: len(family.depths) - 1])
-        lines.append((family.name, depths, in_millions(counts), family.description))
+        span = " - ".join(map(str, depths))
+        millions = " - ".join(f"{count / 1e6:.2f}" for count in counts)
+        lines.append((family.name, span, millions, family.description))
     console.emit({"models": rows}, as_json=json)
     if not json:
         columns = ("model", "depth", ">M parameters", "what it is")
@@ -37,6 +40,6 @@ def command(json: Json = False) -> None:
         )
 
 
-def in_millions(counts: list[int]) -> str:
-    """The least and the greatest of them, e.g. `0.27 - 1.73`."""
-    return " - ".join(f"{count / 1e6:.2f}" for count in sorted({counts[0], counts[-1]}))
+def ends_of(depths: tuple[int, ...]) -> tuple[int, ...]:
+    """The first and the last."""
+    return (*depths[:1], *depths[-1:])

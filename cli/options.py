@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,8 +23,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE. "
-        "Default: the data that the checkpoint names.",
+        help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 or "
+        "text:FILE. Default: the data that the checkpoint names.",
         show_default=False,
     ),
 ]
@@ -139,6 +139,19 @@ def model_spec(
         raise OptionError("both --model and --factory were given; expected one of them")
     if factory and ":" not in factory:
         raise OptionError(f"--factory {factory!r} came; expected package.module:function")
+    parsed = model_arguments(arguments)
+    name = model or factory
+    if name is None:
+        if parsed:
+            raise OptionError("--model-args came without --model or --factory; name the model")
+        return None
+    return ModelSpec(name=name, args=parsed, path=path)
+
+
+def model_arguments(arguments: str | None) -> dict[str, Any]:
+    """What --model-args says. Raises OptionError."""
+    from ela_probe.errors import OptionError
+
     try:
         parsed = json.loads(arguments) if arguments else {}
     except json.JSONDecodeError as error:
@@ -147,12 +160,19 @@ def model_spec(
         ) from error
     if not isinstance(parsed, dict):
         raise OptionError(f"--model-args is a JSON {type(parsed).__name__}; expected an object")
-    name = model or factory
-    if name is None:
-        if parsed:
-            raise OptionError("--model-args came without --model or --factory; name the model")
-        return None
-    return ModelSpec(name=name, args=parsed, path=path)
+    return parsed
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers with commas between them. Raises OptionError."""
+    from ela_probe.errors import OptionError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(
+            f"{option} {text!r} came; expected numbers with commas, e.g. 150,225"
+        ) from error
 
 
 def checkpoint_data(

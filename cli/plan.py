@@ -50,8 +50,8 @@ def command(
     action: Annotated[
         Literal["skip", "drop", "recur"],
         typer.Option(
-            help="skip: the layer stays a source of later ones. drop: it does not. recur: two-term "
-            "recurrence (AttnRes). --planner cost chooses for each site."
+            help="skip: the layer stays a source of later ones. drop: it does not. recur: it "
+            "continues the last retrieval formed (MRLA-B, AttnRes). --planner cost chooses by site."
         ),
     ] = "skip",
     measure: Annotated[

@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import console
-from .options import DataRoot, Device, Download, Json, Limit, ModelArgs, Seed, Workers, model_spec
+from .options import (
+    DataRoot,
+    Device,
+    Download,
+    ImageSize,
+    Json,
+    Limit,
+    ModelArgs,
+    Workers,
+    model_arguments,
+    numbers,
+)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 ELA_HELP = (
@@ -23,13 +34,25 @@ ELA_HELP = (
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Model name; see `ela-probe models`.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model name; see `ela-probe models`.", show_default=False),
+    ] = None,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE."
+            help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
+            "or text:FILE.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A YAML file, or a built-in recipe (`ela-probe recipes`); other options win.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder. Default: runs/MODEL-DATA.")
     ] = None,
@@ -47,7 +70,10 @@ def command(
     optimizer: Annotated[
         Literal["sgd", "adamw"] | None, typer.Option(help="Default: sgd, of text adamw.")
     ] = None,
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD; default: 0.9.")] = None,
+    nesterov: Annotated[
+        bool | None, typer.Option(help="Nesterov's momentum.", show_default=False)
+    ] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="SGD: on all parameters, default 5e-4; of text 0.1.")
     ] = None,
@@ -55,21 +81,32 @@ def command(
         float | None, typer.Option(help="Largest norm of the gradient; default: none, of text 1.")
     ] = None,
     schedule: Annotated[
-        Literal["cosine", "step"],
-        typer.Option(help="cosine to 0, or a tenth at 1/2 and at 3/4 of the epochs."),
-    ] = "cosine",
+        Literal["cosine", "step"] | None,
+        typer.Option(help="cosine (default) to 0, or step: times --gamma at every milestone."),
+    ] = None,
+    milestones: Annotated[
+        str | None,
+        typer.Option(help="Of the step schedule, e.g. 150,225; default: 1/2, 3/4 of the epochs."),
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="Of the step schedule; default: 0.1.")] = None,
     warmup: Annotated[
         float | None, typer.Option(min=0, help="Epochs of linear warm-up; default: 0, of text 0.1.")
     ] = None,
-    label_smoothing: Annotated[float, typer.Option(help="0 to less than 1.")] = 0,
-    precision: Annotated[Precision, typer.Option(help="16-mixed needs a GPU.")] = "32-true",
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="0 (default) to less than 1.")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Default: 32-true; 16-mixed needs a GPU.")
+    ] = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Only deterministic kernels.")
-    ] = False,
+        bool | None,
+        typer.Option("--deterministic", help="Only deterministic kernels.", show_default=False),
+    ] = None,
     val_fraction: Annotated[
         float | None,
         typer.Option(help="Share kept for validation; default: 0.1, of a text 0.05."),
     ] = None,
+    image_size: ImageSize = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens a sequence, of text; default: 128.")
     ] = None,
@@ -88,7 +125,10 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's resume.ckpt.")
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of everything that is drawn at random; default: 0."),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -102,46 +142,49 @@ def command(
         ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --precision bf16-mixed
         ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --ela skip=0.5,warmup=10
         ela-probe train --model attnres6 --data text:FILE
+        ela-probe train --recipe cifar10-quick-cpu --data npz:DIR/cifar10
     """
-    from ela_probe.data import open_data
     from ela_probe.pipeline import train
-    from ela_probe.training import ELAConfig, TrainConfig
+    from ela_probe.recipes import Recipe, read_recipe
 
-    settings = None if ela is None else ELAConfig.parse(ela)
-    config = TrainConfig.for_task(
-        "tokens" if data.startswith("text:") else "images",
+    plan = Recipe() if recipe is None else read_recipe(recipe)
+    spec = plan.model_spec(model, model_arguments(model_args))
+    source = plan.source(data)
+    config = plan.config(
+        "tokens" if source.startswith("text:") else "images",
         **given(
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
             optimizer=optimizer,
+            momentum=momentum,
+            nesterov=nesterov,
             weight_decay=weight_decay,
             gradient_clip=gradient_clip,
+            schedule=schedule,
+            milestones=None if milestones is None else numbers(milestones, "--milestones"),
+            gamma=gamma,
             warmup_epochs=warmup,
+            label_smoothing=label_smoothing,
+            precision=precision,
+            deterministic=deterministic,
+            num_workers=workers,
+            seed=seed,
         ),
-        momentum=momentum,
-        schedule=schedule,
-        label_smoothing=label_smoothing,
-        precision=precision,
-        seed=seed,
-        num_workers=workers,
-        deterministic=deterministic,
     )
-    spec = model_spec(None if ":" in model else model, model if ":" in model else None, model_args)
-    assert spec is not None
     spec.build()  # a wrong name is said before any data is read
-    images = open_data(
-        data,
+    samples = plan.open_data(
+        source,
         root=data_root,
         download=download,
-        limit=limit,
-        val_fraction=val_fraction,
-        seed=seed,
-        context=context,
+        seed=config.seed,
+        **given(limit=limit, val_fraction=val_fraction, image_size=image_size, context=context),
     )
-    folder = output or Path("runs") / f"{Path(model).name}-{data.partition(':')[0]}".lower()
-    result = train(spec, images, config, output=folder, ela=settings, device=device, resume=resume)
-    report(result, result.best, json, task=images.spec.task)
+    folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
+    result = train(
+        spec, samples, config, output=folder, ela=plan.ela_config(ela), device=device, resume=resume
+    )
+    report(result, result.best, json, task=samples.spec.task)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ela_probe.packing import FLOOR, Scratch, folded, readers
+from ela_probe.packing import FLOOR, Scratch, chunks, folded, pack, readers
 
 BLOCK = 6  # earlier sites whose products with all later ones are formed together
 
@@ -99,6 +99,29 @@ def pairwise(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
     return Pairwise(*found)
 
 
+def mean_kl(retrievals: Sequence[Tensor]) -> Tensor:
+    """The mean over rows of KL(w_i ‖ w_j), [T, T] in nats, upper triangle; nothing else.
+
+    Σ_n Σ_s w_i(s) log w_j(s) of all pairs is one matrix product for as many rows as caches hold.
+
+    Args:
+        retrievals: as `RedundancyMetric.update` takes them, T tensors [samples, ..., sources_t].
+    """
+    sizes = [w.shape[-1] for w in retrievals]
+    sites, scratch = len(sizes), Scratch()
+    half = sites // 2
+    shared = sizes[half - 1] if half else 0  # the sources behind are read by later sites only
+    total = torch.zeros(sites, sites, dtype=torch.float64, device=retrievals[0].device)
+    for chunk in chunks(retrievals):
+        weights, _ = pack(chunk, scratch)
+        logs = logarithms(weights, sizes, scratch)
+        for block, first in (slice(shared), 0), (slice(shared, None), half):
+            own, log = (part[first:, block].flatten(1) for part in (weights, logs))
+            total[first:, first:].addmm_(own, log.T)
+    total /= retrievals[0][..., 0].numel()
+    return (total.diagonal()[:, None] - total).clamp_min_(0.0).triu_(1)
+
+
 def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Pairwise:
     """As `pairwise`, of retrievals packed by `packing.pack`.
 
@@ -118,8 +141,8 @@ def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None)
 
 
 def logarithms(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Tensor:
-    """log w of packed weights; what lies behind a site's sources is undefined."""
-    logs = (scratch or Scratch()).take("logs", weights.shape, weights.device)
+    """log w of packed weights, 0 behind a site's sources."""
+    logs = (scratch or Scratch()).zeros("logs", weights.shape, weights.device)
     for own, log, size in zip(weights, logs, sizes, strict=True):
         torch.log(own[:size], out=log[:size])
     return logs

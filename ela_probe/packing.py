@@ -16,7 +16,7 @@ from torch import Tensor
 FLOOR = torch.finfo(torch.float32).tiny
 
 # How many float64 numbers a packed chunk holds: on a CPU what its caches hold.
-CPU_CHUNK, DEVICE_CHUNK = 2**18, 2**24
+CPU_CHUNK, DEVICE_CHUNK = 2**19, 2**24
 
 
 def chunks(retrievals: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -26,12 +26,11 @@ def chunks(retrievals: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         retrievals: T tensors [samples, ..., sources_t].
     """
     last = retrievals[-1]
-    samples = len(last)
     budget = CPU_CHUNK if last.device.type == "cpu" else DEVICE_CHUNK
     each = max(1, len(retrievals) * last[:1].numel())
     step = max(1, budget // each)
-    for start in range(0, samples, step):
-        yield [w[start : start + step] for w in retrievals]
+    if len(last):
+        yield from map(list, zip(*(w.split(step) for w in retrievals), strict=True))
 
 
 class Scratch:
@@ -44,9 +43,17 @@ class Scratch:
         """An uninitialised float64 tensor; it holds until the name is taken again."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size or buffer.device != device:
+        if buffer is None or buffer.device != device or buffer.numel() < size:
             buffer = self._buffers[name] = torch.empty(size, dtype=torch.float64, device=device)
         return buffer[:size].view(*shape)
+
+    def zeros(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """A float64 tensor that is zero at first; with the same shape again, as it was left."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.device != device or buffer.shape != tuple(shape):
+            buffer = torch.zeros(*shape, dtype=torch.float64, device=device)
+            self._buffers[name] = buffer
+        return buffer
 
 
 def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[Tensor, Tensor]:
@@ -54,7 +61,7 @@ def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[
 
     Args:
         retrievals: T tensors [samples, ..., sources_t]; sources_t never falls.
-        scratch: where the weights are put.
+        scratch: where the weights are put; one for retrievals of the same sizes.
 
     Returns:
         weights: [T, sources_T, rows] float64; site t sums to 1 over its first sources_t and is
@@ -64,7 +71,7 @@ def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[
     samples, rows = len(retrievals[0]), retrievals[0][..., 0].numel()
     sizes = [w.shape[-1] for w in retrievals]
     shape = (len(sizes), sizes[-1], rows)
-    weights = (scratch or Scratch()).take("weights", shape, retrievals[0].device).zero_()
+    weights = (scratch or Scratch()).zeros("weights", shape, retrievals[0].device)
     for own, size, w in zip(weights, sizes, retrievals, strict=True):
         own[:size].view(size, -1, samples).copy_(
             w.detach().reshape(samples, -1, size).permute(2, 1, 0)
@@ -76,7 +83,7 @@ def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[
     for source, first in readers(sizes):
         if source:
             total[first:] += weights[first:, source]
-    broken |= ~total.isfinite().all(dim=1)
+    broken |= ~total.sum(dim=1).isfinite()
     return weights.div_(total[:, None]), broken
 
 

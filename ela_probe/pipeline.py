@@ -201,8 +201,8 @@ def data_of(checkpoint: Path, loaded: Checkpoint) -> Data:
     if loaded.header.data is None:
         raise CheckpointError(
             f"{checkpoint} does not say what data it belongs to; name it with --data "
-            "(digits, npz:PREFIX, folder:DIR, fashion-mnist, cifar10, cifar100 or text:FILE), or "
-            "analyze it on --example-inputs package.module:function or, at random, "
+            "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 or "
+            "text:FILE), or analyze it on --example-inputs package.module:function or, at random, "
             "--input-size C,H,W"
         )
     return data_from_spec(loaded.header.data)

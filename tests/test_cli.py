@@ -11,8 +11,11 @@ import pytest
 import torch
 from ela_probe_cli import main
 
+from ela_probe.models import FAMILIES
+
 VERBS = (
-    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models"
+    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
+    "recipes"
 )  # fmt: skip
 
 
@@ -177,6 +180,15 @@ def test_models_lists_names_that_build(capsys: pytest.CaptureFixture[str]) -> No
     by_name = {row["name"]: row["parameters"] for row in rows}
     assert by_name["resnet20"] == 272_474
     assert by_name["mrla_b_resnet20"] == 276_224  # as the published mrla_base has
+
+
+def test_the_list_of_models_has_a_line_a_family_and_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["models"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "…" not in line]
+    assert [line[0] for line in lines if line and line[0] in FAMILIES] == list(FAMILIES)
 
 
 @pytest.mark.parametrize("verb", VERBS)

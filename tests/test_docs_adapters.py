@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ela_probe import analyze, make_plan, prune
-from ela_probe.adapters import ADAPTERS
+from ela_probe.adapters import ADAPTERS, adapter_for
 from ela_probe.adapters.declared import DeclaredAdapter
 from ela_probe.errors import PlanError
 
@@ -23,6 +23,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def example(capsys: pytest.CaptureFixture[str]) -> Iterator[dict[str, Any]]:
+    adapter_for(nn.Identity())  # so that those of the package are there
     before = list(ADAPTERS)
     names: dict[str, Any] = {}
     torch.manual_seed(0)

@@ -99,6 +99,14 @@ def test_means_and_errors_are_those_of_the_samples(rows: list[Tensor]) -> None:
 
 
 @given(retrievals())
+def test_the_product_of_all_pairs_gives_the_same_means(rows: list[Tensor]) -> None:
+    result = metric_of([rows]).compute()["kl"]
+    torch.testing.assert_close(
+        divergence.mean_kl(rows).reshape(result.shape), result, rtol=1e-9, atol=1e-14
+    )
+
+
+@given(retrievals())
 def test_mean_of_divergences_is_at_least_divergence_of_means(rows: list[Tensor]) -> None:
     result = metric_of([rows]).compute()
     assert (result["kl"] >= result["kl_of_means"] - 1e-12).all()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ela_probe.memory import peak_bytes
 from ela_probe.models import create_model
-from ela_probe.models.attention import MRLABase, along_channels, describe, descriptor_conv
+from ela_probe.models.attention import MRLABase, describe, descriptor_conv, project
 from ela_probe.models.norm_relu_add import norm_relu_add
 from ela_probe.models.stack import Rows, Stack, plain_dot, plain_sum, weighted_sum
 
@@ -58,12 +58,12 @@ def a_stage(
     key_rows = Rows(keys[0].shape)
     stack, key_stack, retrieved = Stack(len(values)), Stack(len(values)), []
     for t, query in enumerate(queries):
-        stack.append(values[t], rows)
-        key_stack.append(keys[t], key_rows)
         if query is None:
-            continue
-        if stacked:
-            retrieved.append(stack.weighted_sum(key_stack.dot(query).softmax(dim=-1)))
+            stack.append(values[t], rows)
+            key_stack.append(keys[t], key_rows)
+        elif stacked:
+            weights = key_stack.append_and_dot(keys[t], query, key_rows).softmax(dim=-1)
+            retrieved.append(stack.append_and_sum(values[t], weights, rows))
         else:
             weights = plain_dot(query, keys[: t + 1]).softmax(dim=-1)
             retrieved.append(plain_sum(weights, values[: t + 1], rows))
@@ -93,8 +93,7 @@ def test_a_backward_pass_leaves_nothing_to_the_next() -> None:
     weights = [torch.rand(2, 2, t + 1, dtype=torch.float64, requires_grad=True) for t in range(3)]
     stack, sums = Stack(3), []
     for value, weight in zip(values, weights, strict=True):
-        stack.append(value, rows)
-        sums.append(stack.weighted_sum(weight))
+        sums.append(stack.append_and_sum(value, weight, rows))
     plain = [plain_sum(w, values[: t + 1], rows) for t, w in enumerate(weights)]
     for wanted in ([weights[2]], [*values[1:]], [*values, *weights], [values[0]], [*values]):
         for which in ([2], [0, 1, 2], [1]):
@@ -116,8 +115,6 @@ def test_sources_beyond_the_capacity_are_not_kept() -> None:
     for value in values:
         stack.append(value, Rows.of_maps(value, 2))
     assert stack.count == 1
-    weights = torch.ones(2, 2, 1, dtype=torch.float64)
-    torch.testing.assert_close(stack.weighted_sum(weights), values[0])
 
 
 def test_a_value_is_stored_once() -> None:
@@ -131,8 +128,7 @@ def test_a_value_is_stored_once() -> None:
             stack = Stack(sites)
             total = torch.zeros(())
             for t, value in enumerate(values):
-                stack.append(value, rows)
-                total = total + stack.weighted_sum(torch.rand(2, 1, t + 1)).sum()
+                total = total + stack.append_and_sum(value, torch.rand(2, 1, t + 1), rows).sum()
             total.backward()
 
         return peak_bytes(work)
@@ -143,9 +139,10 @@ def test_a_value_is_stored_once() -> None:
 def test_the_block_goes_with_the_graph_that_saved_it() -> None:
     values = maps(2)
     stack = Stack(2)
-    for value in values:
-        stack.append(value, Rows.of_maps(value, 2))
-    loss = stack.weighted_sum(torch.rand(2, 2, 2, dtype=torch.float64)).sum()
+    rows = Rows.of_maps(values[0], 2)
+    stack.append(values[0], rows)
+    weights = torch.rand(2, 2, 2, dtype=torch.float64)
+    loss = stack.append_and_sum(values[1], weights, rows).sum()
     block = weakref.ref(stack._block)
     del stack
     assert block() is not None
@@ -184,13 +181,20 @@ def test_hooks_of_the_norm_still_fire() -> None:
     assert fired
 
 
-def test_along_channels_is_the_convolutions() -> None:
+def test_a_projection_is_the_convolutions_of_the_descriptor() -> None:
     for channels in (8, 64, 256):
-        convolutions = [descriptor_conv(channels), descriptor_conv(channels)]
-        descriptor = describe(torch.randn(3, channels, 2, 2))
-        assert descriptor.shape == (3, 1, channels)
-        together = along_channels(descriptor, *convolutions)
-        torch.testing.assert_close(together, [conv(descriptor) for conv in convolutions])
+        convolutions = [descriptor_conv(channels).double() for _ in range(2)]
+        x = torch.randn(3, channels, 2, 2, dtype=torch.float64, requires_grad=True)
+        assert describe(x).shape == (3, 1, channels)
+        leaves = [x, *(convolution.weight for convolution in convolutions)]
+        figures = []
+        for parts in (
+            project(x, *convolutions),
+            [convolution(describe(x)).squeeze(1) for convolution in convolutions],
+        ):
+            loss = parts[0].sin().sum() + parts[1].cos().sum()
+            figures.append([*parts, *torch.autograd.grad(loss, leaves)])
+        torch.testing.assert_close(figures[0], figures[1])
 
 
 def test_a_descriptor_stays_in_the_range_of_float16() -> None:

@@ -340,6 +340,16 @@ def test_resuming_with_other_settings_data_or_model_is_refused(data, tmp_path):
         run(data, tmp_path, larger, resume=True)
 
 
+def test_a_state_of_before_a_setting_was_added_resumes(data, tmp_path):
+    model, _ = run(data, tmp_path)
+    state = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    kept = state["callbacks"]["ela_probe.History"]["origin"]["config"]
+    for added in ("milestones", "gamma"):
+        del kept[added]
+    torch.save(state, tmp_path / "resume.ckpt")
+    assert same(model, run(data, tmp_path, resume=True)[0])
+
+
 def test_cosine_schedule_falls_from_1_to_0_after_warm_up():
     config = TrainConfig(epochs=10, warmup_epochs=2)
     factors = [config.lr_factor(step, steps_per_epoch=5) for step in range(51)]
@@ -354,6 +364,12 @@ def test_step_schedule_divides_by_ten_at_half_and_three_quarters():
     config = TrainConfig(epochs=8, schedule="step")
     factors = [config.lr_factor(step, steps_per_epoch=3) for step in range(24)]
     assert factors == pytest.approx([1] * 12 + [0.1] * 6 + [0.01] * 6)
+
+
+def test_step_schedule_multiplies_with_gamma_at_every_milestone():
+    config = TrainConfig(epochs=4, schedule="step", milestones=(1, 3.5), gamma=0.2)
+    factors = [config.lr_factor(step, steps_per_epoch=2) for step in range(8)]
+    assert factors == pytest.approx([1] * 2 + [0.2] * 5 + [0.04])
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_sites_are_found_and_read(attention: str, images: Tensor) -> None:
     model = settled(f"{attention}resnet20")
     found = discover(model)
     stage = found.stages[1]
-    slot = "recalibration" if attention == "dia_" else "retrieval"
+    slot = "gate" if attention == "dia_" else "retrieval"
     assert {s.kind for s in found.stages} == {KINDS[attention]}
     assert [s.name for s in stage.sites] == [f"stages.1.{t}.{slot}" for t in range(3)]
     assert stage.sizes == ((32, 32, 32) if attention == "dia_" else (1, 2, 3))
@@ -144,9 +144,9 @@ def test_skipping_equals_zeroing_the_retrieval(name: str, images: Tensor) -> Non
     assert (full - result).abs().max() > 1e-3
 
 
-def test_a_skipped_recalibration_leaves_the_block_ungated(images: Tensor) -> None:
+def test_a_skipped_gate_leaves_the_block_ungated(images: Tensor) -> None:
     model = settled("dia_resnet32")
-    skipped = ["stages.1.1.recalibration", "stages.2.2.recalibration"]
+    skipped = ["stages.1.1.gate", "stages.2.2.gate"]
     base = make_plan(analysed(model), skip=0.0)
     result = prune(model, with_actions(base, dict.fromkeys(skipped, "skip")))
     for name in skipped:

@@ -16,14 +16,14 @@ from ela_probe.models.dla import DLABase, DLALight, DLASource, SharedSources
 from ela_probe.models.resnet import ResNet
 from ela_probe.sites import Action, Kind, Site, Stage
 
-SLOTS = ("recalibration", "retrieval")
+SLOTS = ("gate", "retrieval")
 PROVIDERS = (Source, DLASource, MRLALight)  # what a later site can retrieve from
 READERS = (DIA, DLASource, DLALight, Step)  # what a stage's cell works for
 SITES = (DIA, DLABase, MRLABase, MRLALight)
 
 
 class ResNetAdapter:
-    """Sites are the blocks' retrievals, or with DIA their recalibrations.
+    """Sites are the blocks' retrievals, or with DIA their gates.
 
     `skip` leaves what later sites read: a key and a value where the family has them, the step of
     the cell that a stage shares. The cell goes when no site of its stage is left.

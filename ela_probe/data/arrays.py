@@ -1,13 +1,17 @@
-"""Images as uint8 in memory, or as files that are decoded when first asked for."""
+"""Images as uint8 in memory, or as files that are decoded when they are asked for."""
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
+from ela_probe.data.augmentation import augmented, random_crops
+from ela_probe.data.spec import Augmentation
 from ela_probe.errors import DataError
 
 IN_MEMORY_BYTES = 2**30
@@ -23,8 +27,8 @@ class Images(Protocol):
     """Height and width in pixels."""
     in_memory: bool
 
-    def read(self, indices: Tensor) -> Tensor:
-        """uint8 (n, C, H, W) for int64 indices (n,)."""
+    def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
+        """uint8 (n, C, H, W) for int64 indices (n,); `seed` is that of the augmentation."""
         ...
 
 
@@ -39,8 +43,8 @@ class ArrayImages:
         self.channels = images.shape[1]
         self.size = images.shape[-1]
 
-    def read(self, indices: Tensor) -> Tensor:
-        return self.images[indices]
+    def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
+        return augmented(self.images[indices], augment, seed=seed)
 
 
 class ImageFileError(DataError):
@@ -68,7 +72,10 @@ class FileImages:
         self._decoded = torch.empty(shape, dtype=torch.uint8) if self.in_memory else None
         self._known = torch.zeros(len(files), dtype=torch.bool)
 
-    def read(self, indices: Tensor) -> Tensor:
+    def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
+        return augmented(self._read(indices), augment, seed=seed)
+
+    def _read(self, indices: Tensor) -> Tensor:
         if self._decoded is None:
             return torch.stack([self._decode(self.paths[i]) for i in indices.tolist()])
         for i in indices[~self._known[indices]].tolist():
@@ -77,15 +84,49 @@ class FileImages:
         return self._decoded[indices]
 
     def _decode(self, path: str) -> Tensor:
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-            raise ImageFileError(
-                f"{path} is no readable image: remove it or put a good one there"
-            ) from None
+        image = rgb(path)
         scale = self.size / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         pixels: Tensor = tvf.center_crop(tvf.pil_to_tensor(image), [self.size, self.size])
         return pixels
+
+
+class Photographs:
+    """Image files as ImageNet's networks read them, decoded again on every read, as RGB.
+
+    To test, the shorter side is resized to 256/224 of `image_size` and the centre cut out. To train
+    ("resized-crop-flip"), a random part of the whole image is resized (`random_crops`).
+    """
+
+    channels = 3
+    in_memory = False
+
+    def __init__(self, files: Sequence[tuple[str, int]], *, image_size: int) -> None:
+        # an array: a list of a million strings would be copied into every loader's process
+        self.paths = np.array([os.fsencode(path) for path, _ in files])
+        self.labels = torch.tensor([label for _, label in files])
+        self.size = image_size
+
+    def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
+        paths = [os.fsdecode(path) for path in self.paths[indices.numpy()]]
+        if augment == "resized-crop-flip":
+            return random_crops(len(paths), lambda i: rgb(paths[i]), size=self.size, seed=seed)
+        pixels = torch.stack([self._centre(rgb(path)) for path in paths])
+        return augmented(pixels, augment, seed=seed)
+
+    def _centre(self, image: Image.Image) -> Tensor:
+        resized = tvf.resize(image, [round(self.size * 256 / 224)])
+        pixels: Tensor = tvf.pil_to_tensor(tvf.center_crop(resized, [self.size, self.size]))
+        return pixels
+
+
+def rgb(path: str) -> Image.Image:
+    """The image in a file. Raises ImageFileError."""
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        raise ImageFileError(
+            f"{path} is no readable image: remove it or put a good one there"
+        ) from None

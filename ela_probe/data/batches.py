@@ -9,7 +9,6 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as tvf
 
 from ela_probe.data.arrays import Images
-from ela_probe.data.augmentation import augmented
 from ela_probe.data.spec import Augmentation, DataSpec
 
 
@@ -81,6 +80,6 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return images[0], labels[0]
 
     def _batch(self, positions: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-        pixels = augmented(self.images.read(self.indices[positions]), self.augment, seed=seed)
+        pixels = self.images.read(self.indices[positions], augment=self.augment, seed=seed)
         scaled = tvf.to_dtype(pixels, torch.float32, scale=True)
         return tvf.normalize(scaled, self._mean, self._std, inplace=True), self.labels[positions]

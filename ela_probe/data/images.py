@@ -32,11 +32,15 @@ def open_images(
 ) -> "ImageData":
     """Open a source for the first time and measure its mean and standard deviation.
 
+    Those of ImageNet are the usual ones and are not measured. Its images are read from disk
+    whenever they are asked for; every other set that takes at most 1 GiB is kept in memory.
+
     | source | images | augmentation | test split |
     |---|---|---|---|
     | `digits` | scikit-learn's 8 x 8, upsampled: 3 x 32 x 32 | crop | 360 of 1,797, fixed |
     | `npz:PREFIX` | as stored, C x H x W | crop-flip | PREFIX-test.npz |
     | `folder:DIR` | RGB, resized and centre-cropped: 3 x 32 x 32 | crop-flip | test/ or val/ |
+    | `imagenet:DIR` | RGB, resized and cut: 3 x 224 x 224 | resized-crop-flip | val/ |
     | `fashion-mnist` | grey, zero-padded: 1 x 32 x 32 | crop | its own |
     | `cifar10`, `cifar100` | 3 x 32 x 32 | crop-flip | its own |
 
@@ -52,7 +56,8 @@ def open_images(
         seed: draws the limited subset and the validation split.
         image_size: resize to this height and width, in pixels.
         augment: "crop" shifts by up to 1/8 of the size (zeros move in), "crop-flip" also mirrors
-            left to right, "none" does nothing; the source's own (table) when None.
+            left to right, "resized-crop-flip" resizes a random part and mirrors, "none" does
+            nothing; the source's own (table) when None.
 
     Raises:
         DataError: the source is unknown, missing, or doesn't hold what it should, or an argument
@@ -72,7 +77,9 @@ def open_images(
             f"limit {limit} is too small: expected {len(splits.classes)} or more, an image a class"
         )
     train, _ = _train_and_val(splits, limit=limit, val_fraction=val_fraction, seed=seed)
-    mean, std = _measured(splits.train, train[:: max(1, len(train) // MEASURED_IMAGES)])
+    mean, std = splits.normalisation or _measured(
+        splits.train, train[:: max(1, len(train) // MEASURED_IMAGES)]
+    )
     spec = DataSpec(
         source=source,
         root=where,

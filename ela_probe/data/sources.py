@@ -1,6 +1,6 @@
 """Reading each source into uint8 images with labels, checked before anything uses them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,31 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from ela_probe.data.arrays import ArrayImages, FileImages, Images
+from ela_probe.data.arrays import ArrayImages, FileImages, Images, Photographs
 from ela_probe.data.idx import read_fashion_mnist
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import DataError
 
 DEFAULT_ROOT = "data"  # torchvision's habit: a folder of the working directory
 FOLDER_SIZE = 32
+IMAGENET_SIZE = 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_SPLIT_SEED = 0  # never the user's: the test images must stay the same for every run
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a source holds. `val` is None where it has none of its own."""
+    """What a source holds. `val` is None where it has none of its own.
+
+    normalisation: mean and standard deviation per channel, where it is not to be measured.
+    """
 
     train: Images
     test: Images
     classes: tuple[str, ...]
     augment: Augmentation
     val: Images | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def read_splits(source: str, *, root: str | None, download: bool, image_size: int | None) -> Splits:
@@ -44,6 +50,8 @@ def read_splits(source: str, *, root: str | None, download: bool, image_size: in
         splits = _npz(path)
     elif kind == "folder":
         return _folder(Path(path), image_size=image_size or FOLDER_SIZE)
+    elif kind == "imagenet":
+        return _imagenet(Path(path), image_size=image_size or IMAGENET_SIZE)
     else:
         where = Path(root or DEFAULT_ROOT).absolute()
         reader = _fashion_mnist if kind == "fashion-mnist" else _cifar
@@ -157,8 +165,6 @@ def _npz_arrays(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
 
 
 def _folder(root: Path, *, image_size: int) -> Splits:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
     if not (root / "train").is_dir():
         raise DataError(
             f"{root / 'train'} is no folder: expected {root}/train/CLASS/IMAGE and the same "
@@ -167,30 +173,68 @@ def _folder(root: Path, *, image_size: int) -> Splits:
     held_out = [name for name in ("test", "val") if (root / name).is_dir()]
     if not held_out:
         raise DataError(f"{root} has neither test/ nor val/: expected one of them beside train/")
-    found: dict[str, tuple[tuple[str, ...], FileImages]] = {}
-    for split in ("train", *held_out):
+    classes, found = _files(root, ("train", *held_out))
+    images = {split: FileImages(files, image_size=image_size) for split, files in found.items()}
+    return Splits(
+        train=images["train"],
+        test=images[held_out[0]],
+        val=images["val"] if len(held_out) == 2 else None,
+        classes=classes,
+        augment="crop-flip",
+    )
+
+
+def _imagenet(root: Path, *, image_size: int) -> Splits:
+    """train/ and val/ with a folder a class, as torchvision.datasets.ImageNet unpacks them."""
+    if not (root / "train").is_dir() or not (root / "val").is_dir():
+        archives = sorted(path.name for path in root.glob("ILSVRC2012_*.tar*"))
+        unpacked = (
+            f"; unpack {', '.join(archives)} with torchvision.datasets.ImageNet({str(root)!r}, "
+            "split) for the splits 'train' and 'val'"
+            if archives
+            else ""
+        )
+        raise DataError(
+            f"{root} lacks train/ or val/: expected {root}/train/CLASS/IMAGE and the same under "
+            f"val/{unpacked}"
+        )
+    classes, found = _files(root, ("train", "val"))
+    images = {split: Photographs(files, image_size=image_size) for split, files in found.items()}
+    return Splits(
+        train=images["train"],
+        test=images["val"],
+        classes=classes,
+        augment="resized-crop-flip",
+        normalisation=(IMAGENET_MEAN, IMAGENET_STD),
+    )
+
+
+def _files(
+    root: Path, splits: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]]]:
+    """The classes of an ImageFolder, and the files of each split with their labels."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    first: tuple[str, ...] = ()
+    found: dict[str, list[tuple[str, int]]] = {}
+    for split in splits:
         folder = root / split
         classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
         index = {name: label for label, name in enumerate(classes)}
-        files = index and make_dataset(folder, index, IMG_EXTENSIONS, allow_empty=True)
+        files = make_dataset(folder, index, IMG_EXTENSIONS, allow_empty=True) if index else []
         if not files:
             raise DataError(
                 f"{folder} holds no images: expected {folder}/CLASS/IMAGE with one of "
                 f"{', '.join(IMG_EXTENSIONS)}"
             )
-        if split != "train" and classes != found["train"][0]:
+        first = first or classes
+        if classes != first:
             raise DataError(
-                f"class folders differ between {root / 'train'} and {folder}: "
-                f"{_first_difference(found['train'][0], classes)}"
+                f"class folders differ between {root / splits[0]} and {folder}: "
+                f"{_first_difference(first, classes)}"
             )
-        found[split] = classes, FileImages(files, image_size=image_size)
-    return Splits(
-        train=found["train"][1],
-        test=found[held_out[0]][1],
-        val=found["val"][1] if len(held_out) == 2 else None,
-        classes=found["train"][0],
-        augment="crop-flip",
-    )
+        found[split] = files
+    return first, found
 
 
 def _fashion_mnist(kind: str, root: Path, download: bool) -> Splits:

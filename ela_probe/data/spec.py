@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ela_probe.errors import DataError
 
-Augmentation = Literal["none", "crop", "crop-flip"]
+Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
 
 NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
-PATH_SOURCES = ("npz", "folder", "text")
+PATH_SOURCES = ("npz", "folder", "imagenet", "text")
 
 
 class DataSpec(BaseModel):
@@ -24,7 +24,9 @@ class DataSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str = Field(description="digits, fashion-mnist, cifar10, cifar100, npz:P or folder:D")
+    source: str = Field(
+        description="digits, fashion-mnist, cifar10, cifar100, npz:P, folder:D or imagenet:D"
+    )
     root: str | None = Field(None, description="folder of the torchvision data sets, absolute")
     image_size: int = Field(ge=1, description="height and width in pixels")
     channels: int = Field(ge=1)
@@ -110,7 +112,7 @@ def absolute_source(source: str) -> str:
         return source
     if kind in PATH_SOURCES and path:
         return f"{kind}:{Path(path).expanduser().absolute()}"
-    known = (*NAMED_SOURCES, "npz:PREFIX", "folder:DIR", "text:FILE")
+    known = (*NAMED_SOURCES, "npz:PREFIX", "folder:DIR", "imagenet:DIR", "text:FILE")
     if kind in PATH_SOURCES:
         raise DataError(f"data source {source!r} lacks its path: expected {kind}:PATH")
     names = {name.partition(":")[0]: name for name in known}

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,14 +144,12 @@ def imagenet_family(
     prefix: str,
     description: str,
     attention: Callable[..., Attention],
-    *,
-    published_stem: Literal["plain", "deep"] = "plain",
-    **published: Any,
+    published: Mapping[str, Any],
 ) -> ModelFamily:
-    """The same for ImageNet. published: arguments as in the published network."""
+    """The same for ImageNet. published: arguments that stand where none are given."""
 
     @validate_call
-    def layout_of(depth: int, *, stem: Literal["plain", "deep"] = published_stem) -> Layout:
+    def layout_of(depth: int, *, stem: Literal["plain", "deep"] = "plain") -> Layout:
         return imagenet(depth, stem)
 
     def build(depth: int, **arguments: Any) -> Any:
@@ -179,32 +177,23 @@ def build_resnet(
     return ResNet(layout_of(**of_layout), attention(**arguments), **ends(**of_ends))
 
 
-register_family(resnet_family("", "CIFAR, plain", plugs.plain))
-register_family(resnet_family("se_", "CIFAR, SE (channels)", plugs.se))
-register_family(resnet_family("eca_", "CIFAR, ECA (channels)", plugs.eca))
-register_family(resnet_family("cbam_", "CIFAR, CBAM (places)", plugs.cbam))
-register_family(resnet_family("dia_", "CIFAR, DIA (layers)", plugs.dia))
-register_family(resnet_family("rla_g_", "CIFAR, RLA_g (layers)", plugs.rla))
-register_family(resnet_family("dla_b_", "CIFAR, DLA-B (layers)", plugs.dla_b))
-register_family(resnet_family("dla_l_", "CIFAR, DLA-L (layers)", plugs.dla_l))
-register_family(resnet_family("mrla_b_", "CIFAR, MRLA-B (layers)", plugs.mrla_b))
-register_family(resnet_family("mrla_l_", "CIFAR, MRLA-L (layers)", plugs.mrla_l))
-register_family(imagenet_family("", "ImageNet, plain", plugs.plain))
-register_family(imagenet_family("se_", "ImageNet, SE (channels)", plugs.se))
-register_family(imagenet_family("eca_", "ImageNet, ECA (channels)", plugs.eca))
-register_family(imagenet_family("cbam_", "ImageNet, CBAM (places)", plugs.cbam))
-register_family(imagenet_family("dia_", "ImageNet, DIA (layers)", plugs.dia, reduction=20))
-register_family(imagenet_family("rla_g_", "ImageNet, RLA_g (layers)", plugs.rla, hidden=32))
-register_family(
-    imagenet_family("dla_b_", "ImageNet, DLA-B (layers)", plugs.dla_b, head_dim=32, reduction=16)
-)
-register_family(
-    imagenet_family("dla_l_", "ImageNet, DLA-L (layers)", plugs.dla_l, head_dim=32, reduction=16)
-)
-register_family(
-    imagenet_family("mrla_b_", "ImageNet, MRLA-B (layers)", plugs.mrla_b, published_stem="deep")
-)
-register_family(imagenet_family("mrla_l_", "ImageNet, MRLA-L (layers)", plugs.mrla_l, head_dim=32))
+RESNETS: list[tuple[str, str, Callable[..., Attention], dict[str, Any]]] = [
+    # prefix, what it is, its arguments, and those of the published ImageNet network
+    ("", "plain", plugs.plain, {}),
+    ("se_", "SE (channel)", plugs.se, {}),
+    ("eca_", "ECA (channel)", plugs.eca, {}),
+    ("cbam_", "CBAM (place)", plugs.cbam, {}),
+    ("dia_", "DIA (layer)", plugs.dia, {"reduction": 20}),
+    ("rla_g_", "RLA_g (layer)", plugs.rla, {"hidden": 32}),
+    ("dla_b_", "DLA-B (layer)", plugs.dla_b, {"head_dim": 32, "reduction": 16}),
+    ("dla_l_", "DLA-L (layer)", plugs.dla_l, {"head_dim": 32, "reduction": 16}),
+    ("mrla_b_", "MRLA-B (layer)", plugs.mrla_b, {"stem": "deep"}),
+    ("mrla_l_", "MRLA-L (layer)", plugs.mrla_l, {"head_dim": 32}),
+]
+for prefix, what, attention, _ in RESNETS:
+    register_family(resnet_family(prefix, f"CIFAR, {what}", attention))
+for prefix, what, attention, published in RESNETS:
+    register_family(imagenet_family(prefix, f"ImageNet, {what}", attention, published))
 
 
 def attnres_family(prefix: str, description: str, *, blocks: int) -> ModelFamily:
@@ -254,5 +243,5 @@ def build_gpt(
 
 
 register_family(ModelFamily("gpt", build_gpt, "text, plain", (6, 12), "tokens"))
-register_family(attnres_family("attnres", "text, Attention Residuals", blocks=1))
+register_family(attnres_family("attnres", "text, AttnRes", blocks=1))
 register_family(attnres_family("attnres_block", "text, block AttnRes", blocks=4))

@@ -6,11 +6,12 @@ what it retrieves. Its weights pass through a `Tap`, so that a hook can read the
 
 import math
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
 from ela_probe.errors import ModelError
@@ -56,13 +57,26 @@ class Sources:
         self.retrieved: Tensor | None = None
         self.newer: list[Tensor] = []
 
-    def add(self, key: Tensor, value: Tensor, *, heads: int) -> None:
-        """A key [batch, 1, channels] and a value [batch, channels, height, width]."""
-        key = key.reshape(key.shape[0], heads, -1)
+    def add_key(self, key: Tensor) -> None:
+        """The next source's key, [batch, heads, head_dim]."""
         self.keys.append(key, Rows(key.shape))
-        self.values.append(value, self.values.rows or Rows.of_maps(value, heads))
+
+    def add_key_and_ask(self, key: Tensor, query: Tensor) -> Tensor:
+        """The next key, then the logits [batch, heads, sources] of a query of its shape."""
+        return self.keys.append_and_dot(key, query, Rows(key.shape))
+
+    def add_value(self, value: Tensor, heads: int) -> None:
+        """The next source's value, [batch, channels, height, width]."""
+        self.values.append(value, self.rows_of(value, heads))
         if self._recurs:
             self.newer.append(value)
+
+    def add_value_and_sum(self, value: Tensor, weights: Tensor) -> Tensor:
+        """The next value, then the sum of all by weights [batch, heads, sources]."""
+        return self.values.append_and_sum(value, weights, self.rows_of(value, weights.shape[1]))
+
+    def rows_of(self, value: Tensor, heads: int) -> Rows:
+        return self.values.rows or Rows.of_maps(value, heads)
 
     def retrieve(self, maps: Tensor) -> Tensor:
         """Note what a site has retrieved; returns it."""
@@ -85,9 +99,14 @@ class Source(nn.Module):
         self.value = depthwise_conv(channels)
 
     def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
-        (key,) = along_channels(describe(x), self.key)
-        sources.add(key, self.value(x), heads=self.heads)
+        (key,) = self.projected(x, self.key)
+        sources.add_key(key)
+        sources.add_value(self.value(x), self.heads)
         return x
+
+    def projected(self, x: Tensor, *convolutions: nn.Conv1d) -> list[Tensor]:
+        """Of the pooled descriptor, [batch, heads, head_dim] each."""
+        return [part.unflatten(1, (self.heads, -1)) for part in project(x, *convolutions)]
 
 
 class MRLABase(Source):
@@ -106,17 +125,16 @@ class MRLABase(Source):
         self.drop_path = stochastic_depth(drop_path)
 
     def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
-        key, query = along_channels(describe(x), self.key, self.query)
-        sources.add(key, self.value(x), heads=self.heads)
-        query = query.reshape(x.shape[0], self.heads, -1)
-        logits = sources.keys.dot(query / math.sqrt(query.shape[-1]))
-        retrieved = sources.retrieve(self.retrieve(logits.softmax(dim=-1), sources))
+        key, query = self.projected(x, self.key, self.query)
+        logits = sources.add_key_and_ask(key, query / math.sqrt(query.shape[-1]))
+        weights = logits.softmax(dim=-1)
+        retrieved = sources.retrieve(self.retrieve(self.value(x), weights, sources))
         if isinstance(self.drop_path, nn.Identity):
             return norm_relu_add(self.norm, retrieved, x)
         return x + self.drop_path(self.norm(retrieved).relu())
 
-    def retrieve(self, weights: Tensor, sources: Sources) -> Tensor:
-        return sources.values.weighted_sum(self.tap(weights))
+    def retrieve(self, value: Tensor, weights: Tensor, sources: Sources) -> Tensor:
+        return sources.add_value_and_sum(value, self.tap(weights))
 
     def without_retrieval(self) -> Source:
         """The same key and value with no retrieval: what the action `skip` leaves."""
@@ -143,12 +161,13 @@ class MRLARecurrence(MRLABase):
     and i are alike on the sources of i (shape divergence 0).
     """
 
-    def retrieve(self, weights: Tensor, sources: Sources) -> Tensor:
-        assert sources.retrieved is not None  # the first site of a stage never recurs
+    def retrieve(self, value: Tensor, weights: Tensor, sources: Sources) -> Tensor:
+        sources.add_value(value, self.heads)
         newer = weights[..., -len(sources.newer) :]
         shares = torch.cat([1 - newer.sum(dim=-1, keepdim=True), newer], dim=-1)
-        assert sources.values.rows is not None
-        return weighted_sum(shares, [sources.retrieved, *sources.newer], sources.values.rows)
+        assert sources.retrieved is not None  # the first site of a stage never recurs
+        rows = sources.rows_of(value, self.heads)
+        return weighted_sum(shares, [sources.retrieved, *sources.newer], rows)
 
 
 class MRLALight(nn.Module):
@@ -173,8 +192,7 @@ class MRLALight(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
         query, key = (
-            part.reshape(x.shape[0], self.heads, -1)
-            for part in along_channels(describe(x), self.query, self.key)
+            part.unflatten(1, (self.heads, -1)) for part in project(x, self.query, self.key)
         )
         gate = ((query * key).sum(-1) / math.sqrt(query.shape[-1])).sigmoid()
         gate = self.tap(gate, self.decay)
@@ -197,16 +215,43 @@ def descriptor_conv(channels: int) -> nn.Conv1d:
     return nn.Conv1d(1, 1, width, padding=width // 2, bias=False)
 
 
-def along_channels(descriptor: Tensor, *convolutions: nn.Conv1d) -> list[Tensor]:
-    """Several `descriptor_conv` of one descriptor, [batch, 1, channels] to as many of its shape.
+def project(x: Tensor, *convolutions: nn.Conv1d) -> tuple[Tensor, ...]:
+    """Several `descriptor_conv` of the pooled descriptor of x, [batch, channels] each."""
+    if torch.compiler.is_compiling():
+        descriptor = describe(x)
+        return tuple(convolution(descriptor).squeeze(1) for convolution in convolutions)
+    taps = torch.cat([convolution.weight for convolution in convolutions]).squeeze(1)
+    return _Project.apply(x, taps).unbind(0)  # type: ignore[no-any-return]
 
-    One matrix product over the descriptor's windows: a convolution with one channel is slow.
-    """
-    width = convolutions[0].kernel_size[0]
-    padded = F.pad(descriptor.squeeze(1), (width // 2, width // 2))
-    taps = torch.cat([convolution.weight for convolution in convolutions])
-    results = padded.unfold(1, width, 1) @ taps.squeeze(1).T
-    return [result.unsqueeze(1) for result in results.unbind(dim=2)]
+
+class _Project(torch.autograd.Function):
+    """The convolutions as one matrix product over the descriptor's windows: a convolution with one
+    channel is slow. Differentiated once, by hand; the gradient by x is a view."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
+        windows = windows_of(describe(x), taps.shape[1]).to(taps.dtype)
+        ctx.save_for_backward(windows, taps)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return (taps @ windows.T).view(len(taps), x.shape[0], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        windows, taps = ctx.saved_tensors
+        grad = grad.to(taps.dtype)  # autocast may have made it less
+        by_taps = grad.reshape(len(taps), -1) @ windows
+        turned = windows_of(grad.transpose(0, 1), taps.shape[1])
+        by_descriptor = turned @ taps.flip(1).reshape(-1, 1)
+        batch, channels, height, width = ctx.shape
+        by_mean = (by_descriptor / (height * width)).view(batch, channels, 1, 1)
+        return by_mean.to(ctx.dtype).expand(ctx.shape), by_taps
+
+
+def windows_of(rows: Tensor, width: int) -> Tensor:
+    """[batch, parts, channels] to [batch * channels, parts * width], zeros beyond the ends."""
+    padded = F.pad(rows, (width // 2, width // 2)).unfold(2, width, 1)
+    return padded.transpose(1, 2).reshape(-1, rows.shape[1] * width)
 
 
 def depthwise_conv(channels: int) -> nn.Conv2d:

@@ -10,7 +10,7 @@ class Block(nn.Module):
     """relu(body + shortcut). What is None isn't there; both attend to the stage so far.
 
     Args:
-        recalibration: of what the body gives, before the sum.
+        gate: of what the body gives, before the sum.
         retrieval: behind the block.
     """
 
@@ -19,20 +19,20 @@ class Block(nn.Module):
         body: nn.Module,
         downsample: nn.Module,
         *,
-        recalibration: nn.Module | None = None,
+        gate: nn.Module | None = None,
         retrieval: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.body = body
         self.downsample = downsample
-        self.recalibration = recalibration
+        self.gate = gate
         self.retrieval = retrieval
 
     def forward(self, x: Tensor, sources: Any) -> Tensor:
         residual = self.downsample(x)
         out = self.body(x)
-        if self.recalibration is not None:
-            out = self.recalibration(out, residual, sources)
+        if self.gate is not None:
+            out = self.gate(out, residual, sources)
         out = out.add_(residual).relu_()
         return out if self.retrieval is None else self.retrieval(out, residual, sources)
 

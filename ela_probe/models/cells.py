@@ -3,7 +3,7 @@
 A stage's forward begins with `CellState(cell)`; its blocks' attention modules step it.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ela_probe.models.channel_attention import reduced
 
 
-class Cell(nn.Module):
+class Cell(nn.Module, ABC):
     """Gates of a descriptor y and a state h, each through a bottleneck: W_y(y) + W_h(h).
 
     Args:

@@ -148,7 +148,7 @@ def plugged(
         body.add_module("attention", attention.body(channels))
     if attention.hidden:
         return RLABlock(body, downsample, hidden=attention.hidden, stride=stride)
-    parts = {"recalibration": attention.recalibration, "retrieval": attention.retrieval}
+    parts = {"gate": attention.gate, "retrieval": attention.retrieval}
     built = {name: build(channels) for name, build in parts.items() if build is not None}
     return Block(body, downsample, **built)
 

@@ -133,37 +133,40 @@ class Stack:
         """Add a source; all have the same rows."""
         if self.count == self.capacity:
             return
+        if self._begin(source, rows):
+            self._order = _Append.apply(source, *self._state())
+
+    def append_and_sum(self, source: Tensor, weights: Tensor, rows: Rows) -> Tensor:
+        """Σ_s w(s) V_s over the sources with this one; weights [*rows, sources]."""
+        if self._begin(source, rows):
+            result, self._order = _AppendAndSum.apply(source, weights, *self._state())
+            return result
+        assert self._list is not None
+        return plain_sum(weights, self._list, rows)
+
+    def append_and_dot(self, source: Tensor, query: Tensor, rows: Rows) -> Tensor:
+        """q · k_s over the sources with this one: [*rows, numbers] each to [*rows, sources]."""
+        if self._begin(source, rows):
+            result, self._order = _AppendAndDot.apply(source, query, *self._state())
+            return result
+        assert self._list is not None
+        return plain_dot(query, self._list)
+
+    def _begin(self, source: Tensor, rows: Rows) -> bool:
+        """Whether the source is to be copied into the block, which is made for the first one."""
         self.rows = rows
+        self.count += 1
         if self._list is not None:
             self._list.append(source)
-        else:
-            if self._block is None:
-                size = (rows.count, self.capacity, source.numel() // rows.count)
-                self._block, self._gradients = (
-                    source.new_empty(size),
-                    _Gradients(rows, self.capacity),
-                )
-            self._order = _Append.apply(
-                source, self._order, self._block, self.count, self._gradients
-            )
-        self.count += 1
+            return False
+        if self._block is None:
+            size = (rows.count, self.capacity, source.numel() // rows.count)
+            self._block = source.new_empty(size)
+            self._gradients = _Gradients(rows, self.capacity)
+        return True
 
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """Σ_s w(s) V_s over the sources so far; weights [*rows, sources]."""
-        if self._list is not None:
-            assert self.rows is not None
-            return plain_sum(weights, self._list, self.rows)
-        result: Tensor = _StackSum.apply(weights, self._order, self._block, self._gradients)
-        return result
-
-    def dot(self, query: Tensor) -> Tensor:
-        """q · k_s over the sources so far: [*rows, numbers] to [*rows, sources]."""
-        if self._list is not None:
-            return plain_dot(query, self._list)
-        result: Tensor = _StackDot.apply(
-            query, self._order, self._block, self.count, self._gradients
-        )
-        return result
+    def _state(self) -> tuple[Any, ...]:
+        return self._order, self._block, self.count - 1, self._gradients
 
 
 class _Gradients:
@@ -206,10 +209,17 @@ class _Gradients:
         return gradient
 
 
-class _Append(torch.autograd.Function):
-    """Store a source. The scalar that it returns orders the backward pass: a source's gradient is
-    asked for only when all who read it have had theirs."""
+def store(source: Tensor, block: Tensor, place: int, gradients: _Gradients) -> None:
+    # .data: earlier reads have saved the block, and none of them needs this part of it
+    rows = gradients.rows
+    rows.block(block.data[:, place]).copy_(rows.split(source))
 
+
+# Each of the three stores a source, and what it returns last, a scalar, goes to the next one as
+# `order`: so the backward pass comes to a source only when all who read it have had their turn.
+
+
+class _Append(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -219,9 +229,7 @@ class _Append(torch.autograd.Function):
         place: int,
         gradients: _Gradients,
     ) -> Tensor:
-        # .data: earlier reads have saved the block, and none of them needs this part of it
-        rows = gradients.rows
-        rows.block(block.data[:, place]).copy_(rows.split(source))
+        store(source, block, place, gradients)
         ctx.gradients, ctx.place = gradients, place
         return source.new_zeros(())
 
@@ -231,47 +239,65 @@ class _Append(torch.autograd.Function):
         return ctx.gradients.of_source(ctx.place), order if ctx.place else None, None, None, None
 
 
-class _StackSum(torch.autograd.Function):
+class _AppendAndSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, order: Tensor, block: Tensor, gradients: _Gradients
-    ) -> Tensor:
+        ctx: Any,
+        source: Tensor,
+        weights: Tensor,
+        order: Tensor | None,
+        block: Tensor,
+        place: int,
+        gradients: _Gradients,
+    ) -> tuple[Tensor, Tensor]:
+        store(source, block, place, gradients)
         flat = weights.reshape(block.shape[0], -1).to(block.dtype)
         gradients.reads += 1
-        ctx.gradients, ctx.shape = gradients, weights.shape
+        ctx.gradients, ctx.place, ctx.shape = gradients, place, weights.shape
         ctx.save_for_backward(flat, block)
-        return gradients.rows.join(torch.bmm(flat.unsqueeze(1), block[:, : flat.shape[1]]))
+        total = torch.bmm(flat.unsqueeze(1), block[:, : place + 1])
+        return gradients.rows.join(total), source.new_zeros(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, order: Tensor) -> tuple[Tensor | None, ...]:
         weights, block = ctx.saved_tensors
         term = ctx.gradients.note(grad, weights)
-        sources = block[:, : weights.shape[1]]
-        by_weight = torch.bmm(term.unsqueeze(1), sources.transpose(1, 2))
-        return by_weight.view(ctx.shape), grad.new_zeros(()), None, None
+        by_weight = torch.bmm(term.unsqueeze(1), block[:, : ctx.place + 1].transpose(1, 2))
+        by_source = ctx.gradients.of_source(ctx.place)
+        before = order if ctx.place else None
+        return by_source, by_weight.view(ctx.shape), before, None, None, None
 
 
-class _StackDot(torch.autograd.Function):
+class _AppendAndDot(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, order: Tensor, block: Tensor, count: int, gradients: _Gradients
-    ) -> Tensor:
+        ctx: Any,
+        source: Tensor,
+        query: Tensor,
+        order: Tensor | None,
+        block: Tensor,
+        place: int,
+        gradients: _Gradients,
+    ) -> tuple[Tensor, Tensor]:
+        store(source, block, place, gradients)
         flat = query.reshape(block.shape[0], 1, -1).to(block.dtype)
         gradients.reads += 1
-        ctx.gradients = gradients
+        ctx.gradients, ctx.place = gradients, place
         ctx.save_for_backward(query, block)
-        return torch.bmm(flat, block[:, :count].transpose(1, 2)).view(*query.shape[:-1], count)
+        logits = torch.bmm(flat, block[:, : place + 1].transpose(1, 2))
+        return logits.view(*query.shape[:-1], place + 1), source.new_zeros(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, order: Tensor) -> tuple[Tensor | None, ...]:
         query, block = ctx.saved_tensors
         factors = grad.reshape(block.shape[0], -1).to(block.dtype)
         ctx.gradients.note(query, factors)
-        sources = block[:, : factors.shape[1]]
-        by_query = torch.bmm(factors.unsqueeze(1), sources)
-        return by_query.view_as(query).to(query.dtype), grad.new_zeros(()), None, None, None
+        by_query = torch.bmm(factors.unsqueeze(1), block[:, : ctx.place + 1])
+        by_source = ctx.gradients.of_source(ctx.place)
+        before = order if ctx.place else None
+        return by_source, by_query.view_as(query).to(query.dtype), before, None, None, None
 
 
 class _WeightedSum(torch.autograd.Function):

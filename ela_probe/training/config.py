@@ -7,8 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ela_probe.errors import OptionError
 
-MILESTONES = (0.5, 0.75)
-GAMMA = 0.1
+MILESTONES = (0.5, 0.75)  # parts of all epochs
 TEXT: dict[str, Any] = {
     "epochs": 5,
     "batch_size": 32,
@@ -43,8 +42,12 @@ class TrainConfig(BaseModel):
         5e-4, ge=0, description="SGD: on all parameters; AdamW: on matrices, not on vectors"
     )
     schedule: Literal["cosine", "step"] = Field(
-        "cosine", description="cosine to 0, or a tenth at 1/2 and again at 3/4 of the epochs"
+        "cosine", description="cosine to 0, or times gamma at every milestone"
     )
+    milestones: tuple[float, ...] | None = Field(
+        None, description="of the step schedule, in epochs; default: 1/2 and 3/4 of all"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="of the step schedule")
     warmup_epochs: float = Field(0.0, ge=0, description="learning rate rises linearly for so long")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
@@ -65,6 +68,13 @@ class TrainConfig(BaseModel):
             raise ValueError(f"betas {self.betas} must be from 0 to less than 1")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.milestones is not None:
+            if self.schedule != "step":
+                raise ValueError(f"milestones need schedule 'step', not {self.schedule!r}")
+            if not all(0 < milestone < self.epochs for milestone in self.milestones):
+                raise ValueError(
+                    f"milestones {self.milestones} must lie between 0 and epochs {self.epochs}"
+                )
         return self
 
     @classmethod
@@ -110,13 +120,16 @@ class TrainConfig(BaseModel):
         """What `lr` is multiplied with in optimizer step `step` (from 0).
 
         Warm-up: (step + 1) / warm-up steps. Then cosine (Loshchilov & Hutter, ICLR 2017, eq. 5,
-        no restarts): (1 + cos(pi t)) / 2 with t from 0 to 1 over the steps left; or step: 0.1 per
-        milestone passed, milestones at 1/2 and 3/4 of all steps.
+        no restarts): (1 + cos(pi t)) / 2 with t from 0 to 1 over the steps left; or step: `gamma`
+        per milestone passed.
         """
         total = self.epochs * steps_per_epoch
         warmup = round(self.warmup_epochs * steps_per_epoch)
         if step < warmup:
             return (step + 1) / warmup
         if self.schedule == "step":
-            return GAMMA ** sum(step >= milestone * total for milestone in MILESTONES)
+            milestones = self.milestones
+            if milestones is None:
+                milestones = tuple(part * self.epochs for part in MILESTONES)
+            return self.gamma ** sum(step >= epoch * steps_per_epoch for epoch in milestones)
         return (1 + math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup)))) / 2

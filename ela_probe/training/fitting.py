@@ -226,6 +226,8 @@ def _check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any], ela:
     kept = origin_of(state) if isinstance(state, dict) else None
     if kept is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
+    # a run of before a setting was added had what is its default now
+    kept = {**kept, "config": {**TrainConfig().model_dump(), **kept["config"]}}
     differing = [
         f"{'ela ' * (part == 'ela')}{name} {then.get(name)!r} then, {now.get(name)!r} now"
         for part, then, now in ((p, kept.get(p, {}), origin[p]) for p in ("config", "data", "ela"))

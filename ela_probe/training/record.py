@@ -71,6 +71,10 @@ class History(pl.Callback):
         seed = epoch_seed(module.config.seed, trainer.current_epoch)
         pl.seed_everything(seed, workers=True, verbose=False)
 
+    def elapsed(self) -> float:
+        """Seconds since the epoch began."""
+        return round(time.perf_counter() - self._start, 3)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the epoch's row; write `best.pt` if it is the best."""
         module = _ours(pl_module)
@@ -89,7 +93,7 @@ class History(pl.Callback):
             row["val_loss"] = float(module.val_loss.compute())
             row["val_accuracy"] = float(module.val_accuracy.compute())
         module.reset_sums()
-        row["seconds"] = round(time.perf_counter() - self._start, 3)
+        row["seconds"] = self.elapsed()
         self.rows.append(row)
         key, sign = ("val_loss", -1) if self.by_loss else ("val_accuracy", 1)
         if not self.best or key not in row or sign * row[key] > sign * self.best[key]:
@@ -104,8 +108,8 @@ class NoteELA(pl.Callback):
         self.history, self.ela = history, ela
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the share that was skipped, and the seconds of probing and planning."""
-        self.history.rows[-1].update(self.ela.row)
+        """Add the share that was skipped, and the seconds of probing and planning, to its own."""
+        self.history.rows[-1].update(self.ela.row, seconds=self.history.elapsed())
 
 
 class KeepLast(Checkpoint):
