@@ -670,15 +670,9 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
         [sys.executable, "-c", code, *words], env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    seen = 0.0
-    deadline = time.monotonic() + 120
-    versions = 0
-    while versions < 2 and process.poll() is None and time.monotonic() < deadline:
-        if state.exists() and state.stat().st_mtime_ns != seen:
-            seen = state.stat().st_mtime_ns
-            versions += 1
+    while not state.exists() and process.poll() is None:
         time.sleep(0.002)
-    time.sleep(random.Random().uniform(0, 0.3))
+    time.sleep(random.Random().uniform(0, 0.2))  # at any moment of the four epochs left
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "plan.json").exists() or SkipPlan.load(tmp_path / "plan.json")
