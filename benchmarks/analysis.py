@@ -27,8 +27,12 @@ from ela_probe.profiling import Timing, alternate
 
 MOST_TIME, MOST_MEMORY = 1.03, 1.02
 
-# Tensors alive between batches, the peak of one more pass at the end, and the largest resident set.
+# Tensors alive between batches (the most), the peak of one more pass at the end, and the process's
+# resident set (the median of the readings along the stream: their maximum is shown too, but it
+# grows with the number of readings, since an allocator gives pages back and takes them again).
 MEMORY = ("live tensors MiB", "one pass MiB", "resident set MiB")
+SHOWN = (*MEMORY, "largest resident set MiB")
+READ_EVERY = 4  # batches
 
 Batch = tuple[Tensor, Tensor]
 
@@ -120,7 +124,7 @@ def summed(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "images": runs[0]["images"],
         "probed": runs[0]["probed"],
-        **{kind: statistics.median(run[kind] for run in runs) for kind in MEMORY},
+        **{kind: statistics.median(run[kind] for run in runs) for kind in SHOWN},
     }
 
 
@@ -139,7 +143,7 @@ def draw(
             figures.heading(axes[-1], "Memory of the analysis", f"{model}, of the process, by run")
             for run in memory:
                 short = run["images"] == min(r["images"] for r in memory)
-                x = [run["batch size"] * (8 * k + 4) for k in range(len(run["resident"]))]
+                x = [run["batch size"] * READ_EVERY * (k + 1) for k in range(len(run["resident"]))]
                 axes[-1].plot(
                     x, run["resident"], color=figures.COLOURS[1 if short else 0], alpha=0.8,
                     label=f"{run['images']:,} images",
@@ -201,7 +205,7 @@ def memory_run(
 
     def stream() -> Iterator[Batch]:
         for number in range(-(-images // batch_size)):
-            if number % 8 == 4:  # the first batches settle the allocator
+            if number % READ_EVERY == READ_EVERY - 1:  # the first batches settle the allocator
                 tensors.append(live_tensor_bytes())
                 resident.append(resident_bytes())
             yield pool[number % len(pool)]
@@ -215,7 +219,8 @@ def memory_run(
         "probed": probed,
         "live tensors MiB": round(max(tensors) / 2**20, 3),
         "one pass MiB": round(one_pass / 2**20, 3),
-        "resident set MiB": round(max(resident) / 2**20, 1),
+        "resident set MiB": round(statistics.median(resident) / 2**20, 1),
+        "largest resident set MiB": round(max(resident) / 2**20, 1),
         "batch size": batch_size,
         "resident": [round(value / 2**20, 1) for value in resident],
     }
