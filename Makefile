@@ -13,7 +13,7 @@ demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

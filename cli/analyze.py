@@ -13,6 +13,7 @@ from .options import (
     Data,
     DataRoot,
     Device,
+    Devices,
     Download,
     Every,
     ExampleBatches,
@@ -27,6 +28,7 @@ from .options import (
     MaxTokens,
     Model,
     ModelArgs,
+    NumNodes,
     Seed,
     SitesFile,
     SplitName,
@@ -68,6 +70,8 @@ def command(
     max_tokens: MaxTokens = None,
     figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,
     device: Device = "auto",
+    devices: Devices = None,
+    num_nodes: NumNodes = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -83,8 +87,10 @@ def command(
     from ela_probe.adapters.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.plots import save_figures
+    from ela_probe.processes import asked_for, is_first
     from ela_probe.storage import output_directory
 
+    processes = asked_for(devices, num_nodes, device=device)
     spec = model_spec(model, factory, model_args, code)
     inputs = chosen_inputs(
         input_size, input_dtype, input_high, example_inputs,
@@ -112,11 +118,14 @@ def command(
             max_batches=max_batches,
             max_tokens=max_tokens,
             device=device,
+            processes=processes,
         )
     except BaseException:
-        if not existed:
+        if not existed and is_first():
             folder.rmdir()
         raise
+    if not is_first():
+        return
     for note in analysis.provenance.notes:
         console.said(f"note: {note}")
     analysis.save(folder)

@@ -11,12 +11,15 @@ from .options import (
     Data,
     DataRoot,
     Device,
+    Devices,
     Download,
     Factory,
     Json,
     Model,
     ModelArgs,
+    NumNodes,
     Seed,
+    StrategyName,
     Workers,
     checkpoint_data,
     model_spec,
@@ -59,6 +62,9 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = None,
+    num_nodes: NumNodes = None,
+    strategy: StrategyName = "auto",
     json: Json = False,
 ) -> None:
     """Train a (pruned) checkpoint further, with a smaller schedule.
@@ -69,8 +75,10 @@ def command(
     """
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.pipeline import data_of, finetune
+    from ela_probe.processes import asked_for, is_first
     from ela_probe.training import TrainConfig
 
+    processes = asked_for(devices, num_nodes, strategy, device=device)
     spec = model_spec(model, factory, model_args, code)
     images = checkpoint_data(checkpoint, spec, data, data_root, download)
     images = images or data_of(checkpoint, read_checkpoint(checkpoint, spec=spec))
@@ -90,6 +98,8 @@ def command(
     )
     path = output or checkpoint.with_name(f"{checkpoint.stem}-tuned{checkpoint.suffix}")
     result = finetune(
-        checkpoint, config, output=path, data=images, spec=spec, device=device, resume=resume
-    )
-    report(result, path, json, task=images.spec.task)
+        checkpoint, config, output=path, data=images, spec=spec, device=device,
+        processes=processes, resume=resume,
+    )  # fmt: skip
+    if is_first():
+        report(result, path, json, task=images.spec.task)

@@ -19,6 +19,27 @@ Json = Annotated[
 Device = Annotated[
     str, typer.Option(help="auto (the first there is of cuda, mps, cpu), cpu, cuda, cuda:1, mps.")
 ]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes on this machine, one a GPU or CPU share. Default: as torchrun or SLURM "
+        "started, else 1.",
+        show_default=False,
+    ),
+]
+NumNodes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Machines; they need torchrun or srun.", show_default=False),
+]
+StrategyName = Annotated[
+    Literal["auto", "ddp", "fsdp"],
+    typer.Option(
+        "--strategy",
+        help="Of several processes: ddp (auto), each with the whole model and a part of every "
+        "batch, or fsdp, which shares out parameters and optimizer too.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
 Data = Annotated[
     str | None,

@@ -9,11 +9,14 @@ from . import console
 from .options import (
     DataRoot,
     Device,
+    Devices,
     Download,
     ImageSize,
     Json,
     Limit,
     ModelArgs,
+    NumNodes,
+    StrategyName,
     Workers,
     model_arguments,
     numbers,
@@ -130,6 +133,9 @@ def command(
         typer.Option(min=0, help="Seed of everything that is drawn at random; default: 0."),
     ] = None,
     device: Device = "auto",
+    devices: Devices = None,
+    num_nodes: NumNodes = None,
+    strategy: StrategyName = "auto",
     json: Json = False,
 ) -> None:
     """Train a model from scratch.
@@ -143,10 +149,14 @@ def command(
         ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --ela skip=0.5,warmup=10
         ela-probe train --model attnres6 --data text:FILE
         ela-probe train --recipe cifar10-quick-cpu --data npz:DIR/cifar10
+        ela-probe train --recipe imagenet-mrla --data imagenet:DIR --devices 8
+        torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe ...
     """
     from ela_probe.pipeline import train
+    from ela_probe.processes import asked_for, is_first
     from ela_probe.recipes import Recipe, read_recipe
 
+    processes = asked_for(devices, num_nodes, strategy, device=device)
     plan = Recipe() if recipe is None else read_recipe(recipe)
     spec = plan.model_spec(model, model_arguments(model_args))
     source = plan.source(data)
@@ -182,9 +192,11 @@ def command(
     )
     folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
     result = train(
-        spec, samples, config, output=folder, ela=plan.ela_config(ela), device=device, resume=resume
-    )
-    report(result, result.best, json, task=samples.spec.task)
+        spec, samples, config, output=folder, ela=plan.ela_config(ela), device=device,
+        processes=processes, resume=resume,
+    )  # fmt: skip
+    if is_first():
+        report(result, result.best, json, task=samples.spec.task)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -74,14 +74,14 @@ def versions() -> dict[str, str]:
 
 def save_checkpoint(
     path: str | Path,
-    model: nn.Module,
+    model: nn.Module | Mapping[str, Tensor],
     *,
     spec: ModelSpec,
     plans: Sequence[SkipPlan] = (),
     data: AnySpec | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write a model. `spec` builds the unpruned model, to which `plans` were applied in turn.
+    """Write a model, or its state dict. `spec` builds it unpruned; `plans` were applied in turn.
 
     Raises:
         OutputError: the place can't be written to; an existing file stays as it was.
@@ -93,7 +93,8 @@ def save_checkpoint(
         metrics=dict(metrics or {}),
         versions=versions(),
     )
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = model.state_dict() if isinstance(model, nn.Module) else model
+    state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = header.model_dump_json()
     if Path(path).suffix == ".safetensors":
         content = safetensors.torch.save(state, {KEY: text})

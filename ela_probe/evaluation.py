@@ -1,6 +1,5 @@
 """How good a classifier is on a split: accuracy and loss, in one pass.
 
-
 Predicting the next token is classifying every position of a sequence.
 """
 
@@ -18,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ela_probe.discovery import call
 from ela_probe.errors import DataError
 from ela_probe.inputs import inputs_and_labels, logits_of, mapped, sample_count
+from ela_probe.processes import count, is_first, of_all, rank, together
 from ela_probe.progress import track
 
 
@@ -34,6 +34,8 @@ def evaluate(
     """Measure `model` in eval mode over all batches of `loader`.
 
     The train/eval mode of every submodule is put back afterwards, also when the model raises.
+    Where torch.distributed is up, every process calls it with batches of its own, and all get the
+    figures of all samples.
 
     Args:
         model: maps inputs (N, ...) to logits (*L, K) where labels have shape L: images to (N, K),
@@ -58,41 +60,44 @@ def evaluate(
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
     loss = MeanMetric().to(device)
+    if device.type != "mps":
+        loss.set_dtype(torch.float64)
     accuracy: MulticlassAccuracy | None = None
     samples, scored, sequences = 0, True, False
     start = time.perf_counter()
     try:
         model.to(device).eval()
-        for batch in track(loader, "evaluating", progress=progress):
-            inputs, labels = inputs_and_labels(batch, labelled=labelled)
-            samples += sample_count(inputs)
-            output = call(model, mapped(inputs, lambda t: t.to(device, non_blocking=True)))
-            logits = logits_of(output)
-            if logits is None or not _are_classes(labels, logits):
-                if measured:
-                    raise DataError(_unmeasured(labels, output))
-                scored = False
-                continue
-            logits = logits.float()
-            outside = int(labels.max())
-            sequences = labels.dim() > 1
-            labels = labels.to(device, non_blocking=True).flatten()
-            logits = logits.flatten(0, -2)
-            if outside >= logits.shape[1]:
-                raise DataError(
-                    f"the data has label {outside}, the model only {logits.shape[1]} classes "
-                    "(0 and up): evaluate it on the data that it was trained for"
-                )
-            if accuracy is None:
-                accuracy = MulticlassAccuracy(
-                    logits.shape[1], average="micro", validate_args=False
-                ).to(device)
-            accuracy.update(logits, labels)
-            loss.update(F.cross_entropy(logits, labels), weight=len(labels))
-        if not samples:
-            raise DataError("there is nothing to evaluate: the split is empty")
-        known = accuracy is not None and scored
-        mean = float(loss.compute()) if known else math.nan
+        with together():
+            for batch in track(loader, "evaluating", progress=progress and is_first()):
+                inputs, labels = inputs_and_labels(batch, labelled=labelled)
+                samples += sample_count(inputs)
+                output = call(model, mapped(inputs, lambda t: t.to(device, non_blocking=True)))
+                logits = logits_of(output)
+                if logits is None or not _are_classes(labels, logits):
+                    if measured:
+                        raise DataError(_unmeasured(labels, output))
+                    scored = False
+                    continue
+                logits = logits.float()
+                outside = int(labels.max())
+                sequences = labels.dim() > 1
+                labels = labels.to(device, non_blocking=True).flatten()
+                logits = logits.flatten(0, -2)
+                if outside >= logits.shape[1]:
+                    raise DataError(
+                        f"the data has label {outside}, the model only {logits.shape[1]} classes "
+                        "(0 and up): evaluate it on the data that it was trained for"
+                    )
+                if accuracy is None:
+                    accuracy = MulticlassAccuracy(
+                        logits.shape[1], average="micro", validate_args=False
+                    ).to(device)
+                accuracy.update(logits, labels)
+                loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+            if not samples:
+                raise DataError(_nothing())
+        samples, scored = sum(of_all(samples)), all(of_all(scored))
+        mean = float(loss.compute()) if scored else math.nan
         return {
             "accuracy": float(accuracy.compute()) if accuracy is not None and scored else math.nan,
             "loss": mean,
@@ -103,6 +108,15 @@ def evaluate(
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _nothing() -> str:
+    if count() == 1:
+        return "there is nothing to evaluate: the split is empty"
+    return (
+        f"there is no batch for process {rank() + 1} of {count()}: take fewer processes, smaller "
+        "batches or more samples"
+    )
 
 
 def _are_classes(labels: Any, logits: Tensor) -> bool:

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DistributedSampler
 
 from ela_probe.adapters import adapter_for, unwrap
 from ela_probe.analysis import Analysis, Provenance, StageAnalysis
 from ela_probe.discovery import Discovery, discover
 from ela_probe.ebqm import Target
+from ela_probe.errors import DataError
 from ela_probe.evaluation import evaluate
 from ela_probe.inputs import inputs_and_labels
 from ela_probe.probe import AttentionProbe
+from ela_probe.processes import of_all, together
 
 
 def analyze(
@@ -36,6 +39,10 @@ def analyze(
     Accuracy and loss are measured too where there are labels (N,) for every batch and logits
     (N, K), alone or as `logits` of the output; elsewhere they are None.
 
+    Where torch.distributed is up, every process calls it with batches of its own, and all get the
+    analysis of all, with the very sums that one process would have. A sampler that repeats samples
+    to make the processes' numbers equal is refused.
+
     Args:
         model: any model; its modes are put back afterwards.
         batches: e.g. a DataLoader, without augmentation. A pair is inputs and labels; anything
@@ -52,8 +59,9 @@ def analyze(
         OptionError: `every`, `max_batches` or `max_tokens` below 1.
         ModelError: the model has no layer attention, or was compiled.
         ProbeError: a site did not fire as expected, or weights are NaN.
-        DataError: no batches, or labels outside the model's classes.
+        DataError: no batches, labels outside the model's classes, or samples that are repeated.
     """
+    check_repeats(batches)
     if discovery is None and adapter_for(unwrap(model)) is None:
         batches, first = _peeked(batches)
         discovery = discover(model, inputs_and_labels(first, labelled=labelled)[0])
@@ -62,7 +70,7 @@ def analyze(
     )
     if probe.sampling.passes is not None:
         batches = islice(batches, probe.sampling.passes)
-    with probe:
+    with together(), probe:
         result = evaluate(
             model, batches, device, labelled=labelled, measured=False, progress=progress
         )
@@ -109,7 +117,12 @@ def sampling_of(probe: AttentionProbe) -> dict[str, int]:
         for name, value in vars(probe.sampling).items()
         if value is not None and (name, value) != ("every", 1)
     }
-    return {**asked, "batches": probe.seen, "recorded": probe.passes} if asked else {}
+    if not asked:
+        return {}
+    counts = {"batches": probe.seen, "recorded": probe.passes}
+    if "max_batches" in asked:
+        counts["max_batches"] = asked["max_batches"]
+    return {**asked, **{name: sum(of_all(value)) for name, value in counts.items()}}
 
 
 def sampling_note(sampled: Mapping[str, int]) -> str:
@@ -119,6 +132,17 @@ def sampling_note(sampled: Mapping[str, int]) -> str:
         "batches that were run"
         + ("" if tokens is None else f", at most {tokens} token positions a sample")
     )
+
+
+def check_repeats(batches: Iterable[Any]) -> None:
+    """Raise DataError where a DistributedSampler would have samples count twice."""
+    sampler = getattr(batches, "sampler", None)
+    if isinstance(sampler, DistributedSampler) and sampler.total_size > len(sampler.dataset):  # type: ignore[arg-type]
+        raise DataError(
+            f"the DistributedSampler repeats {sampler.total_size - len(sampler.dataset)} samples, "  # type: ignore[arg-type]
+            "which would count twice; use one that repeats none, such as "
+            "pytorch_lightning.overrides.distributed.UnrepeatedDistributedSampler"
+        )
 
 
 def _peeked(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:

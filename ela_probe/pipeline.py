@@ -1,26 +1,29 @@
 """The main job, verb by verb: what the commands do, for use from Python. Files in, files out."""
 
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ela_probe.adapters import adapter_for, unwrap
 from ela_probe.adapters.declared import DeclaredAdapter
 from ela_probe.analysis import Analysis, Provenance
 from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
 from ela_probe.data import Data, data_from_spec
+from ela_probe.data.batches import Share
 from ela_probe.device import resolve_device
 from ela_probe.discovery import call, discover
-from ela_probe.errors import CheckpointError, DataError
+from ela_probe.errors import CheckpointError, DataError, OptionError
 from ela_probe.evaluation import evaluate
 from ela_probe.inputs import ExampleInputs, RandomInputs, first_samples, logits_of, mapped
 from ela_probe.measure import analyze
 from ela_probe.models import ModelSpec, family_of
 from ela_probe.plan import SkipPlan
+from ela_probe.processes import Processes, count, is_first, rank
 from ela_probe.pruning import prune
 from ela_probe.sampling import Sampling
 from ela_probe.storage import output_directory, replacing
@@ -38,6 +41,7 @@ def train(
     output: Path,
     ela: ELAConfig | None = None,
     device: str = "auto",
+    processes: Processes = Processes(),
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
@@ -72,7 +76,9 @@ def train(
             model=spec.name, model_args=spec.args, data=data.spec.source, versions=versions()
         )
         callback = ELA(ela, path=output / PLAN, provenance=provenance)
-    return _fit(model, spec, (), data, config, output, device, resume, progress, callback)
+    return _fit(
+        model, spec, (), data, config, output, device, processes, resume, progress, callback
+    )
 
 
 def finetune(
@@ -83,6 +89,7 @@ def finetune(
     data: Data | None = None,
     spec: ModelSpec | None = None,
     device: str = "auto",
+    processes: Processes = Processes(),
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
@@ -95,10 +102,12 @@ def finetune(
     run = output_directory(output.parent / f"{output.stem}-run")
     header = loaded.header
     result = _fit(
-        loaded.model, header.model, header.plans, data, config, run, device, resume, progress
-    )
-    with replacing(output) as temporary:
-        shutil.copyfile(result.best, temporary)
+        loaded.model, header.model, header.plans, data, config, run, device, processes, resume,
+        progress,
+    )  # fmt: skip
+    if is_first():
+        with replacing(output) as temporary:
+            shutil.copyfile(result.best, temporary)
     return result
 
 
@@ -117,9 +126,12 @@ def analyze_checkpoint(
     max_batches: int | None = None,
     max_tokens: int | None = None,
     device: str = "auto",
+    processes: Processes = Processes(),
     progress: bool = True,
 ) -> Analysis:
     """Measure the redundancy of a checkpoint's layer attention, in eval mode, unaugmented.
+
+    Several processes read whole batches in turn, and all return the analysis of all.
 
     Args:
         data: replaces the data that the checkpoint names.
@@ -133,18 +145,34 @@ def analyze_checkpoint(
     loaded = read_checkpoint(checkpoint, spec=spec)
     if sites is None and adapter_for(unwrap(loaded.model)) is not None:
         discover(loaded.model)  # before any data is read
-    where = resolve_device(device)
-    loader: Iterable[Any]
     if inputs is not None:
-        data, loader = None, inputs
+        data = None
         check_inputs(loaded.model, inputs)
     else:
         data = data or data_of(checkpoint, loaded)
         check_fit(loaded.model, data)
-        loader = data.loader(split, batch_size=batch_size, limit=limit, num_workers=num_workers)
+        samples = min(data.size(split), limit or data.size(split))
+        recorded = math.ceil(samples / batch_size / every)
+        most = recorded if max_batches is None else min(recorded, max_batches)
+        if most < processes.count:
+            raise OptionError(
+                f"{most} batches to record are too few for {processes.count} processes; take "
+                "smaller ones (--batch-size), more of them (--every, --max-batches, --limit), or "
+                "fewer processes"
+            )
+    where = processes.launch(resolve_device(device))
+    share = Share(rank(), count(), turn=every)
+    loader: Iterable[Any]
+    if data is not None:
+        loader = data.loader(
+            split, batch_size=batch_size, limit=limit, num_workers=num_workers, share=share
+        )
+    else:
+        assert inputs is not None
+        loader = inputs if share.count == 1 else share.deal(inputs)
     found = None
     if sites is not None:
-        first = next(iter(loader))
+        first = next(iter(loader if inputs is None else inputs))
         found = sites.discover(loaded.model, first if data is None else first[0])
     provenance = Provenance(
         model=loaded.header.model.name,
@@ -166,7 +194,7 @@ def analyze_checkpoint(
         device=where,
         provenance=provenance,
         every=every,
-        max_batches=max_batches,
+        max_batches=None if max_batches is None else share.turns(max_batches),
         max_tokens=max_tokens,
         progress=progress,
     )
@@ -264,19 +292,20 @@ def _fit(
     config: TrainConfig,
     output: Path,
     device: str,
+    processes: Processes,
     resume: bool,
     progress: bool,
     ela: ELA | None = None,
 ) -> FitResult:
     check_fit(model, data)
 
-    def save(path: Path, trained: nn.Module, metrics: Mapping[str, float]) -> None:
+    def save(path: Path, state: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
         carried = plans if ela is None or ela.plan is None else (*plans, ela.plan)
         save_checkpoint(
-            path, trained, spec=spec, plans=carried, data=data.spec, metrics=dict(metrics)
+            path, state, spec=spec, plans=carried, data=data.spec, metrics=dict(metrics)
         )
 
     return fit(
-        model, data, config, output=output, save=save, device=device, resume=resume,
-        progress=progress, callbacks=[] if ela is None else [ela],
+        model, data, config, output=output, save=save, device=device, processes=processes,
+        resume=resume, progress=progress, callbacks=[] if ela is None else [ela],
     )  # fmt: skip

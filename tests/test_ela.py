@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from ela_probe_cli import main
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -495,10 +495,13 @@ def test_a_network_that_cannot_be_pruned_so_is_refused_before_it_trains(
     assert not user.losses
 
 
-def test_more_processes_are_refused() -> None:
-    trainer = SimpleNamespace(strategy=DDPStrategy())
-    with pytest.raises(OptionError, match="strategy is DDPStrategy; train with devices=1"):
+def test_strategies_that_keep_a_network_as_it_is_are_refused() -> None:
+    trainer = SimpleNamespace(strategy=ModelParallelStrategy())
+    with pytest.raises(OptionError, match="strategy is ModelParallelStrategy; choose strategy="):
         ELA().setup(trainer, Classifier(), "fit")
+    trainer = SimpleNamespace(strategy=DDPStrategy())
+    with pytest.raises(OptionError, match="choose strategy='ddp_find_unused_parameters_true'"):
+        ELA(stochastic=True).setup(trainer, Classifier(), "fit")
 
 
 def test_a_config_and_settings_together_are_refused() -> None:

@@ -51,8 +51,8 @@ def network(dropout=0.2):
         )
 
 
-def save(path, model, metrics):
-    torch.save({"state": model.state_dict(), "metrics": metrics}, path)
+def save(path, state, metrics):
+    torch.save({"state": state, "metrics": metrics}, path)
 
 
 def run(data, output, model=None, config=CONFIG, **options):

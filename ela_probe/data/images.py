@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ela_probe.data.arrays import Images
-from ela_probe.data.batches import ImageDataset, SeededBatches
+from ela_probe.data.batches import ImageDataset, SeededBatches, Share
 from ela_probe.data.sources import Splits, read_splits, stratified_order
 from ela_probe.data.spec import Augmentation, DataSpec, absolute_root, absolute_source
 from ela_probe.errors import DataError
@@ -187,6 +187,7 @@ class ImageData:
         limit: int | None = None,
         seed: int | None = None,
         num_workers: int | None = None,
+        share: Share = Share(),
     ) -> "DataLoader[tuple[Tensor, Tensor]]":
         """Batches of images, float32 (B, C, H, W), and labels, int64 (B,).
 
@@ -204,9 +205,11 @@ class ImageData:
             seed: of order and augmentation; the spec's when None.
             num_workers: processes that read; when None, 0 for images in memory and up to 4 for
                 files.
+            share: what one of several processes gets of it; everything by default.
 
         Raises:
-            DataError: an unknown split, one without images, or a limit below 1.
+            DataError: an unknown split, one without images, too few for the processes that share
+                them, or a limit below 1.
         """
         dataset = self.dataset(split, augment=augment, limit=limit)
         if not len(dataset):
@@ -222,6 +225,7 @@ class ImageData:
             batch_size=batch_size,
             shuffle=shuffle,
             seed=self.spec.seed if seed is None else seed,
+            share=share,
         )
         return DataLoader(
             dataset,

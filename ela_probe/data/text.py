@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ela_probe.data.batches import Batch, SeededBatches
+from ela_probe.data.batches import Batch, SeededBatches, Share
 from ela_probe.data.spec import absolute_source
 from ela_probe.errors import DataError
 
@@ -137,6 +137,7 @@ class TextData:
         limit: int | None = None,
         seed: int | None = None,
         num_workers: int | None = None,
+        share: Share = Share(),
     ) -> "DataLoader[tuple[Tensor, Tensor]]":
         """Batches of tokens and of the tokens that follow each, int64 (B, context) both.
 
@@ -157,6 +158,7 @@ class TextData:
             batch_size=batch_size,
             shuffle=shuffle,
             seed=self.spec.seed if seed is None else seed,
+            share=share,
         )
         return DataLoader(
             dataset,

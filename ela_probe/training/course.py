@@ -14,6 +14,7 @@ from ela_probe.ebqm import Target, skip_scores
 from ela_probe.errors import CheckpointError
 from ela_probe.nesting import Names, count_of, drawn, part_of, plan_of, proposal
 from ela_probe.plan import Constraints, SkipPlan
+from ela_probe.processes import from_first
 from ela_probe.pruning import actions_of
 from ela_probe.training.ela_config import ELAConfig, Schedule
 from ela_probe.training.network import Network
@@ -90,7 +91,7 @@ class Course:
         Raises:
             PlanError: the adapter refuses it.
         """
-        self.network.fold(found)
+        self.network.fold(from_first(tuple(found)))  # so that all processes plan alike
         config, analysis = self.config, self.analysis
         self._proposed = proposal(
             analysis,

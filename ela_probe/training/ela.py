@@ -12,7 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
 from ela_probe.analysis import Analysis, Provenance
@@ -21,21 +20,25 @@ from ela_probe.errors import ModelError, OptionError
 from ela_probe.measure import from_probe
 from ela_probe.plan import SkipPlan
 from ela_probe.probe import AttentionProbe
+from ela_probe.processes import is_first
 from ela_probe.training.clock import Clock
 from ela_probe.training.course import Course
 from ela_probe.training.ela_config import ELAConfig
 from ela_probe.training.surgery import in_order, parameter_names
+from ela_probe.training.wrapping import check_strategy, wrap_again
 
 
 class ELA(pl.Callback):
-    """Efficient layer attention in training, for any LightningModule in a Trainer of one process.
+    """Efficient layer attention in training, for any LightningModule in a Trainer.
 
         trainer = pl.Trainer(max_epochs=160, callbacks=[ELA(skip=0.5, warmup=10, ramp=30)])
 
     The network is the first part of the module that an adapter knows. What is removed is gone from
     the module, the optimizers and every checkpoint written after; Lightning's checkpoints resume
     with this callback on an unpruned module. Where the network was compiled, the probed batches
-    run uncompiled, and it is compiled again when the plan changes.
+    run uncompiled, and it is compiled again when the plan changes. Under DDP the statistics are of
+    what all processes probed, the first one's plan is everyone's, and the network is wrapped again
+    when it changes.
 
     Args:
         config: the settings; or name them, as in `ELA(skip=0.5)`.
@@ -112,12 +115,8 @@ class ELA(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """See to it that a checkpoint's weights find the network as it was when they were saved."""
-        if stage == "fit" and not isinstance(trainer.strategy, SingleDeviceStrategy):
-            raise OptionError(
-                "ELA changes the network inside one process on one device, and the trainer's "
-                f"strategy is {type(trainer.strategy).__name__}; train with devices=1 and "
-                "strategy='auto', or prune before training"
-            )
+        if stage == "fit":
+            check_strategy(trainer.strategy, stochastic=self.config.stochastic)
         original = pl_module.on_load_checkpoint
 
         def rebuild_first(checkpoint: dict[str, Any]) -> None:
@@ -144,7 +143,7 @@ class ELA(pl.Callback):
         epochs = trainer.max_epochs
         if self._course is None or not self._course.network.is_in(pl_module):
             self._begin(pl_module)
-            if self.path is not None:
+            if self.path is not None and is_first():
                 self.path.unlink(missing_ok=True)
         course = self._begun()
         if course.schedule is None:
@@ -264,15 +263,17 @@ class ELA(pl.Callback):
             with epoch.clock:
                 found = from_probe(epoch.probe).stages
                 changed = course.step(found, trainer.current_epoch + 1, trainer.optimizers)
-                if changed and self.path is not None and course.plan is not None:
-                    course.plan.save(self.path)
+                if changed:
+                    wrap_again(trainer.strategy)
+                    if self.path is not None and course.plan is not None and is_first():
+                        course.plan.save(self.path)
         self._order = parameter_names(pl_module, trainer.optimizers)
         seconds = epoch.cost(compiled=course.network.compiled)
         self.seconds += seconds
         self.trained += time.perf_counter() - epoch.began - epoch.elsewhere
         self.row = {"skipped": skipped, "ebqm_seconds": round(seconds, 6)}
         for name, value in self.row.items():
-            pl_module.log(f"ela_{name}", value)
+            pl_module.log(f"ela_{name}", value, sync_dist=True)
 
     def _begin(self, module: nn.Module) -> None:
         self._course = Course(self.config, module, given=self._given, provenance=self.provenance)

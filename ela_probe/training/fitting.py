@@ -1,11 +1,9 @@
 """Training a classifier: Lightning underneath, our files and messages on top."""
 
-import logging
 import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +13,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
 from ela_probe.data import Data
+from ela_probe.data.batches import Share, check_parts
 from ela_probe.device import resolve_device
 from ela_probe.errors import CheckpointError, OptionError, OutputError
+from ela_probe.processes import Processes, count, is_first, quiet_lightning, rank
 from ela_probe.storage import output_directory
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.display import EpochDisplay
@@ -75,6 +76,7 @@ def fit(
     output: Path,
     save: Save,
     device: str = "auto",
+    processes: Processes = Processes(),
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[pl.Callback] = (),
@@ -93,8 +95,9 @@ def fit(
         data: that the model fits it is the caller's to check (`pipeline.check_fit`).
         config: the settings.
         output: folder to write into; made if need be.
-        save: called as `save(path, model, metrics)`; writes `best.pt` and `last.pt`.
+        save: called as `save(path, state_dict, metrics)`; writes `best.pt` and `last.pt`.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        processes: how many train, each on a part of every batch; the first one writes.
         resume: continue from `output`/resume.ckpt.
         progress: a bar on stderr, or a line an epoch where that is no terminal; False is silent.
         callbacks: Lightning callbacks, `ELA` for one. They run after `best.pt` is written and
@@ -111,7 +114,14 @@ def fit(
     where = resolve_device(device)
     if config.precision == "16-mixed" and where.type == "cpu":
         raise OptionError("precision 16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU")
+    if config.precision == "16-mixed" and processes.strategy == "fsdp":
+        raise OptionError("precision 16-mixed does not go with FSDP: choose bf16-mixed or 32-true")
     output = output_directory(output)
+    for split in ("train", "val"):
+        if size := data.size(split):
+            check_parts(size, config.batch_size, processes.count)
+    where = processes.launch(where)
+    share = Share(rank(), count())
     train = data.loader(
         "train",
         batch_size=config.batch_size,
@@ -119,11 +129,12 @@ def fit(
         augment=True,
         seed=config.seed,
         num_workers=config.num_workers,
+        share=share,
     )
     validation = None
     if data.size("val"):
         validation = data.loader(
-            "val", batch_size=config.batch_size, num_workers=config.num_workers
+            "val", batch_size=config.batch_size, num_workers=config.num_workers, share=share
         )
     module = ClassificationModule(
         model, config, num_classes=data.spec.num_classes, steps_per_epoch=len(train)
@@ -141,14 +152,14 @@ def fit(
         epochs_done = _check_resume(state, module, origin=origin, ela=ela)
         # Lightning starts the workers of a resumed epoch before it tells the sampler which it is
         train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
-    else:
+    elif is_first():
         state.unlink(missing_ok=True)
 
     start = time.perf_counter()
-    with _quiet(), _restored():
+    with quiet_lightning(), _restored():
         trainer = pl.Trainer(
             accelerator="gpu" if where.type == "cuda" else where.type,
-            devices=[where.index or 0] if where.type == "cuda" else 1,
+            **_placed(where, processes, ela),
             precision=config.precision,
             max_epochs=config.epochs,
             gradient_clip_val=config.gradient_clip,
@@ -157,7 +168,7 @@ def fit(
                 history,
                 *callbacks,
                 *([] if ela is None else [NoteELA(history, ela)]),
-                *([EpochDisplay(history)] if progress else []),
+                *([EpochDisplay(history)] if progress and is_first() else []),
                 KeepLast(history),
             ],
             logger=False,
@@ -166,7 +177,6 @@ def fit(
             num_sanity_val_steps=0,
             inference_mode=False,  # a callback may keep what it saw during validation
             use_distributed_sampler=False,
-            plugins=[LightningEnvironment()],
             default_root_dir=output,
         )
         try:
@@ -201,6 +211,23 @@ def fit(
         history=history.rows,
         ela=None if ela is None else ela.summary(),
     )
+
+
+def _placed(where: torch.device, processes: Processes, ela: ELA | None) -> dict[str, Any]:
+    """What tells the Trainer who computes where."""
+    if processes.count == 1:
+        return {
+            "devices": [where.index or 0] if where.type == "cuda" else 1,
+            "plugins": [LightningEnvironment()],
+        }
+    strategy: Strategy
+    if processes.strategy == "fsdp":
+        strategy = ModelParallelStrategy(
+            processes.count, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    else:
+        strategy = DDPStrategy(find_unused_parameters=ela is not None and ela.config.stochastic)
+    return {"devices": processes.devices, "num_nodes": processes.nodes, "strategy": strategy}
 
 
 def _what(data: Data) -> dict[str, Any]:
@@ -263,30 +290,6 @@ def _how_to_go_on(history: History, config: TrainConfig) -> str:
         f"training was interrupted after epoch {done} of {config.epochs}: "
         f"{history.output / LAST} holds it; the same command with --resume goes on from there"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's banners, tips and hints; errors still come as exceptions."""
-    loggers = [logging.getLogger(n) for n in ("pytorch_lightning", "lightning_fabric")]
-    loggers += [
-        logger
-        for name, logger in logging.root.manager.loggerDict.items()
-        if isinstance(logger, logging.Logger)
-        and logger.level
-        and name.startswith(("pytorch_lightning.", "lightning_fabric."))
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for name in ("pytorch_lightning", "lightning_fabric"):
-                warnings.filterwarnings("ignore", module=rf"{name}\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextmanager

@@ -8,13 +8,15 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import OptionError
+from ela_probe.processes import count
 from ela_probe.training.config import TrainConfig
 
-CHECK_EVERY = 50  # steps between looks at the loss on an accelerator, where a look waits for it
+CHECK_EVERY = 50  # steps between looks at the loss, where a look waits for others
 
 
 class ClassificationModule(pl.LightningModule):
@@ -44,6 +46,17 @@ class ClassificationModule(pl.LightningModule):
         self.train_accuracy = accuracy()
         self.val_accuracy = accuracy()
 
+    def configure_model(self) -> None:
+        """Share the parameters out where the trainer's strategy wants it (FSDP)."""
+        if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        """Validate the running statistics that are kept, the first process's, as DDP does."""
+        if self.device_mesh is not None:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (*L, K)."""
         logits: Tensor = self.model(images)
@@ -53,11 +66,18 @@ class ClassificationModule(pl.LightningModule):
         """Loss of one batch, nats. Raises OptionError as soon as a loss is seen to be NaN."""
         logits, labels = self._flat(batch)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        if loss.device.type == "cpu" or batch_idx % CHECK_EVERY == 0:
-            self.check_loss(loss.item(), step=batch_idx)
+        self._watch_loss(loss.detach(), step=batch_idx)
         self.train_loss.update(loss.detach(), weight=len(labels))
         self.train_accuracy.update(logits.detach(), labels)
         return loss
+
+    def _watch_loss(self, loss: Tensor, *, step: int) -> None:
+        """Look at the loss at every step where that is free, else now and then."""
+        alone = count() == 1
+        if (alone and loss.device.type == "cpu") or step % CHECK_EVERY == 0:
+            if not alone:  # so that all processes stop, or none
+                loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
+            self.check_loss(loss.item(), step=step)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add one batch to the validation sums."""

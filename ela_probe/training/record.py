@@ -2,22 +2,23 @@
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 from ela_probe.data.batches import epoch_seed
 from ela_probe.errors import OutputError
+from ela_probe.processes import is_first, rank
 from ela_probe.storage import replacing
 from ela_probe.training.ela import ELA
 from ela_probe.training.module import ClassificationModule
 
-Save = Callable[[Path, nn.Module, dict[str, float]], object]
+Save = Callable[[Path, Mapping[str, Tensor], dict[str, float]], object]
 
 BEST, LAST, RESUME, LOG = "best.pt", "last.pt", "resume.ckpt", "metrics.csv"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
@@ -34,7 +35,7 @@ class History(pl.Callback):
 
     Args:
         output: folder of `best.pt`.
-        save: writes a model and its metrics to a path.
+        save: writes a model's state dict and its metrics to a path.
         origin: what the run was started with; kept so that `--resume` can compare.
         by_loss: whether the validation loss tells the best.
     """
@@ -69,6 +70,7 @@ class History(pl.Callback):
         self._start = time.perf_counter()
         module = _ours(pl_module)
         seed = epoch_seed(module.config.seed, trainer.current_epoch)
+        seed = (seed + rank()) % 2**32  # each process drops other paths
         pl.seed_everything(seed, workers=True, verbose=False)
 
     def elapsed(self) -> float:
@@ -98,7 +100,23 @@ class History(pl.Callback):
         key, sign = ("val_loss", -1) if self.by_loss else ("val_accuracy", 1)
         if not self.best or key not in row or sign * row[key] > sign * self.best[key]:
             self.best = row
-            _saved(self.save, self.output / BEST, module.model, row)
+            self.keep(BEST, trainer)
+
+    def keep(self, name: str, trainer: pl.Trainer) -> None:
+        """Write the model as it is, with the last row. Every process calls it, one writes."""
+        states = trainer.strategy.lightning_module_state_dict()
+        if not is_first():
+            return
+        prefix = "model."
+        state = {k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)}
+        path = self.output / name
+        try:
+            self.save(path, state, dict(self.rows[-1]))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror or error}; "
+                "choose another folder with -o, or free some space"
+            ) from error
 
 
 class NoteELA(pl.Callback):
@@ -120,9 +138,12 @@ class KeepLast(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the three files, each atomically."""
-        output, rows = self.history.output, self.history.rows
-        _saved(self.history.save, output / LAST, _ours(pl_module).model, rows[-1])
-        _write_log(output / LOG, rows)
+        output = self.history.output
+        self.history.keep(LAST, trainer)
+        if not is_first():
+            trainer.save_checkpoint(output / RESUME)  # it takes all, and the first one writes
+            return
+        _write_log(output / LOG, self.history.rows)
         with replacing(output / RESUME) as temporary:
             trainer.save_checkpoint(temporary)
 
@@ -133,16 +154,6 @@ def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _saved(save: Save, path: Path, model: nn.Module, row: dict[str, float]) -> None:
-    try:
-        save(path, model, dict(row))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "choose another folder with -o, or free some space"
-        ) from error
 
 
 def _ours(module: pl.LightningModule) -> ClassificationModule:

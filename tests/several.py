@@ -1,0 +1,132 @@
+"""What tests/test_processes.py has two processes do: `torchrun -m tests.several FOLDER DATA`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+import ela_probe.pipeline as pipeline
+from ela_probe import ELA, SkipPlan
+from ela_probe.data import open_data
+from ela_probe.processes import Processes, count, is_first, leave, of_all
+from ela_probe.training import TrainConfig, TrainingInterrupted, fit
+from tests.test_ela import Classifier, InterruptAt, Watch, fitted, trained
+
+TWO = Processes(2)
+EXACT = TrainConfig(epochs=2, batch_size=24, lr=0.05)
+
+
+def without_norms() -> nn.Module:
+    """A network whose gradients are means over samples, however these are divided up."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+
+def everywhere_the_same(value: Any) -> bool:
+    values = of_all(value)
+    return all(other == values[0] for other in values)
+
+
+def numbers(module: nn.Module) -> dict[str, list[float]]:
+    return {name: value.flatten().tolist() for name, value in module.state_dict().items()}
+
+
+def in_anyones_trainer() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, options, strategy in (
+        ("skip", {}, "ddp"),
+        ("drop", {"action": "drop"}, "ddp"),
+        ("stochastic", {"stochastic": True, "ramp": 3}, "ddp_find_unused_parameters_true"),
+    ):
+        module, watch = Classifier(), Watch()
+        ela = ELA(**{"skip": 0.45, "warmup": 1, "ramp": 2, **options})
+        trainer = fitted(module, ela, watch, devices=2, strategy=strategy)
+        assert trainer.world_size == 2
+        assert ela.plan is not None
+        found[name] = {
+            "plan": json.loads(ela.plan.model_dump_json()),
+            "same plan": everywhere_the_same(ela.plan.model_dump_json()),
+            "same weights": everywhere_the_same(numbers(module)),
+            "own batches": len({tuple(losses) for losses in of_all(module.losses)}) == 2,
+            "samples": ela.analysis.provenance.samples,
+            "sites": [len(sites) for sites in watch.sites],
+            "optimizer follows": all(watch.known),
+        }
+    return found
+
+
+def as_alone(prefix: str, folder: Path) -> dict[str, Any]:
+    def save(path: Path, state: Any, metrics: Any) -> None:
+        torch.save(dict(state), path)
+
+    data = open_data(f"npz:{prefix}", val_fraction=0.2, augment="none")
+    model = without_norms()
+    result = fit(
+        model, data, EXACT, output=folder, save=save, device="cpu", processes=TWO, progress=False
+    )
+    return {"history": result.history}
+
+
+def interrupted(prefix: Path, folder: Path) -> dict[str, Any]:
+    whole = trained(prefix, folder / "whole", processes=TWO)
+    original = pipeline.fit
+
+    def cut(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Any:
+        return original(*arguments, callbacks=[*callbacks, InterruptAt(3, 2)], **options)
+
+    pipeline.fit = cut
+    told = ""
+    try:
+        trained(prefix, folder / "cut", processes=TWO)
+    except TrainingInterrupted as interruption:
+        told = str(interruption)
+    finally:
+        pipeline.fit = original
+    trained(prefix, folder / "cut", processes=TWO, resume=True)
+    return {"told": told, "last": str(whole.last)}
+
+
+def tuned(last: Path, folder: Path) -> dict[str, Any]:
+    found = {}
+    config = TrainConfig(epochs=2, batch_size=8, lr=0.01)
+    for strategy in ("ddp", "fsdp"):
+        result = pipeline.finetune(
+            last,
+            config,
+            output=folder / f"{strategy}.pt",
+            device="cpu",
+            processes=Processes(2, 1, strategy),
+            progress=False,
+        )
+        found[strategy] = [row["train_loss"] for row in result.history]
+    resumed = pipeline.finetune(
+        last, config, output=folder / "fsdp.pt", device="cpu", resume=True, progress=False,
+        processes=Processes(2, 1, "fsdp"),
+    )  # fmt: skip
+    found["resumed"] = [row["train_loss"] for row in resumed.history]
+    return found
+
+
+def main(folder: Path, prefix: Path) -> None:
+    TWO.launch(torch.device("cpu"))
+    assert count() == 2
+    found: dict[str, Any] = {
+        "anyones": in_anyones_trainer(),
+        "alone": as_alone(str(prefix), folder / "alone"),
+        "interrupted": interrupted(prefix, folder),
+    }
+    last = Path(found["interrupted"]["last"])
+    found["tuned"] = tuned(last, folder)
+    found["skipped"] = SkipPlan.load(last.with_name("plan.json")).skipped
+    if is_first():
+        (folder / "found.json").write_text(json.dumps(found))
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
