@@ -10,6 +10,7 @@ from benchmarks.methods import Method
 from ela_probe.errors import OptionError
 from ela_probe.models import create_model
 from ela_probe.recipes import Recipe
+from ela_probe.training import TrainConfig
 from tests.test_cli import write_images
 
 RECIPE = """
@@ -164,6 +165,16 @@ def test_common_settings_are_checked_before_anything_runs(recipe, tmp_path):
     with pytest.raises(OptionError, match="no --reference holds the published mrla_b_resnet14"):
         table.run(str(recipe), tmp_path, model=MODELS[:1], reference=[tmp_path])
     assert not list(tmp_path.iterdir())
+
+
+def test_timed_steps_compute_in_the_precision_of_the_runs():
+    seen = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    images, labels = torch.randn(2, 1, 2, 2), torch.tensor([0, 2])
+    for precision in ("32-true", "bf16-mixed"):
+        steps.step_in_training(model, images, labels, TrainConfig(precision=precision))()
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 def record(method, seed, seconds):
