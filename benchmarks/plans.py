@@ -31,22 +31,20 @@ from ela_probe.storage import output_directory, write_json, write_text
 from ela_probe.training import TrainConfig
 
 WHEN = ("before", "after")
+FIGURES = [(what, when) for when in WHEN for what in ("accuracy", "loss")]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a checkpoint under a plan; accuracy as a fraction of 1, loss in nats."""
+    """What became of a checkpoint under a plan."""
 
     checkpoint: str
     candidate: Candidate
     record: dict[str, Any]
 
-    def accuracy(self, when: str) -> float:
-        """In percent, before or after fine-tuning."""
-        return 100 * float(self.record[when]["accuracy"])
-
-    def loss(self, when: str) -> float:
-        return float(self.record[when]["loss"])
+    def figure(self, what: str, when: str) -> float:
+        """Accuracy in percent or loss in nats, before or after fine-tuning."""
+        return float(self.record[when][what]) * (100 if what == "accuracy" else 1)
 
 
 def run(
@@ -121,8 +119,8 @@ def run(
         title = f"{share:g} of the retrievals, {action}"
         tables[title] = worth(own)
         pruned = [o for o in own if o.candidate.planner != UNPRUNED]
-        tables[f"{title}: accuracy above that of random plans, in points"] = against_random(pruned)
-        tables[f"{title}: rank correlation of divergence and accuracy"] = correlations(pruned)
+        tables[f"{title}: above the mean of random plans"] = against_random(pruned)
+        tables[f"{title}: rank correlation with divergence"] = correlations(pruned)
     tables["Plans"] = [each(outcome) for outcome in outcomes]
     config = tunings[0].config
     tables["Settings"] = [
@@ -169,37 +167,41 @@ def worth(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "plans": len(group),
             "divergence": mean_and_deviation([o.candidate.divergence for o in group], digits=3),
         }
-        for when in WHEN:
-            row[f"accuracy {when}, %"] = mean_and_deviation([o.accuracy(when) for o in group])
-            row[f"loss {when}"] = mean_and_deviation([o.loss(when) for o in group], digits=3)
+        for what, when in FIGURES:
+            row[f"{what} {when}"] = mean_and_deviation(
+                [o.figure(what, when) for o in group], digits=2 if what == "accuracy" else 3
+            )
         rows.append(row)
     return rows
 
 
 def against_random(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """A row a planner: what its plan has above the mean of the random ones of the same checkpoint,
-    and how many of them it beats (a draw is half)."""
+    in points of accuracy and nats of loss, mean ± standard error over checkpoints; and how many of
+    them have less accuracy (a draw is half)."""
     groups = grouped(outcomes)
     drawn = groups.pop(RANDOM)
     rows = []
     for planner, group in groups.items():
         row: dict[str, Any] = {"planner": planner}
-        for when in WHEN:
+        for what, when in FIGURES:
             above, beaten = [], 0.0
             for outcome in group:
-                own = outcome.accuracy(when)
-                others = [o.accuracy(when) for o in drawn if o.checkpoint == outcome.checkpoint]
+                own = outcome.figure(what, when)
+                others = [o.figure(what, when) for o in drawn if o.checkpoint == outcome.checkpoint]
                 above.append(own - statistics.fmean(others))
                 beaten += sum((own > other) + (own == other) / 2 for other in others)
-            row[f"{when} tuning"] = mean_and_error(above)
-            row[f"beats, {when}"] = f"{beaten:g} of {len(drawn)}"
+            row[f"{what} {when}"] = mean_and_error(above, digits=2 if what == "accuracy" else 3)
+            if what == "accuracy":
+                row[f"beats, {when}"] = f"{beaten:g} of {len(drawn)}"
         rows.append(row)
     return rows
 
 
 def correlations(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row a checkpoint: Spearman's, over its distinct plans; negative where plans of little
-    divergence are the better ones."""
+    """A row a checkpoint: Spearman's, of total divergence with accuracy and with loss, over its
+    distinct plans. Where plans of little divergence are the better ones it is negative with
+    accuracy and positive with loss."""
     from scipy.stats import spearmanr
 
     by_checkpoint: dict[str, dict[str, Outcome]] = {}
@@ -210,11 +212,11 @@ def correlations(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     for checkpoint, distinct in by_checkpoint.items():
         row: dict[str, Any] = {"checkpoint": checkpoint, "plans": len(distinct)}
         divergences = [o.candidate.divergence for o in distinct.values()]
-        for when in WHEN:
-            accuracies = [o.accuracy(when) for o in distinct.values()]
-            varied = len(set(divergences)) > 1 and len(set(accuracies)) > 1
-            found = spearmanr(divergences, accuracies) if varied else None
-            row[f"{when} tuning"] = NOTHING if found is None else round(float(found.statistic), 3)
+        for what, when in FIGURES:
+            figures = [o.figure(what, when) for o in distinct.values()]
+            varied = len(set(divergences)) > 1 and len(set(figures)) > 1
+            found = spearmanr(divergences, figures) if varied else None
+            row[f"{what} {when}"] = NOTHING if found is None else round(float(found.statistic), 3)
         rows.append(row)
     return rows
 
@@ -227,8 +229,7 @@ def each(outcome: Outcome) -> dict[str, Any]:
         "planner": candidate.planner,
         "sites": " ".join(f"{name}:{a}" for name, a in candidate.actions.items()) or NOTHING,
         "divergence": round(candidate.divergence, 4),
-        **{f"accuracy {when}": round(outcome.accuracy(when), 3) for when in WHEN},
-        **{f"loss {when}": round(outcome.loss(when), 4) for when in WHEN},
+        **{f"{what} {when}": round(outcome.figure(what, when), 4) for what, when in FIGURES},
     }
 
 
@@ -240,9 +241,9 @@ def grouped(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return groups
 
 
-def mean_and_error(values: Sequence[float]) -> str:
+def mean_and_error(values: Sequence[float], *, digits: int) -> str:
     """Mean ± its standard error, with the sign; of one value no error."""
-    mean = f"{statistics.fmean(values):+.2f}"
+    mean = f"{statistics.fmean(values):+.{digits}f}"
     if len(values) < 2:
         return mean
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"

@@ -138,8 +138,9 @@ def test_a_plan_is_compared_with_the_random_ones_of_its_own_checkpoint():
     ]  # fmt: skip
     (row,) = plans.against_random(outcomes)
     assert row["planner"] == "budget"
-    assert row["after tuning"] == "+7.00 ± 2.00"  # of 5 and 9
+    assert row["accuracy after"] == "+7.00 ± 2.00"  # of 5 and 9
     assert row["beats, after"] == "3.5 of 4"
+    assert row["loss after"] == "+0.000 ± 0.000"
 
 
 def test_the_rank_correlation_is_over_distinct_plans_and_minus_one_where_divergence_decides():
@@ -149,6 +150,6 @@ def test_the_rank_correlation_is_over_distinct_plans_and_minus_one_where_diverge
         for n in range(4)
     ]
     (row,) = plans.correlations(outcomes)
-    assert (row["plans"], row["after tuning"]) == (4, -1.0)
+    assert (row["plans"], row["accuracy after"], row["loss after"]) == (4, -1.0, "–")
     same = [outcome("x", "budget", 50, n, str(n)) for n in range(3)]
-    assert plans.correlations(same)[0]["after tuning"] == "–"
+    assert plans.correlations(same)[0]["accuracy after"] == "–"
