@@ -56,7 +56,8 @@ class Candidate:
 class Subject:
     """A checkpoint to make plans for, and what was measured on its training images.
 
-    folder: what is measured is kept there. limit: training images. action: of every plan.
+    output: what is measured is kept in a folder there. limit: training images. action: of every
+    plan. data: that the checkpoint names.
     """
 
     path: Path
