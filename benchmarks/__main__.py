@@ -16,6 +16,7 @@ from benchmarks import (
     everything,
     foreign,
     parity,
+    plans,
     results,
     speed,
     table,
@@ -32,6 +33,7 @@ CASES: dict[str, Callable[..., None]] = {
     "foreign": foreign.run,
     "methods": table.run,
     "parity": parity.run,
+    "plans": plans.run,
     "speed": speed.run,
     "table": results.run,
 }

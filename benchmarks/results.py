@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ela_probe.profiling import describe_machine
 from ela_probe.storage import write_json
 
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+NOTHING = "–"
 
 
 def publish(
@@ -98,3 +100,9 @@ def cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.1e}"
     return str(value)
+
+
+def mean_and_deviation(values: Sequence[float], *, digits: int = 2) -> str:
+    """Mean ± sample standard deviation; of one value no deviation."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean

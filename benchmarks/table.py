@@ -1,78 +1,29 @@
-"""The case `methods`: a recipe for a list of models and seeds, and the table that papers print.
+"""The case `methods`: a recipe for a list of methods and seeds, and the table that papers print.
 
 Accuracy over seeds, parameters, FLOPs, what ELA skips and what EBQM costs; training time from the
 runs, and from training steps of all networks in alternation.
 """
 
-import json
-import multiprocessing
-import re
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from benchmarks.results import JsonPath, markdown, publish
-from ela_probe.checkpoint import Checkpoint, read_checkpoint
-from ela_probe.comparing import retrievals
-from ela_probe.data import Data
-from ela_probe.data.spec import absolute_source
+from benchmarks.contestants import PUBLISHED_B
+from benchmarks.methods import DIA, MRLA_B, Method, all_methods, backbone_of
+from benchmarks.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
+from benchmarks.runs import Run, carried_out, planned, short
+from benchmarks.steps import published_base, side_by_side
 from ela_probe.device import resolve_device
-from ela_probe.errors import OptionError
-from ela_probe.evaluation import evaluate
-from ela_probe.models import FAMILIES, ModelSpec, family_of, parameter_count
-from ela_probe.pipeline import train
-from ela_probe.profiling import Timing, alternate, count_flops, cuda_devices, training_step
-from ela_probe.recipes import Recipe, read_recipe
+from ela_probe.profiling import Timing
+from ela_probe.recipes import read_recipe
 from ela_probe.storage import output_directory, write_json, write_text
-from ela_probe.training import ELAConfig, TrainConfig
-from ela_probe.training.record import LAST, RESUME
 
-WITH_ELA = "+ela"
-MRLA_B = "mrla_b_"
-RESULT = "result.json"
-NOTHING = "–"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: what it needs, so that another process can do it.
-
-    source: of the data. options: of `Recipe.open_data`. test_limit: test images, all when None.
-    """
-
-    method: str
-    spec: ModelSpec
-    config: TrainConfig
-    ela: ELAConfig | None
-    recipe: Recipe
-    source: str
-    options: Mapping[str, Any]
-    folder: Path
-    device: str
-    progress: bool
-    test_limit: int | None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What makes its result what it is; where the data lie does not."""
-        recipe = self.recipe.data.model_dump(exclude={"source"}, exclude_none=True)
-        options = {k: v for k, v in self.options.items() if k not in ("root", "download")}
-        return {
-            "model": self.spec.model_dump(mode="json"),
-            "config": self.config.model_dump(mode="json", exclude={"num_workers"}),
-            "ela": None if self.ela is None else self.ela.model_dump(mode="json"),
-            "data": {"source": short(self.source), **recipe, **options},
-            "test_limit": self.test_limit,
-        }
-
-    def open_data(self) -> Data:
-        return self.recipe.open_data(self.source, seed=self.config.seed, **self.options)
+Records = Sequence[Mapping[str, Any]]
+ESTIMATE = "run / published (estimate)"
 
 
 def run(
@@ -81,8 +32,9 @@ def run(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated; NAME+ela trains NAME with ELA. Default: all that the zoo has on "
-            "the backbone of the recipe's model, and MRLA-B with ELA.",
+            help="May be repeated; NAME+ela trains NAME with ELA, NAME+ela:skip=0.5,action=drop "
+            "with settings of its own. Default: all that the zoo has on the backbone of the "
+            "recipe's model, and MRLA-B with ELA.",
         ),
     ] = None,
     seed: Annotated[
@@ -95,19 +47,28 @@ def run(
     test_limit: Annotated[int | None, typer.Option(min=1, help="Test images; all.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     warmup: Annotated[float | None, typer.Option(min=0, help="Epochs.")] = None,
-    ela: Annotated[str | None, typer.Option(help="Of NAME+ela, as for `ela-probe train`.")] = None,
+    ela: Annotated[
+        str | None, typer.Option(help="Of every +ela, as for `ela-probe train`; its own win.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed training steps each.")] = 7,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A checkout of bgx666/KCLA (CIFAR) or joyfang1106/MRLA (ImageNet); its MRLA-B is "
+            "timed too. May be repeated."
+        ),
+    ] = None,
     device: str = "auto",
     json: JsonPath = None,
 ) -> None:
-    """Train every model with every seed, measure them, and write table.md and table.json.
+    """Train every method with every seed, measure them, and write table.md and table.json.
 
     A run that is finished is not repeated, one that was interrupted goes on.
     """
     read = read_recipe(recipe)
     changes = {"epochs": epochs, "warmup_epochs": warmup}
     options = {"root": data_root, "limit": limit}
-    methods = list(dict.fromkeys(model or all_methods(read)))
+    methods = list(dict.fromkeys(Method.parse(text) for text in model or all_methods(read)))
     runs = [
         planned(
             read,
@@ -117,7 +78,7 @@ def run(
             options={name: value for name, value in options.items() if value is not None},
             changes={name: value for name, value in changes.items() if value is not None},
             ela=ela,
-            folder=output / f"{method}-s{number}",
+            output=output,
             device=device,
             progress=jobs == 1,
             test_limit=test_limit,
@@ -125,10 +86,11 @@ def run(
         for number in dict.fromkeys(seed or read.seeds)
         for method in methods
     ]
+    published = published_base(runs[0], reference) if reference else None
     output_directory(output)
     records = carried_out(runs, jobs=jobs)
     where = resolve_device(device)
-    steps = side_by_side(runs, rounds=rounds, device=where)
+    steps = side_by_side(runs, rounds=rounds, device=where, published=published)
     tables = {
         f"{Path(recipe).stem}, {len(records) // len(methods)} seeds": rows(records, steps),
         "Runs": each_run(records),
@@ -140,225 +102,86 @@ def run(
     write_text(output / "table.md", markdown(result) + "\n")
 
 
-def all_methods(recipe: Recipe) -> list[str]:
-    """Every attention of the zoo on the recipe's backbone; MRLA-B also with ELA."""
-    backbone = backbone_of(recipe.model_spec().name)
-    depth = re.sub(r"\D", "", backbone)
-    names = [f"{family}{depth}" for family in FAMILIES if FAMILIES[family].reads == "images"]
-    return [name for name in names if backbone_of(name) == backbone] + [
-        f"{MRLA_B}{backbone}{WITH_ELA}"
-    ]
-
-
-def backbone_of(model: str) -> str:
-    """`resnet20` of `mrla_b_resnet20`. Raises OptionError: it is no ResNet of the zoo."""
-    match = re.fullmatch(r"(?:.+?_)??((?:imagenet_)?resnet\d+)", model)
-    if match is None or family_of(model) is None:
-        raise OptionError(f"model {model!r} came; expected a ResNet of `ela-probe models`")
-    return match[1]
-
-
-def planned(
-    recipe: Recipe,
-    method: str,
-    *,
-    seed: int,
-    source: str,
-    options: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    ela: str | None,
-    folder: Path,
-    device: str,
-    progress: bool,
-    test_limit: int | None,
-) -> Run:
-    """A run that is known to be possible: the model exists, the settings fit.
-
-    Raises:
-        OptionError, ModelError, DataError: they don't.
-    """
-    name = method.removesuffix(WITH_ELA)
-    backbone_of(name)
-    spec = recipe.model_spec(name)
-    with torch.device("meta"):
-        spec.build()
-    config = recipe.config(**{**changes, "seed": seed})
-    settings = recipe.ela_config(ela) or ELAConfig()
-    if method != name:
-        settings.schedule(config.epochs)
-    return Run(
-        method=method,
-        spec=spec,
-        config=config,
-        ela=settings if method != name else None,
-        recipe=recipe,
-        source=absolute_source(source),
-        options=options,
-        folder=folder,
-        device=device,
-        progress=progress,
-        test_limit=test_limit,
-    )
-
-
-def carried_out(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
-    """The records of the runs, in their order; `jobs` at a time, each in a process of its own.
-
-    Raises:
-        OptionError: a folder holds a run with other settings.
-    """
-    known = [recorded(run) for run in runs]
-    if jobs == 1:
-        return [done or carry_out(run) for run, done in zip(runs, known, strict=True)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        try:
-            waiting = [
-                None if done else pool.submit(carry_out, run)
-                for run, done in zip(runs, known, strict=True)
-            ]
-            return [
-                done or task.result()  # type: ignore[union-attr]
-                for task, done in zip(waiting, known, strict=True)
-            ]
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def recorded(run: Run) -> dict[str, Any] | None:
-    """The record of a finished run; None if it is yet to be done."""
-    path = run.folder / RESULT
-    if not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text())
-    differing = [
-        f"{part} {record['settings'].get(part)} then, {value} now"
-        for part, value in run.settings.items()
-        if record["settings"].get(part) != json.loads(json.dumps(value))
-    ]
-    if differing:
-        raise OptionError(
-            f"{run.folder} holds a run with other settings ({'; '.join(differing)}): choose "
-            "another --output"
-        )
-    return record
-
-
-def carry_out(run: Run) -> dict[str, Any]:
-    """Train, or go on, and evaluate the last epoch on the test split."""
-    data = run.open_data()
-    trained = train(
-        run.spec,
-        data,
-        run.config,
-        output=run.folder,
-        ela=run.ela,
-        device=run.device,
-        resume=(run.folder / RESUME).is_file(),
-        progress=run.progress,
-    )
-    loaded = read_checkpoint(trained.last)
-    tests = data.loader("test", batch_size=256, limit=run.test_limit)
-    measured = evaluate(loaded.model, tests, resolve_device(run.device), progress=run.progress)
-    inputs, _ = data.spec.example()
-    record = {
-        "method": run.method,
-        "seed": run.config.seed,
-        "accuracy": measured["accuracy"],
-        "loss": measured["loss"],
-        "tested": int(measured["samples"]),
-        "trained": data.size("train"),
-        "parameters": parameter_count(loaded.model),
-        "flops": count_flops(loaded.model.cpu(), inputs.shape[1:]),
-        "kept": retrievals(loaded.model),
-        "removed": removed(loaded),
-        "epoch_seconds": [row["seconds"] for row in trained.history],
-        "ebqm_seconds": None if trained.ela is None else trained.ela["ebqm_seconds"],
-        "ebqm_share": None if trained.ela is None else trained.ela["ebqm_share"],
-        "settings": run.settings,
-    }
-    write_json(run.folder / RESULT, record)
-    spent = sum(row["seconds"] for row in trained.history)
-    typer.echo(f"{run.folder.name}: {measured['accuracy']:.2%}, {spent:.0f} s", err=True)
-    return record
-
-
-def removed(loaded: Checkpoint) -> int:
-    """Retrievals that plans replaced or took away."""
-    actions = [action for plan in loaded.header.plans for action in plan.actions.values()]
-    return sum(action != "keep" for action in actions)
-
-
-def side_by_side(
-    runs: Sequence[Run], *, rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of a training step of each method's trained network, round by round, and of the plain
-    network and MRLA-B, all on one batch of the first run's data."""
-    first = runs[0]
-    data = first.open_data()
-    batch = next(iter(data.loader("train", batch_size=first.config.batch_size)))
-    images, labels = (part.to(device) for part in batch)
-    models = {run.method: read_checkpoint(run.folder / LAST).model for run in reversed(runs)}
-    backbone = backbone_of(first.spec.name)
-    for name in (backbone, f"{MRLA_B}{backbone}"):
-        if name not in models:
-            spec = first.recipe.model_spec(name, data.spec.model_arguments())
-            models[name] = spec.build()
-    with torch.random.fork_rng(devices=cuda_devices(device)):
-        steps = {
-            name: training_step(model.to(device), images, labels)
-            for name, model in sorted(models.items())
-        }
-        return alternate(steps, rounds=rounds, warmup=2, device=device, description="timing steps")
-
-
-def rows(
-    records: Sequence[Mapping[str, Any]], steps: Mapping[str, Sequence[float]]
-) -> list[dict[str, Any]]:
-    """A row a method. Ratios of steps are medians of the rounds'; those of runs of mean times."""
+def rows(records: Records, steps: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """A row a method. Ratios are medians: of steps over the rounds, of runs over the seeds, each
+    formed within a round or a seed, whose runs follow each other in time."""
     by_method: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         by_method.setdefault(record["method"], []).append(record)
-    spent = {
-        method: statistics.fmean(sum(r["epoch_seconds"]) for r in group)
-        for method, group in by_method.items()
-    }
     table = []
-    for method, group in by_method.items():
-        plain = backbone_of(method.removesuffix(WITH_ELA))
-        base = MRLA_B + plain
-        first = group[0]
-        to_plain, to_base = (Timing.of(steps[method], steps[name]) for name in (plain, base))
-        table.append(
-            {
-                "method": method,
-                "accuracy, %": mean_and_deviation([100 * r["accuracy"] for r in group]),
-                "parameters": first["parameters"],
-                "MFLOPs": round(first["flops"] / 1e6, 1),
-                "step / plain": in_quartiles(to_plain),
-                "step / MRLA-B": in_quartiles(to_base),
-                "run / plain": ratio(spent, method, plain),
-                "run / MRLA-B": ratio(spent, method, base),
-                "run s": round(spent[method], 1),
-                "skipped": f"{first['removed']} of {first['kept'] + first['removed']}"
-                if first["removed"]
-                else NOTHING,
-                "EBQM s": mean_of(group, "ebqm_seconds", "{:.2f}"),
-                "EBQM / training": mean_of(group, "ebqm_share", "{:.1%}"),
-            }
-        )
+    for text, group in by_method.items():
+        method = Method.parse(text)
+        plain = backbone_of(method.model)
+        base, dia = MRLA_B + plain, DIA + plain
+        others = {"plain": plain, "MRLA-B": base} | ({"DIA": dia} if dia in by_method else {})
+        row = {
+            "method": method.label,
+            "accuracy, %": mean_and_deviation([100 * r["accuracy"] for r in group]),
+            "parameters": group[0]["parameters"],
+            "MFLOPs": round(group[0]["flops"] / 1e6, 1),
+        }
+        for name, other in others.items():
+            row[f"step / {name}"] = in_quartiles(Timing.of(steps[text], steps[other]))
+        if PUBLISHED_B in steps:
+            row["step / published"] = in_quartiles(Timing.of(steps[text], steps[PUBLISHED_B]))
+        for name, other in others.items():
+            row[f"run / {name}"] = in_range(run_ratios(group, by_method.get(other, [])))
+        if PUBLISHED_B in steps:
+            row[ESTIMATE] = in_range(
+                estimated(group, by_method.get(base, []), steps[base], steps[PUBLISHED_B])
+            )
+        removed, kept = group[0]["removed"], group[0]["kept"]
+        row |= {
+            "run s": mean_and_deviation([spent(r) for r in group], digits=1),
+            "skipped": f"{removed} of {kept + removed}" if removed else NOTHING,
+            "EBQM s": mean_of(group, "ebqm_seconds", "{:.2f}"),
+            "EBQM / training": mean_of(group, "ebqm_share", "{:.1%}"),
+        }
+        table.append(row)
     return table
 
 
-def each_run(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def spent(record: Mapping[str, Any]) -> float:
+    """Seconds of the epochs of a run."""
+    return float(sum(record["epoch_seconds"]))
+
+
+def run_ratios(group: Records, others: Records) -> list[float]:
+    """Of the times of runs, seed by seed, where both have it."""
+    of_other = {record["seed"]: spent(record) for record in others}
+    return [spent(r) / of_other[r["seed"]] for r in group if r["seed"] in of_other]
+
+
+def estimated(
+    group: Records, base: Records, ours: Sequence[float], published: Sequence[float]
+) -> list[float]:
+    """Times of runs over those that the published MRLA-B would take, which is never trained.
+
+    Its run is taken to be that of our MRLA-B with the same seed, `base`, with its training steps
+    as much longer as they are when timed, and all else (reading, validation) as long.
+    """
+    slower = Timing.of(published, ours).ratio
+    step = statistics.median(ours)
+    longer = {}
+    for record in base:
+        config = record["settings"]["config"]
+        count = config["epochs"] * math.ceil(record["trained"] / config["batch_size"])
+        part = min(1.0, count * step / spent(record))
+        longer[record["seed"]] = 1 + part * (slower - 1)
+    seeds = [r["seed"] for r in group if r["seed"] in longer]
+    return [
+        ratio / longer[seed] for seed, ratio in zip(seeds, run_ratios(group, base), strict=True)
+    ]
+
+
+def each_run(records: Records) -> list[dict[str, Any]]:
     return [
         {
-            "method": record["method"],
+            "method": Method.parse(record["method"]).label,
             "seed": record["seed"],
             "accuracy": round(record["accuracy"], 5),
             "loss": round(record["loss"], 4),
-            "seconds": round(sum(record["epoch_seconds"]), 2),
+            "seconds": round(spent(record), 2),
             "removed": record["removed"],
             "EBQM s": mean_of([record], "ebqm_seconds", "{:.3f}"),
         }
@@ -367,7 +190,7 @@ def each_run(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def settings_row(
-    runs: Sequence[Run], records: Sequence[Mapping[str, Any]], *, jobs: int, rounds: int
+    runs: Sequence[Run], records: Records, *, jobs: int, rounds: int
 ) -> dict[str, Any]:
     config = runs[0].config
     return {
@@ -383,13 +206,7 @@ def settings_row(
     }
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation; of one value no deviation."""
-    mean = statistics.fmean(values)
-    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
-
-
-def mean_of(records: Sequence[Mapping[str, Any]], key: str, written: str) -> str:
+def mean_of(records: Records, key: str, written: str) -> str:
     """The mean in writing, nothing where a record has none."""
     values = [record[key] for record in records]
     return NOTHING if None in values else written.format(statistics.fmean(values))
@@ -399,11 +216,9 @@ def in_quartiles(timing: Timing) -> str:
     return f"{timing.ratio:.2f} ({timing.ratio_lower:.2f}-{timing.ratio_upper:.2f})"
 
 
-def ratio(spent: Mapping[str, float], method: str, other: str) -> str:
-    return f"{spent[method] / spent[other]:.2f}" if other in spent else NOTHING
-
-
-def short(source: str) -> str:
-    """A source without the folder that it lies in."""
-    kind, colon, path = source.partition(":")
-    return f"{kind}{colon}{Path(path).name}" if colon else source
+def in_range(values: Sequence[float]) -> str:
+    """Median, least and largest; of one value no range, of none nothing."""
+    if not values:
+        return NOTHING
+    median = f"{statistics.median(values):.2f}"
+    return f"{median} ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else median

@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 
-from benchmarks import table
+from benchmarks import methods, results, runs, steps, table
+from benchmarks.methods import Method
 from ela_probe.errors import OptionError
+from ela_probe.models import create_model
 from ela_probe.recipes import Recipe
+from ela_probe.training import TrainConfig
 from tests.test_cli import write_images
 
 RECIPE = """
@@ -17,7 +20,14 @@ train: {epochs: 2, batch_size: 16, lr: 0.05}
 ela: {skip: 0.3}
 seeds: [0, 1]
 """
-MODELS = ["resnet14", "mrla_b_resnet14", "mrla_b_resnet14+ela"]
+MODELS = [
+    *("resnet14", "dia_resnet14", "mrla_b_resnet14", "mrla_b_resnet14+ela"),
+    "mrla_b_resnet14+ela:skip=0.5,action=drop",
+]
+LABELS = [
+    *("resnet14", "dia_resnet14", "mrla_b_resnet14", "mrla_b_resnet14 + ELA"),
+    "mrla_b_resnet14 + ELA (skip 0.5, action drop)",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +51,17 @@ def tables_in(output):
 
 
 def test_the_table_has_a_row_a_method_and_the_runs_a_row_a_seed(done):
-    methods, runs, (settings,) = tables_in(done)
-    assert [row["method"] for row in methods] == MODELS
-    assert [(row["method"], row["seed"]) for row in runs] == [
-        (method, seed) for seed in (0, 1) for method in MODELS
+    rows, each, (settings,) = tables_in(done)
+    assert [row["method"] for row in rows] == LABELS
+    assert [(row["method"], row["seed"]) for row in each] == [
+        (label, seed) for seed in (0, 1) for label in LABELS
     ]
-    plain, base, ela = methods
-    assert (plain["step / plain"], base["step / MRLA-B"]) == ("1.00 (1.00-1.00)",) * 2
-    assert (plain["run / plain"], base["run / MRLA-B"]) == ("1.00", "1.00")
-    assert [row["skipped"] for row in methods] == ["–", "–", "2 of 6"]
+    plain, dia, base, ela, half = rows
+    for row, name in ((plain, "plain"), (dia, "DIA"), (base, "MRLA-B")):
+        assert row[f"step / {name}"] == row[f"run / {name}"] == "1.00 (1.00-1.00)"
+    assert not any("published" in column for column in plain)
+    assert [row["skipped"] for row in rows] == ["–", "–", "–", "2 of 6", "3 of 6"]
+    assert half["parameters"] < ela["parameters"]
     assert ela["parameters"] < base["parameters"]
     assert plain["parameters"] < base["parameters"]
     assert float(ela["EBQM s"]) >= 0
@@ -58,24 +70,24 @@ def test_the_table_has_a_row_a_method_and_the_runs_a_row_a_seed(done):
 
 
 def test_accuracy_is_mean_and_deviation_over_the_seeds(done):
-    methods, runs, _ = tables_in(done)
-    for row in methods:
-        values = torch.tensor([r["accuracy"] for r in runs if r["method"] == row["method"]]) * 100
+    rows, each, _ = tables_in(done)
+    for row in rows:
+        values = torch.tensor([r["accuracy"] for r in each if r["method"] == row["method"]]) * 100
         assert row["accuracy, %"] == f"{values.mean():.2f} ± {values.std():.2f}"
-    assert table.mean_and_deviation([50.0]) == "50.00"
+    assert results.mean_and_deviation([50.0]) == "50.00"
 
 
 def test_finished_runs_are_not_repeated_and_others_go_on(done, recipe, monkeypatch):
     before = tables_in(done)[1]
     (done / "resnet14-s1" / "result.json").unlink()
     resumed = []
-    train = table.train
+    train = runs.train
 
     def watched(*arguments, **options):
         resumed.append((options["output"].name, options["resume"]))
         return train(*arguments, **options)
 
-    monkeypatch.setattr(table, "train", watched)
+    monkeypatch.setattr(runs, "train", watched)
     table.run(str(recipe), done, model=MODELS, rounds=2, device="cpu")
     assert resumed == [("resnet14-s1", True)]
     assert tables_in(done)[1] == before
@@ -95,21 +107,125 @@ def test_a_folder_of_other_settings_is_refused(done, recipe):
 
 
 def test_all_methods_are_those_on_the_backbone_of_the_recipe():
-    methods = table.all_methods(Recipe(model="mrla_l_resnet20"))
-    assert {"resnet20", "se_resnet20", "rla_g_resnet20", "mrla_b_resnet20+ela"} < set(methods)
-    assert all(table.backbone_of(name.removesuffix("+ela")) == "resnet20" for name in methods)
-    large = table.all_methods(Recipe(model="imagenet_resnet50"))
+    found = methods.all_methods(Recipe(model="mrla_l_resnet20"))
+    assert {"resnet20", "se_resnet20", "rla_g_resnet20", "mrla_b_resnet20+ela"} < set(found)
+    assert all(methods.backbone_of(Method.parse(text).model) == "resnet20" for text in found)
+    large = methods.all_methods(Recipe(model="imagenet_resnet50"))
     assert large[0] == "imagenet_resnet50"
-    assert len(large) == len(methods)
+    assert len(large) == len(found)
 
 
-def test_what_cannot_be_in_a_table_is_said_before_anything_runs(recipe, tmp_path):
-    for model, message in (
+@pytest.mark.parametrize("text", MODELS)
+def test_a_method_is_written_as_it_is_read_and_its_folder_is_safe(text):
+    method = Method.parse(text)
+    assert Method.parse(str(method)) == method
+    assert set(method.folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.+-")
+
+
+def test_settings_in_another_order_are_the_same_method():
+    one, other = (
+        Method.parse(f"mrla_b_resnet14+ela:{own}")
+        for own in ("skip=0.50,action=drop", "action=drop,skip=.5")
+    )
+    assert one == other
+
+
+def test_settings_of_a_method_win_over_common_ones_and_those_over_the_recipe():
+    recipe = Recipe(model="mrla_b_resnet14", ela={"skip": 0.2, "warmup": 2, "ramp": 3})
+    method = Method.parse("mrla_b_resnet14+ela:skip=0.5")
+    config = method.settings(recipe, "skip=0.4,warmup=1", epochs=9)
+    assert (config.skip, config.warmup, config.ramp) == (0.5, 1, 3)
+    assert Method.parse("mrla_b_resnet14").settings(recipe, "skip=0.4", epochs=9) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
         ("attnres6", "'attnres6' came; expected a ResNet"),
         ("mrlab_resnet14", "'mrlab_resnet14' came; expected a ResNet"),
-    ):
-        with pytest.raises(OptionError, match=message):
-            table.run(str(recipe), tmp_path, model=["resnet14", model])
+        ("mrla_b_resnet14+el", r"'mrla_b_resnet14\+el' came; expected NAME, NAME\+ela or"),
+        ("mrla_b_resnet14+ela:", "came; expected NAME"),
+        ("mrla_b_resnet14+ela:skip", "'skip' came; expected name=value"),
+        ("mrla_b_resnet14+ela:skip=2", "skip '2': Input should be less than 1"),
+        ("mrla_b_resnet14+ela:warmup=2", "final after epoch 2 of 2"),
+        ("mrla_b_resnet14+ela:skip=0.9", r"method mrla_b_resnet14\+ela:skip=0.9: .*cannot skip"),
+        ("resnet14+ela", r"method resnet14\+ela: ELA: no layer attention"),
+        ("dia_resnet14+ela:action=recur", r"method dia_resnet14\+ela:action=recur: "),
+    ],
+)
+def test_what_cannot_be_in_a_table_is_said_before_anything_runs(recipe, tmp_path, model, message):
+    with pytest.raises(OptionError, match=message):
+        table.run(str(recipe), tmp_path, model=["resnet14", model])
+    assert not list(tmp_path.iterdir())
+
+
+def test_common_settings_are_checked_before_anything_runs(recipe, tmp_path):
     with pytest.raises(OptionError, match="the plan is final after epoch 2 of 2"):
         table.run(str(recipe), tmp_path, model=MODELS, ela="warmup=2")
+    with pytest.raises(OptionError, match="no --reference holds the published mrla_b_resnet14"):
+        table.run(str(recipe), tmp_path, model=MODELS[:1], reference=[tmp_path])
+    assert not list(tmp_path.iterdir())
+
+
+def test_timed_steps_compute_in_the_precision_of_the_runs():
+    seen = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    images, labels = torch.randn(2, 1, 2, 2), torch.tensor([0, 2])
+    for precision in ("32-true", "bf16-mixed"):
+        steps.step_in_training(model, images, labels, TrainConfig(precision=precision))()
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def record(method, seed, seconds):
+    config = {"epochs": 2, "batch_size": 10}
+    return {
+        "method": method,
+        "seed": seed,
+        "epoch_seconds": [seconds / 2] * 2,
+        "trained": 45,
+        "settings": {"config": config},
+    }
+
+
+def test_ratios_of_runs_are_formed_within_a_seed():
+    group, others = [record("a", 0, 1), record("a", 1, 8)], [record("b", 1, 4), record("b", 0, 2)]
+    assert table.run_ratios(group, others) == [0.5, 2.0]
+    assert table.in_range([0.5, 2.0]) == "1.25 (0.50-2.00)"
+    assert table.in_range(table.run_ratios(group, [])) == "–"
+
+
+@pytest.mark.parametrize(("step", "part"), [(0.1, 0.5), (0.2, 1.0), (0.9, 1.0)])
+def test_only_the_steps_of_a_run_are_longer_with_the_published_network(step, part):
+    """10 steps in a run of 2 s; the published one takes three times as long."""
+    base, ours = record("b", 0, 2), [step] * 3
+    published = [3 * step] * 3
+    assert table.estimated([base], [base], ours, published) == pytest.approx([1 / (1 + 2 * part)])
+    half = record("a", 0, 1)
+    assert table.estimated([half], [base], ours, published) == pytest.approx([0.5 / (1 + 2 * part)])
+
+
+def test_the_published_network_is_timed_where_it_computes_what_ours_does(
+    done, recipe, tmp_path, monkeypatch
+):
+    """A stand-in for a checkout: ours, whose state dict is renamed to itself."""
+    built = []
+
+    def theirs(network, checkouts, file):
+        built.append((network.name, network.classes, file))
+        return create_model("mrla_b_resnet14", num_classes=3)
+
+    monkeypatch.setattr(steps.Network, "theirs", theirs)
+    options = {"model": MODELS, "rounds": 2, "device": "cpu", "reference": [tmp_path]}
+    before = (done / "table.json").read_text()
+    table.run(str(recipe), done, **options)
+    rows = tables_in(done)[0]
+    (done / "table.json").write_text(before)
+    assert built == [("resnet14", 3, "mrla_base")]
+    assert all(row["step / published"].endswith(")") for row in rows)
+    assert all(float(row[table.ESTIMATE].partition(" ")[0]) > 0 for row in rows)
+
+    monkeypatch.setattr(steps.Network, "theirs", lambda *_: create_model("mrla_b_resnet14"))
+    with pytest.raises(OptionError, match="is not the network of this recipe and data"):
+        table.run(str(recipe), tmp_path, **options)
     assert not list(tmp_path.iterdir())

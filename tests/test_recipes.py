@@ -29,8 +29,15 @@ def write(folder, text):
 def test_there_are_recipes_of_the_papers_and_quick_ones():
     assert set(built_in()) == {
         *("cifar10-kcla", "cifar100-kcla", "cifar10-dla", "cifar100-dla", "imagenet-mrla"),
-        *("cifar10-quick-gpu", "cifar10-quick-cpu"),
+        *("cifar10-quick-gpu", "cifar100-quick-gpu", "cifar10-quick-cpu", "fashion-quick-cpu"),
     }
+
+
+@pytest.mark.parametrize("name", sorted(name for name in built_in() if "quick" in name))
+def test_a_quick_recipe_trains_without_ela_unless_asked_and_has_the_epochs_for_it(name):
+    recipe = read_recipe(name)
+    assert recipe.ela_config() is None
+    recipe.ela_config("skip=0.5,warmup=1,ramp=1").schedule(recipe.config().epochs)
 
 
 @pytest.mark.parametrize("name", sorted(built_in()))
