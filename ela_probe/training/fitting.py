@@ -20,6 +20,7 @@ from torch import nn
 from ela_probe.data import Data
 from ela_probe.device import resolve_device
 from ela_probe.errors import CheckpointError, OptionError, OutputError
+from ela_probe.freed_memory import keeping_freed_memory
 from ela_probe.storage import output_directory
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.display import EpochDisplay
@@ -145,7 +146,7 @@ def fit(
         state.unlink(missing_ok=True)
 
     start = time.perf_counter()
-    with _quiet(), _restored():
+    with _quiet(), _restored(), keeping_freed_memory():
         trainer = pl.Trainer(
             accelerator="gpu" if where.type == "cuda" else where.type,
             devices=[where.index or 0] if where.type == "cuda" else 1,
