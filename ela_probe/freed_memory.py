@@ -15,9 +15,10 @@ KEEPING = {TRIM_THRESHOLD: 2**31 - 1, MMAP_THRESHOLD: 2**30}  # bytes
 def keeping_freed_memory() -> Iterator[None]:
     """Within, what tensors on the CPU free stays with the process; afterwards it is given back.
 
-    A training step frees its activations, and the next one asks for as much. glibc returns large
-    blocks to the system in between, which then fills every page with zeros again. The numbers
-    computed are the same. Does nothing under another C library.
+    A training step frees its activations, and the next one asks for as much. In between glibc
+    returns what is larger than 32 MiB to the system, as the sources of a stage of MRLA-B soon are,
+    and the system fills every page with zeros again. The numbers computed are the same. Does
+    nothing under another C library.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
