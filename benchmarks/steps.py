@@ -13,6 +13,7 @@ from benchmarks.runs import Run
 from benchmarks.zoo import KCLA, MRLA
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OptionError
+from ela_probe.memory_format import in_order
 from ela_probe.models.published import from_published
 from ela_probe.profiling import Step, alternate, cuda_devices, training_step
 from ela_probe.training import TrainConfig
@@ -48,7 +49,9 @@ def side_by_side(
 
 
 def step_in_training(model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig) -> Step:
-    """A training step as the runs of these settings take it: in their arithmetic."""
+    """A training step as the runs of these settings take it: in their arithmetic and order of
+    memory."""
+    images = in_order(images, model, channels_last=config.channels_last)
     dtype = MIXED.get(config.precision)
     return training_step(model if dtype is None else Mixed(model, dtype), images, labels)
 

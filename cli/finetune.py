@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    ChannelsLast,
     CheckpointArgument,
     CodePath,
     Data,
@@ -51,6 +52,7 @@ def command(
     ] = None,
     label_smoothing: Annotated[float, typer.Option(help="0 to less than 1.")] = 0,
     precision: Annotated[Precision, typer.Option(help="16-mixed needs a GPU.")] = "32-true",
+    channels_last: ChannelsLast = None,
     data: Data = None,
     data_root: DataRoot = None,
     download: Download = False,
@@ -90,6 +92,7 @@ def command(
             lr=lr,
             warmup_epochs=warmup,
             weight_decay=weight_decay,
+            channels_last=channels_last,
         ),
         label_smoothing=label_smoothing,
         precision=precision,

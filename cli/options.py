@@ -77,6 +77,13 @@ Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that read samples; default: as the data needs."),
 ]
+ChannelsLast = Annotated[
+    bool | None,
+    typer.Option(
+        help="Order of images in memory; default: channels last on a CPU, for our ResNets.",
+        show_default=False,
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
 Model = Annotated[
     str | None,

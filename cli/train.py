@@ -7,6 +7,7 @@ import typer
 
 from . import console
 from .options import (
+    ChannelsLast,
     DataRoot,
     Device,
     Devices,
@@ -101,6 +102,7 @@ def command(
     precision: Annotated[
         Precision | None, typer.Option(help="Default: 32-true; 16-mixed needs a GPU.")
     ] = None,
+    channels_last: ChannelsLast = None,
     deterministic: Annotated[
         bool | None,
         typer.Option("--deterministic", help="Only deterministic kernels.", show_default=False),
@@ -177,6 +179,7 @@ def command(
             warmup_epochs=warmup,
             label_smoothing=label_smoothing,
             precision=precision,
+            channels_last=channels_last,
             deterministic=deterministic,
             num_workers=workers,
             seed=seed,

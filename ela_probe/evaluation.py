@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ela_probe.discovery import call
 from ela_probe.errors import DataError
 from ela_probe.inputs import inputs_and_labels, logits_of, mapped, sample_count
+from ela_probe.memory_format import in_order
 from ela_probe.processes import count, is_first, of_all, rank, together
 from ela_probe.progress import track
 
@@ -71,7 +72,8 @@ def evaluate(
             for batch in track(loader, "evaluating", progress=progress and is_first()):
                 inputs, labels = inputs_and_labels(batch, labelled=labelled)
                 samples += sample_count(inputs)
-                output = call(model, mapped(inputs, lambda t: t.to(device, non_blocking=True)))
+                inputs = mapped(inputs, lambda t: in_order(t.to(device, non_blocking=True), model))
+                output = call(model, inputs)
                 logits = logits_of(output)
                 if logits is None or not _are_classes(labels, logits):
                     if measured:

@@ -107,10 +107,14 @@ def test_weights_equal_those_of_a_plain_loop(data, tmp_path):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_resumed_run_equals_the_uninterrupted_one_exactly(data, tmp_path, num_workers):
-    config = CONFIG.model_copy(update={"num_workers": num_workers})
-    whole, expected = run(data, tmp_path / "whole")
+@pytest.mark.parametrize(("num_workers", "channels_last"), [(0, None), (1, None), (0, True)])
+def test_a_resumed_run_equals_the_uninterrupted_one_exactly(
+    data, tmp_path, num_workers, channels_last
+):
+    uncut = CONFIG.model_copy(update={"channels_last": channels_last})
+    config = uncut.model_copy(update={"num_workers": num_workers})
+    whole, expected = run(data, tmp_path / "whole", config=uncut)
+    assert all(value.is_contiguous() for value in whole.state_dict().values())
 
     with pytest.raises(TrainingInterrupted, match=r"after epoch 2 of 4: .*last\.pt.*--resume"):
         run(data, tmp_path / "cut", config=config, callbacks=[InterruptAt(2, 1)])

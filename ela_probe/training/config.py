@@ -56,6 +56,9 @@ class TrainConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of order, augmentation and drop path")
     num_workers: int | None = Field(None, ge=0, description="processes that read images")
+    channels_last: bool | None = Field(
+        None, description="order of images in memory; default: on a CPU, for our ResNets"
+    )
     deterministic: bool = Field(False, description="only deterministic kernels (slower on CUDA)")
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import OptionError
+from ela_probe.memory_format import in_order
 from ela_probe.processes import count
 from ela_probe.training.config import TrainConfig
 
@@ -88,6 +89,7 @@ class ClassificationModule(pl.LightningModule):
     def _flat(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
         inputs, labels = batch
+        inputs = in_order(inputs, self.model, channels_last=self.config.channels_last)
         return self(inputs).flatten(0, -2), labels.flatten()
 
     def reset_sums(self) -> None:
