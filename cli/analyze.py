@@ -87,7 +87,7 @@ def command(
     from ela_probe.adapters.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.plots import save_figures
-    from ela_probe.processes import asked_for, is_first
+    from ela_probe.processes import asked_for, is_first, leave
     from ela_probe.storage import output_directory
 
     processes = asked_for(devices, num_nodes, device=device)
@@ -124,7 +124,7 @@ def command(
         if not existed and is_first():
             folder.rmdir()
         raise
-    if not is_first():
+    if not leave():
         return
     for note in analysis.provenance.notes:
         console.said(f"note: {note}")

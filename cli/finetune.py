@@ -77,7 +77,7 @@ def command(
     """
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.pipeline import data_of, finetune
-    from ela_probe.processes import asked_for, is_first
+    from ela_probe.processes import asked_for, leave
     from ela_probe.training import TrainConfig
 
     processes = asked_for(devices, num_nodes, strategy, device=device)
@@ -104,5 +104,5 @@ def command(
         checkpoint, config, output=path, data=images, spec=spec, device=device,
         processes=processes, resume=resume,
     )  # fmt: skip
-    if is_first():
+    if leave():
         report(result, path, json, task=images.spec.task)

@@ -155,7 +155,7 @@ def command(
         torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe ...
     """
     from ela_probe.pipeline import train
-    from ela_probe.processes import asked_for, is_first
+    from ela_probe.processes import asked_for, leave
     from ela_probe.recipes import Recipe, read_recipe
 
     processes = asked_for(devices, num_nodes, strategy, device=device)
@@ -198,7 +198,7 @@ def command(
         spec, samples, config, output=folder, ela=plan.ela_config(ela), device=device,
         processes=processes, resume=resume,
     )  # fmt: skip
-    if is_first():
+    if leave():
         report(result, result.best, json, task=samples.spec.task)
 
 

@@ -124,7 +124,11 @@ def asked_for(
 
 
 def started_by() -> tuple[str | None, tuple[int, int] | None]:
-    """The launcher's name and its (devices, nodes); None and None where there is none."""
+    """The launcher's name and its (devices, nodes); None and None where there is none.
+
+    Raises:
+        OptionError: SLURM was asked for tasks in a way that Lightning can't use.
+    """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -136,6 +140,10 @@ def started_by() -> tuple[str | None, tuple[int, int] | None]:
         slurm = SLURMEnvironment.detect()
     tasks, nodes = (int(environment.get(f"SLURM_{name}", 1)) for name in ("NTASKS", "NNODES"))
     if slurm and tasks > 1:
+        try:
+            SLURMEnvironment()
+        except RuntimeError as error:  # it wants --ntasks-per-node
+            raise OptionError(f"SLURM: {error}") from error
         return "SLURM", (tasks // nodes, nodes)
     return None, None
 
@@ -184,11 +192,16 @@ def of_all(value: Value) -> list[Value]:
     return values
 
 
-def leave() -> None:
-    """Part from the others, when all have come so far: one that left early would upset them."""
+def leave() -> bool:
+    """Part from the others, when all have come so far: one that left early would upset them.
+
+    Returns: whether this was the first one, who speaks.
+    """
+    first = is_first()
     if is_up():
         dist.barrier()
         dist.destroy_process_group()
+    return first
 
 
 @contextmanager

@@ -33,7 +33,8 @@ def everywhere_the_same(value: Any) -> bool:
 
 
 def numbers(module: nn.Module) -> dict[str, list[float]]:
-    return {name: value.flatten().tolist() for name, value in module.state_dict().items()}
+    """Of the parameters: running statistics are each process's own until the next step."""
+    return {name: value.flatten().tolist() for name, value in module.named_parameters()}
 
 
 def in_anyones_trainer() -> dict[str, Any]:

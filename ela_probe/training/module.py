@@ -77,7 +77,7 @@ class ClassificationModule(pl.LightningModule):
         alone = count() == 1
         if (alone and loss.device.type == "cpu") or step % CHECK_EVERY == 0:
             if not alone:  # so that all processes stop, or none
-                loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
+                loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="sum")  # in place
             self.check_loss(loss.item(), step=step)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
