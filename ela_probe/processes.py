@@ -204,6 +204,16 @@ def leave() -> bool:
     return first
 
 
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone, whose own error says why."""
+    closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return (
+        count() > 1
+        and isinstance(error, RuntimeError)
+        and (isinstance(error, dist.DistError) or any(words in str(error) for words in closed))
+    )
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """A block after which all go on, or none: the first error of any is raised in each.
