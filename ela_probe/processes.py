@@ -251,6 +251,8 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             for name in ("pytorch_lightning", "lightning_fabric"):
                 warnings.filterwarnings("ignore", module=rf"{name}\.")
+            # DDP's word on depthwise kernels, whose gradients follow channels-last images
+            warnings.filterwarnings("ignore", message="Grad strides do not match")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
