@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -328,6 +330,30 @@ def test_too_few_batches_are_told_before_any_process_starts(
     line = command(capsys, "analyze", checkpoint, *few, *words, code=2)
     assert "too few for 3 processes" in line
     assert not checkpoint.with_name("last-analysis").exists()
+
+
+def test_a_run_of_two_of_which_one_is_killed_ends_and_goes_on(prefix: Path, tmp_path: Path) -> None:
+    words = ["train", "--model", "mrla_b_resnet14", "--data", f"npz:{prefix}", "--device", "cpu"]
+    words += ["--lr", "0.05", "--batch-size", "8", "--devices", "2", "-o", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, COMMAND, *words, "--epochs", "400", "--ela", "skip=0.5,warmup=1,ramp=3"],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    state = tmp_path / "resume.ckpt"
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not list the children of a process")
+    for child in children.read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (2, -signal.SIGKILL), err  # Lightning may be faster than gloo
+    assert "Traceback" not in err
+    done = torch.load(state, weights_only=True)["epoch"] + 1
+    assert 0 < done < 400
+    assert read_checkpoint(tmp_path / "last.pt")  # whole, whatever the moment was
 
 
 def test_checkpoints_of_two_load_alone(two: tuple[Path, dict[str, Any]]) -> None:
