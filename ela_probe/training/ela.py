@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import nn
 
 from ela_probe.analysis import Analysis, Provenance
-from ela_probe.beta import Floats
 from ela_probe.errors import ModelError, OptionError
 from ela_probe.measure import from_probe
 from ela_probe.plan import SkipPlan
 from ela_probe.probe import AttentionProbe
 from ela_probe.processes import is_first
-from ela_probe.training.clock import Clock
 from ela_probe.training.course import Course
 from ela_probe.training.ela_config import ELAConfig
+from ela_probe.training.epoch import Epoch
 from ela_probe.training.surgery import in_order, parameter_names
 from ela_probe.training.wrapping import check_strategy, wrap_again
 
@@ -76,7 +74,7 @@ class ELA(pl.Callback):
         self._given = model
         self._course: Course | None = None
         self._order: list[list[list[str]]] = []
-        self._epoch: _Epoch | None = None
+        self._epoch: Epoch | None = None
         self._in_batch = ExitStack()
         self._unwrap: Callable[[], object] = lambda: None
 
@@ -197,7 +195,7 @@ class ELA(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks and, while the plan may change, a new probe."""
         course, done = self._begun(), trainer.current_epoch
-        self._epoch = epoch = _Epoch(pl_module.device)
+        self._epoch = epoch = Epoch(pl_module.device)
         if course.is_final(done):
             return
         with epoch.clock:
@@ -283,39 +281,6 @@ class ELA(pl.Callback):
             raise ModelError("ELA has not seen the network yet; fit a module with it first")
         return self._course
 
-    def _running(self) -> "_Epoch":
+    def _running(self) -> "Epoch":
         assert self._epoch is not None  # since on_train_epoch_start
         return self._epoch
-
-
-class _Epoch:
-    """What lasts for an epoch: its clocks, its probe, what it skips at random.
-
-    began: when; elsewhere: seconds of it that were no training. clock: of probing and planning.
-    steps: of a compiled network's steps, probed or not. probe: None once the plan is final.
-    every: batches from one probed one to the next. scores: see `Course.scores`. skips: retrievals
-    skipped in all `batches` together.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.began, self.elsewhere = time.perf_counter(), 0.0
-        self.clock, self.steps = Clock(device), {True: Clock(device), False: Clock(device)}
-        self.probe: AttentionProbe | None = None
-        self.every, self.batches, self.skips = 1, 0, 0
-        self.scores: list[Floats] = []
-
-    def probe_of(self, batch: int) -> AttentionProbe | None:
-        """The probe, if it is this batch's turn."""
-        return self.probe if batch % self.every == self.every // 2 else None
-
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def cost(self, *, compiled: bool) -> float:
-        """Seconds of probing and planning; also of running probed steps uncompiled, if more."""
-        probed, others = self.steps[True].pieces, self.steps[False]
-        excess = sum(probed) - len(probed) * others.median if compiled and others.pieces else 0.0
-        return max(self.clock.seconds, excess)

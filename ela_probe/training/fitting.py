@@ -15,11 +15,12 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ela_probe.data import Data
-from ela_probe.data.batches import Share, check_parts
+from ela_probe.data.batches import Share
 from ela_probe.device import resolve_device
-from ela_probe.errors import CheckpointError, OptionError, OutputError
+from ela_probe.errors import OptionError, OutputError
 from ela_probe.processes import Processes, count, is_first, quiet_lightning, rank
 from ela_probe.storage import output_directory
 from ela_probe.training.config import TrainConfig
@@ -35,11 +36,9 @@ from ela_probe.training.record import (
     KeepLast,
     NoteELA,
     Save,
-    fitting_shapes,
-    origin_of,
 )
-
-MAY_DIFFER = ("num_workers",)  # on --resume: it changes no result
+from ela_probe.training.resuming import check_resume, how_to_go_on
+from ela_probe.training.wrapping import check_strategy
 
 
 @dataclass(frozen=True)
@@ -117,30 +116,13 @@ def fit(
     if config.precision == "16-mixed" and processes.strategy == "fsdp":
         raise OptionError("precision 16-mixed does not go with FSDP: choose bf16-mixed or 32-true")
     output = output_directory(output)
-    for split in ("train", "val"):
-        if size := data.size(split):
-            check_parts(size, config.batch_size, processes.count)
-    where = processes.launch(where)
-    share = Share(rank(), count())
-    train = data.loader(
-        "train",
-        batch_size=config.batch_size,
-        shuffle=True,
-        augment=True,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        share=share,
-    )
-    validation = None
-    if data.size("val"):
-        validation = data.loader(
-            "val", batch_size=config.batch_size, num_workers=config.num_workers, share=share
-        )
+    ela = next((callback for callback in callbacks if isinstance(callback, ELA)), None)
+    placed = _placed(where, processes, ela)
+    train, validation = _loaders(data, config, Share(0, processes.count))
     module = ClassificationModule(
         model, config, num_classes=data.spec.num_classes, steps_per_epoch=len(train)
     )
     model.train()
-    ela = next((callback for callback in callbacks if isinstance(callback, ELA)), None)
     origin = {
         "config": config.model_dump(),
         "data": _what(data),
@@ -148,18 +130,20 @@ def fit(
     }
     history = History(output, save, origin=origin, by_loss=data.spec.task == "tokens")
     state = output / RESUME
-    if resume:
-        epochs_done = _check_resume(state, module, origin=origin, ela=ela)
-        # Lightning starts the workers of a resumed epoch before it tells the sampler which it is
-        train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
-    elif is_first():
+    epochs_done = check_resume(state, module, origin=origin, ela=ela) if resume else 0
+
+    where = processes.launch(where)  # all that a user can do wrong was looked at
+    train, validation = _loaders(data, config, Share(rank(), count()))
+    # Lightning starts the workers of a resumed epoch before it tells the sampler which it is
+    train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
+    if is_first() and not resume:
         state.unlink(missing_ok=True)
 
     start = time.perf_counter()
     with quiet_lightning(), _restored():
         trainer = pl.Trainer(
             accelerator="gpu" if where.type == "cuda" else where.type,
-            **_placed(where, processes, ela),
+            **placed,
             precision=config.precision,
             max_epochs=config.epochs,
             gradient_clip_val=config.gradient_clip,
@@ -190,7 +174,7 @@ def fit(
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not trainer.interrupted:
                 raise
-            raise TrainingInterrupted(_how_to_go_on(history, config)) from None
+            raise TrainingInterrupted(how_to_go_on(history, config)) from None
         except RuntimeError as error:
             # torch.save's own words for a full disk
             if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
@@ -214,7 +198,7 @@ def fit(
 
 
 def _placed(where: torch.device, processes: Processes, ela: ELA | None) -> dict[str, Any]:
-    """What tells the Trainer who computes where."""
+    """What tells the Trainer who computes where. Raises OptionError: ELA can't follow there."""
     if processes.count == 1:
         return {
             "devices": [where.index or 0] if where.type == "cuda" else 1,
@@ -227,69 +211,33 @@ def _placed(where: torch.device, processes: Processes, ela: ELA | None) -> dict[
         )
     else:
         strategy = DDPStrategy(find_unused_parameters=ela is not None and ela.config.stochastic)
+    if ela is not None:
+        check_strategy(strategy, stochastic=ela.config.stochastic)
     return {"devices": processes.devices, "num_nodes": processes.nodes, "strategy": strategy}
+
+
+def _loaders(
+    data: Data, config: TrainConfig, share: Share
+) -> "tuple[DataLoader[Any], DataLoader[Any] | None]":
+    """Training and, where samples are set aside, validation batches. Raises DataError."""
+    size, workers = config.batch_size, config.num_workers
+    train = data.loader(
+        "train",
+        batch_size=size,
+        shuffle=True,
+        augment=True,
+        seed=config.seed,
+        num_workers=workers,
+        share=share,
+    )
+    if not data.size("val"):
+        return train, None
+    return train, data.loader("val", batch_size=size, num_workers=workers, share=share)
 
 
 def _what(data: Data) -> dict[str, Any]:
     """What makes the images what they are: where they lie may change until the run is resumed."""
     return data.spec.model_dump(mode="json", exclude={"source", "root"})
-
-
-def _check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any], ela: ELA | None) -> int:
-    """Number of epochs done in the state at `path`; ELA prunes the module as it was then.
-
-    Raises:
-        CheckpointError: it can't go on.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path} can't be read ({reason}): start again without --resume"
-        ) from error
-    kept = origin_of(state) if isinstance(state, dict) else None
-    if kept is None:
-        raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
-    # a run of before a setting was added had what is its default now
-    kept = {**kept, "config": {**TrainConfig().model_dump(), **kept["config"]}}
-    differing = [
-        f"{'ela ' * (part == 'ela')}{name} {then.get(name)!r} then, {now.get(name)!r} now"
-        for part, then, now in ((p, kept.get(p, {}), origin[p]) for p in ("config", "data", "ela"))
-        for name in (then | now if part == "ela" else now)
-        if name not in MAY_DIFFER and _plain(then.get(name)) != _plain(now.get(name))
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path} is of a run with other settings ({'; '.join(differing)}): repeat the ones "
-            "it was started with, or start again without --resume"
-        )
-    if ela is not None:
-        ela.rebuild(module, state["callbacks"].get(ela.state_key))
-    unfit = fitting_shapes(state["state_dict"], module)
-    if unfit:
-        raise CheckpointError(
-            f"{path} is of another model: {len(unfit)} tensors differ, the first is {unfit[0]}; "
-            "name the model that the run was started with"
-        )
-    return len(state["callbacks"]["ela_probe.History"]["rows"])
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _how_to_go_on(history: History, config: TrainConfig) -> str:
-    done = len(history.rows)
-    state = history.output / RESUME
-    if not done or not state.exists():
-        return "training was interrupted before an epoch ended: nothing is kept"
-    return (
-        f"training was interrupted after epoch {done} of {config.epochs}: "
-        f"{history.output / LAST} holds it; the same command with --resume goes on from there"
-    )
 
 
 @contextmanager

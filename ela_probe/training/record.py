@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from ela_probe.data.batches import epoch_seed
 from ela_probe.errors import OutputError
@@ -159,19 +158,3 @@ def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
 def _ours(module: pl.LightningModule) -> ClassificationModule:
     assert isinstance(module, ClassificationModule)
     return module
-
-
-def origin_of(state: dict[str, Any]) -> dict[str, Any] | None:
-    """What the run was started with, from a loaded `resume.ckpt`; None if it is another's."""
-    kept = state.get("callbacks", {}).get("ela_probe.History", {})
-    origin = kept.get("origin")
-    return origin if isinstance(origin, dict) and "state_dict" in state else None
-
-
-def fitting_shapes(state: dict[str, torch.Tensor], module: nn.Module) -> list[str]:
-    """Names of the tensors that are missing, foreign or of another shape."""
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in state.items()}
-    return sorted(
-        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-    )
