@@ -42,8 +42,8 @@ class Candidate:
 
     @property
     def actions(self) -> dict[str, Action]:
-        """By site what is not kept: candidates of the same actions are the same network."""
-        return {name: a for name, a in self.plan.actions.items() if a != "keep"}
+        """Candidates of the same ones are the same network."""
+        return self.plan.changes
 
     @property
     def divergence(self) -> float:

@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.methods import Method
 from benchmarks.records import RESULT, recorded
-from ela_probe.checkpoint import Checkpoint, read_checkpoint
+from ela_probe.checkpoint import read_checkpoint
 from ela_probe.comparing import retrievals
 from ela_probe.data import Data
 from ela_probe.data.spec import absolute_source
@@ -25,8 +25,6 @@ from ela_probe.recipes import Recipe
 from ela_probe.storage import write_json
 from ela_probe.training import ELAConfig, TrainConfig
 from ela_probe.training.record import RESUME
-
-NOT_OURS = {"num_workers"}  # it changes no result
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Run:
         options = {k: v for k, v in self.options.items() if k not in ("root", "download")}
         return {
             "model": self.spec.model_dump(mode="json"),
-            "config": self.config.model_dump(mode="json", exclude=NOT_OURS),
+            "config": self.config.decisive(),
             "ela": None if self.ela is None else self.ela.model_dump(mode="json"),
             "data": {"source": short(self.source), **recipe, **options},
             "test_limit": self.test_limit,
@@ -65,7 +63,7 @@ class Run:
     def record(self) -> dict[str, Any] | None:
         """Of the finished run; None if it is yet to be done. Raises OptionError: of another."""
         defaults = {
-            "config": TrainConfig().model_dump(mode="json", exclude=NOT_OURS),
+            "config": TrainConfig().decisive(),
             "ela": ELAConfig().model_dump(mode="json"),
         }
         return recorded(self.folder, self.settings, defaults=defaults)
@@ -164,7 +162,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         "parameters": parameter_count(loaded.model),
         "flops": count_flops(loaded.model.cpu(), inputs.shape[1:]),
         "kept": retrievals(loaded.model),
-        "removed": removed(loaded),
+        "removed": sum(len(plan.changes) for plan in loaded.header.plans),
         "epoch_seconds": [row["seconds"] for row in trained.history],
         "ebqm_seconds": None if trained.ela is None else trained.ela["ebqm_seconds"],
         "ebqm_share": None if trained.ela is None else trained.ela["ebqm_share"],
@@ -174,12 +172,6 @@ def carry_out(run: Run) -> dict[str, Any]:
     spent = sum(row["seconds"] for row in trained.history)
     typer.echo(f"{run.folder.name}: {measured['accuracy']:.2%}, {spent:.0f} s", err=True)
     return record
-
-
-def removed(loaded: Checkpoint) -> int:
-    """Retrievals that plans replaced or took away."""
-    actions = [action for plan in loaded.header.plans for action in plan.actions.values()]
-    return sum(action != "keep" for action in actions)
 
 
 def short(source: str) -> str:

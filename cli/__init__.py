@@ -26,11 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not debug and "ela_probe.processes" in sys.modules:
-            from ela_probe.processes import count, is_loss_of_another, rank
-
-            if is_loss_of_another(error):
-                return fail(f"process {rank() + 1} of {count()} ends, since another one did")
         message = getattr(error, "format_message", None)
         if debug or message is None:  # not a usage error of Typer's
             raise

@@ -66,7 +66,7 @@ def command(
     device: Device = "auto",
     devices: Devices = None,
     num_nodes: NumNodes = None,
-    strategy: StrategyName = "auto",
+    strategy: StrategyName = "ddp",
     json: Json = False,
 ) -> None:
     """Train a (pruned) checkpoint further, with a smaller schedule.

@@ -33,10 +33,10 @@ NumNodes = Annotated[
     typer.Option(min=1, help="Machines; they need torchrun or srun.", show_default=False),
 ]
 StrategyName = Annotated[
-    Literal["auto", "ddp", "fsdp"],
+    Literal["ddp", "fsdp"],
     typer.Option(
         "--strategy",
-        help="Of several processes: ddp (auto), each with the whole model and a part of every "
+        help="Of several processes: ddp, each with the whole model and a part of every "
         "batch, or fsdp, which shares out parameters and optimizer too.",
     ),
 ]

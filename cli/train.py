@@ -137,7 +137,7 @@ def command(
     device: Device = "auto",
     devices: Devices = None,
     num_nodes: NumNodes = None,
-    strategy: StrategyName = "auto",
+    strategy: StrategyName = "ddp",
     json: Json = False,
 ) -> None:
     """Train a model from scratch.

@@ -33,5 +33,9 @@ class PlanError(ElaProbeError):
     """A skip plan is invalid, infeasible, or made for other sites."""
 
 
+class ProcessError(ElaProbeError):
+    """One of several processes is gone, and the others can't go on."""
+
+
 class OutputError(ElaProbeError):
     """A result can't be written; nothing half-written is left behind."""

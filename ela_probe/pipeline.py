@@ -23,7 +23,7 @@ from ela_probe.inputs import ExampleInputs, RandomInputs, first_samples, logits_
 from ela_probe.measure import analyze
 from ela_probe.models import ModelSpec, family_of
 from ela_probe.plan import SkipPlan
-from ela_probe.processes import Processes, count, is_first, rank
+from ela_probe.processes import Processes, count, in_company, is_first, rank
 from ela_probe.pruning import prune
 from ela_probe.sampling import Sampling
 from ela_probe.storage import output_directory, replacing
@@ -151,9 +151,8 @@ def analyze_checkpoint(
     else:
         data = data or data_of(checkpoint, loaded)
         check_fit(loaded.model, data)
-        samples = min(data.size(split), limit or data.size(split))
-        recorded = math.ceil(samples / batch_size / every)
-        most = recorded if max_batches is None else min(recorded, max_batches)
+        everything = data.loader(split, batch_size=batch_size, limit=limit)
+        most = min(math.ceil(len(everything) / every), max_batches or len(everything))
         if most < processes.count:
             raise OptionError(
                 f"{most} batches to record are too few for {processes.count} processes; take "
@@ -186,18 +185,19 @@ def analyze_checkpoint(
         notes=tuple(note for note in (loaded.note, inputs and inputs.note) if note),
         versions=versions(),
     )
-    return analyze(
-        loaded.model,
-        loader,
-        labelled=data is not None,
-        discovery=found,
-        device=where,
-        provenance=provenance,
-        every=every,
-        max_batches=None if max_batches is None else share.turns(max_batches),
-        max_tokens=max_tokens,
-        progress=progress,
-    )
+    with in_company():
+        return analyze(
+            loaded.model,
+            loader,
+            labelled=data is not None,
+            discovery=found,
+            device=where,
+            provenance=provenance,
+            every=every,
+            max_batches=None if max_batches is None else share.turns(max_batches),
+            max_tokens=max_tokens,
+            progress=progress,
+        )
 
 
 def prune_checkpoint(

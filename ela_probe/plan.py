@@ -118,6 +118,11 @@ class SkipPlan(Strict):
         return [name for name, action in self.actions.items() if action in ("skip", "drop")]
 
     @property
+    def changes(self) -> dict[str, Action]:
+        """The actions of the sites that are not kept as they are."""
+        return {name: action for name, action in self.actions.items() if action != "keep"}
+
+    @property
     def share(self) -> float:
         """The share of all retrievals that is not formed."""
         return len(self.skipped) / len(self.actions)

@@ -4,9 +4,7 @@ Lightning starts them, or finds that torchrun or SLURM has; torch.distributed is
 and asking it is how everything else knows. Without it there is one process, and nothing waits.
 """
 
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +14,10 @@ import torch
 import torch.distributed as dist
 
 from ela_probe.device import resolve_device
-from ela_probe.errors import ElaProbeError, OptionError
+from ela_probe.errors import ElaProbeError, OptionError, ProcessError
+from ela_probe.quiet import quiet_lightning
 
-Strategy = Literal["auto", "ddp", "fsdp"]
+Strategy = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
 
 
@@ -31,7 +30,7 @@ class Processes:
 
     devices: int = 1
     nodes: int = 1
-    strategy: Strategy = "auto"
+    strategy: Strategy = "ddp"
 
     @property
     def count(self) -> int:
@@ -73,7 +72,7 @@ class Processes:
 def asked_for(
     devices: int | None = None,
     nodes: int | None = None,
-    strategy: Strategy = "auto",
+    strategy: Strategy = "ddp",
     *,
     device: str = "auto",
 ) -> Processes:
@@ -82,7 +81,7 @@ def asked_for(
     Args:
         devices: processes on each node; what the launcher started, else 1, when None.
         nodes: machines; as the launcher says, else 1, when None.
-        strategy: "ddp" (also "auto"): every process holds the model and a part of each batch;
+        strategy: "ddp": every process holds the model and a part of each batch;
             "fsdp": the parameters, gradients and optimizer are shared out.
         device: as `resolve_device`.
 
@@ -99,6 +98,10 @@ def asked_for(
                 "as many"
             )
     found = Processes(*(there or (devices or 1, nodes or 1)), strategy)
+    if strategy == "fsdp" and found.count == 1:
+        raise OptionError(
+            "--strategy fsdp shares out the parameters, and one process came: add --devices"
+        )
     if found.nodes > 1 and launcher is None:
         raise OptionError(
             f"--num-nodes {found.nodes} came without a launcher: start the command with torchrun "
@@ -204,14 +207,24 @@ def leave() -> bool:
     return first
 
 
-def is_loss_of_another(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone, whose own error says why."""
-    closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return (
-        count() > 1
-        and isinstance(error, RuntimeError)
-        and (isinstance(error, dist.DistError) or any(words in str(error) for words in closed))
-    )
+@contextmanager
+def in_company() -> Iterator[None]:
+    """A block in which processes wait for each other.
+
+    Raises:
+        ProcessError: another one is gone; its own error says why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+        gone = isinstance(error, dist.DistError) or any(words in str(error) for words in closed)
+        if count() > 1 and gone:
+            raise ProcessError(
+                f"process {rank() + 1} of {count()} ends, since another one did; that one's "
+                "error says why"
+            ) from error
+        raise
 
 
 @contextmanager
@@ -231,29 +244,3 @@ def together() -> Iterator[None]:
     first = next((found for found in of_all(error) if found is not None), None)
     if first is not None:
         raise error or first
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's banners, tips and hints; errors still come as exceptions."""
-    loggers = [logging.getLogger(n) for n in ("pytorch_lightning", "lightning_fabric")]
-    loggers += [
-        logger
-        for name, logger in logging.root.manager.loggerDict.items()
-        if isinstance(logger, logging.Logger)
-        and logger.level
-        and name.startswith(("pytorch_lightning.", "lightning_fabric."))
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for name in ("pytorch_lightning", "lightning_fabric"):
-                warnings.filterwarnings("ignore", module=rf"{name}\.")
-            # DDP's word on depthwise kernels, whose gradients follow channels-last images
-            warnings.filterwarnings("ignore", message="Grad strides do not match")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

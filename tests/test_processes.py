@@ -131,6 +131,7 @@ def test_slurm_tasks_that_lightning_cannot_use_are_told(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--strategy", "fsdp"], "shares out the parameters, and one process came: add --devices"),
         (["--num-nodes", "2"], "came without a launcher: start the command with torchrun or srun"),
         (["--devices", "9", "--batch-size", "8"], "too few for 9 processes"),
         (["--devices", "2", "--precision", "16-mixed"], "16-mixed needs a GPU"),

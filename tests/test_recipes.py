@@ -145,7 +145,7 @@ def test_options_win_over_the_recipe_and_it_resumes(tmp_path, capsys):
     assert main([*words, "--resume"]) == 0
     capsys.readouterr()
     assert main([*words, "--resume", "--milestones", "2"]) == 2
-    assert "milestones (1.0,) then, (2.0,) now" in capsys.readouterr().err
+    assert "milestones [1.0] then, [2.0] now" in capsys.readouterr().err
     assert main([*words, "--milestones", "1,x"]) == 2
     assert "expected numbers with commas, e.g. 150,225" in capsys.readouterr().err
 

@@ -79,7 +79,12 @@ class SeededBatches(Sampler[Batch]):
         share: Share = Share(),
     ) -> None:
         parts = share.count if share.turn is None else 1
-        check_parts(samples, batch_size, parts)
+        if min(samples, batch_size) < parts:
+            raise DataError(
+                f"{samples} samples in batches of {batch_size} are too few for {parts} processes, "
+                "each of which takes a part of every batch; raise --batch-size, or take fewer "
+                "processes"
+            )
         self.samples = samples
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -113,15 +118,6 @@ class SeededBatches(Sampler[Batch]):
             if self.share.turn is None:  # else all processes would augment their parts alike
                 seed = (seed + self.share.rank) % 2**32
             yield Batch(self.share.part_of(positions), seed)
-
-
-def check_parts(samples: int, batch_size: int, count: int) -> None:
-    """Raise DataError unless each of `count` processes can have a part of every batch."""
-    if min(samples, batch_size) < count:
-        raise DataError(
-            f"{samples} samples in batches of {batch_size} are too few for {count} processes, each "
-            "of which takes a part of every batch; raise --batch-size, or take fewer processes"
-        )
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -119,6 +119,10 @@ class TrainConfig(BaseModel):
         """
         return cls.of(**{**TUNING[task], **settings})
 
+    def decisive(self) -> dict[str, Any]:
+        """What a result depends on, as plain values: all settings but the number of workers."""
+        return self.model_dump(mode="json", exclude={"num_workers"})
+
     def lr_factor(self, step: int, *, steps_per_epoch: int) -> float:
         """What `lr` is multiplied with in optimizer step `step` (from 0).
 

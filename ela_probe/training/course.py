@@ -197,5 +197,4 @@ class Course:
 
 
 def removed(plan: SkipPlan | None) -> Names:
-    actions = {} if plan is None else plan.actions
-    return frozenset(name for name, action in actions.items() if action != "keep")
+    return frozenset() if plan is None else frozenset(plan.changes)

@@ -21,7 +21,8 @@ from ela_probe.data import Data
 from ela_probe.data.batches import Share
 from ela_probe.device import resolve_device
 from ela_probe.errors import OptionError, OutputError
-from ela_probe.processes import Processes, count, is_first, quiet_lightning, rank
+from ela_probe.processes import Processes, count, in_company, is_first, rank
+from ela_probe.quiet import quiet_lightning
 from ela_probe.storage import output_directory
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.display import EpochDisplay
@@ -107,7 +108,8 @@ def fit(
         OptionError: a setting doesn't work here, or the loss is not finite.
         OutputError: `output` can't be written to.
         CheckpointError: there is nothing to resume, or it is of another model, data or setting.
-        DataError: the images can't be read.
+        DataError: the images can't be read, or are too few for the processes.
+        ProcessError: another process is gone.
         TrainingInterrupted: Ctrl-C.
     """
     where = resolve_device(device)
@@ -124,7 +126,7 @@ def fit(
     )
     model.train()
     origin = {
-        "config": config.model_dump(),
+        "config": config.decisive(),
         "data": _what(data),
         "ela": {} if ela is None else ela.config.model_dump(),
     }
@@ -140,7 +142,7 @@ def fit(
         state.unlink(missing_ok=True)
 
     start = time.perf_counter()
-    with quiet_lightning(), _restored():
+    with quiet_lightning(), _restored(), in_company():
         trainer = pl.Trainer(
             accelerator="gpu" if where.type == "cuda" else where.type,
             **placed,

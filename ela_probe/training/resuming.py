@@ -11,8 +11,6 @@ from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela import ELA
 from ela_probe.training.record import LAST, RESUME, History
 
-MAY_DIFFER = ("num_workers",)  # it changes no result
-
 
 def check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any], ela: ELA | None) -> int:
     """Number of epochs done in the state at `path`; ELA prunes the module as it was then.
@@ -33,12 +31,12 @@ def check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any], ela: 
     if kept is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
     # a run of before a setting was added had what is its default now
-    kept = {**kept, "config": {**TrainConfig().model_dump(), **kept["config"]}}
+    kept = {**kept, "config": {**TrainConfig().decisive(), **kept["config"]}}
     differing = [
         f"{'ela ' * (part == 'ela')}{name} {then.get(name)!r} then, {now.get(name)!r} now"
         for part, then, now in ((p, kept.get(p, {}), origin[p]) for p in ("config", "data", "ela"))
         for name in (then | now if part == "ela" else now)
-        if name not in MAY_DIFFER and plain(then.get(name)) != plain(now.get(name))
+        if plain(then.get(name)) != plain(now.get(name))
     ]
     if differing:
         raise CheckpointError(

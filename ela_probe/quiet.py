@@ -1,0 +1,32 @@
+"""Lightning speaks of itself; whoever uses it here wants to hear of their run."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's banners, tips and hints; errors still come as exceptions."""
+    loggers = [logging.getLogger(n) for n in ("pytorch_lightning", "lightning_fabric")]
+    loggers += [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger)
+        and logger.level
+        and name.startswith(("pytorch_lightning.", "lightning_fabric."))
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for name in ("pytorch_lightning", "lightning_fabric"):
+                warnings.filterwarnings("ignore", module=rf"{name}\.")
+            # DDP's word on depthwise kernels, whose gradients follow channels-last images
+            warnings.filterwarnings("ignore", message="Grad strides do not match")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
