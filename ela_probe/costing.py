@@ -18,6 +18,7 @@ from ela_probe.beta import Floats
 from ela_probe.costs import Actions, CostModel, Seconds, SiteChoices, StageCosts, Terms
 from ela_probe.discovery import discover
 from ela_probe.errors import PlanError
+from ela_probe.memory_format import in_order
 from ela_probe.plan import Origin, SitePlan, SkipPlan, StagePlan
 from ela_probe.profiling import alternate, cuda_devices, describe_machine, training_step
 from ela_probe.progress import track
@@ -66,7 +67,9 @@ def measure_costs(
         for number, actions in enumerate(plans):
             pruned = tried(model, actions)
             if pruned is not None:
-                steps[str(number)] = training_step(pruned.to(device), inputs, labels)
+                steps[str(number)] = training_step(
+                    pruned.to(device), in_order(inputs, pruned), labels
+                )
         taken = alternate(
             steps,
             rounds=rounds,

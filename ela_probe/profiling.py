@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ela_probe.errors import OptionError
 from ela_probe.memory import peak_bytes
+from ela_probe.memory_format import in_order
 from ela_probe.progress import bar
 
 Step = Callable[[], object]
@@ -133,7 +134,8 @@ def measure_latency(
     """Time all models alternately on one batch; ratios are to the first model.
 
     A training step is forward, cross-entropy, backward, a step of SGD with momentum at learning
-    rate 0 (the same arithmetic, and the weights stay as they are) and zero_grad. The models given
+    rate 0 (the same arithmetic, and the weights stay as they are) and zero_grad, in the order of
+    memory of training (`memory_format.in_order`). The models given
     stay untouched, as does the random state.
 
     Args:
@@ -154,7 +156,7 @@ def measure_latency(
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
             steps = {
-                name: build(copy.deepcopy(model).to(device), images, labels)
+                name: build(copy.deepcopy(model).to(device), in_order(images, model), labels)
                 for name, model in models.items()
             }
             taken[kind] = alternate(
@@ -188,7 +190,7 @@ def measure_memory(
     peaks = {}
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
-            step = build(copy.deepcopy(model).to(device), images, labels)
+            step = build(copy.deepcopy(model).to(device), in_order(images, model), labels)
             step()  # so that the momentum buffers are there before
             peaks[kind] = peak_bytes(step, device)
     return PeakMemory(**peaks)
