@@ -35,7 +35,7 @@ wheel: $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python -c constraints.txt typer rich
 	cd build/wheel && venv/bin/ela-probe --version && venv/bin/python -c \
 	  "import importlib.util as u; assert u.find_spec('ela_probe_cli') and not u.find_spec('cli')"
-	test -f build/wheel/venv/lib/python3*/site-packages/ela_probe_recipes/cifar10-kcla.yaml
+	test -f build/wheel/venv/lib/python3*/site-packages/ela_probe/recipes/cifar10-kcla.yaml
 
 check: lint types test
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from benchmarks import figures
 from benchmarks.figures import FigurePath
 from benchmarks.results import JsonPath, publish
-from ela_probe.data import open_data
-from ela_probe.device import resolve_device
-from ela_probe.evaluation import evaluate
-from ela_probe.measure import analyze
-from ela_probe.memory import peak_bytes
-from ela_probe.models import create_model
-from ela_probe.probe import AttentionProbe
-from ela_probe.profiling import Timing, alternate
+from ela_probe.analysis.analyze import analyze
+from ela_probe.analysis.probe import AttentionProbe
+from ela_probe.data.opening import open_data
+from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.evaluation.peak_memory import peak_bytes
+from ela_probe.evaluation.profiling import Timing, alternate
+from ela_probe.models.registry import create_model
+from ela_probe.system.device import resolve_device
 
 MOST_TIME, MOST_MEMORY = 1.03, 1.02
 

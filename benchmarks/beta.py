@@ -11,8 +11,9 @@ from scipy import stats
 from benchmarks import figures
 from benchmarks.figures import FigurePath
 from benchmarks.results import JsonPath, publish
-from ela_probe.beta import BetaFit, BetaStatistics, Floats, fit_beta
-from ela_probe.profiling import Timing, alternate
+from ela_probe.analysis.beta_fit import BetaFit, BetaStatistics, fit_beta
+from ela_probe.evaluation.profiling import Timing, alternate
+from ela_probe.system.arrays import Floats
 
 MOST_DIFFERENCE = 1e-6
 MOST_GROWTH = 1.02

@@ -12,10 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.contestants import OURS, PLAIN, RECUR, contestants
 from benchmarks.results import JsonPath, publish
 from benchmarks.speed import NETWORKS
-from ela_probe.adapters import adapter_for
-from ela_probe.device import resolve_device
+from ela_probe.adapters.registry import adapter_for
 from ela_probe.errors import OptionError
-from ela_probe.profiling import Step, synchronize, training_step
+from ela_probe.evaluation.profiling import Step, synchronize, training_step
+from ela_probe.system.device import resolve_device
 
 BANDWIDTH_BYTES = 256 * 2**20
 

@@ -11,19 +11,19 @@ from typing import Literal
 
 import numpy as np
 
-from ela_probe.analysis import Analysis
+from ela_probe.analysis.result import Analysis
 from ela_probe.checkpoint import Checkpoint, read_checkpoint
-from ela_probe.data import Data
-from ela_probe.device import resolve_device
+from ela_probe.data.opening import Data
 from ela_probe.errors import OptionError
-from ela_probe.evaluation import evaluate
+from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.pipeline import analyze_checkpoint, data_of
-from ela_probe.plan import Constraints, SkipPlan
-from ela_probe.planners import as_plan, make_plan, skipping, within_budget
-from ela_probe.progress import track
-from ela_probe.pruning import prune
+from ela_probe.pruning.plan import Constraints, SkipPlan
+from ela_probe.pruning.planners import as_plan, make_plan, skipping, within_budget
+from ela_probe.pruning.prune import prune
 from ela_probe.sites import Action
-from ela_probe.storage import write_json
+from ela_probe.system.device import resolve_device
+from ela_probe.system.progress import track
+from ela_probe.system.storage import write_json
 
 Skipping = Literal["skip", "drop", "recur"]
 

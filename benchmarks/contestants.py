@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks.checkouts import belongs, published
 from benchmarks.zoo import KCLA, MRLA
-from ela_probe.adapters import adapter_for
+from ela_probe.adapters.registry import adapter_for
 from ela_probe.errors import OptionError
-from ela_probe.models import create_model
 from ela_probe.models.published import from_published
+from ela_probe.models.registry import create_model
 from ela_probe.sites import Action
 
 PUBLISHED_B, PUBLISHED_L = "published MRLA-B", "published MRLA-L"

@@ -14,9 +14,9 @@ import typer
 from benchmarks import figures
 from benchmarks.contestants import PLAIN, PUBLISHED_B, RECUR, Network, contestants
 from benchmarks.results import JsonPath, publish
-from ela_probe.device import resolve_device
-from ela_probe.memory import peak_bytes
-from ela_probe.profiling import alternate, training_step
+from ela_probe.evaluation.peak_memory import peak_bytes
+from ela_probe.evaluation.profiling import alternate, training_step
+from ela_probe.system.device import resolve_device
 
 DEPTHS = (20, 56, 110, 218)
 MOST = 1.1

@@ -19,9 +19,9 @@ from torch import Tensor
 from benchmarks import figures
 from benchmarks.figures import FigurePath
 from benchmarks.results import JsonPath, publish
-from ela_probe import divergence
-from ela_probe.profiling import Timing, alternate
-from ela_probe.redundancy import RedundancyMetric
+from ela_probe.analysis import divergence
+from ela_probe.analysis.metric import RedundancyMetric
+from ela_probe.evaluation.profiling import Timing, alternate
 
 MOST_TIME = 1 / 200
 MOST_DIFFERENCE = 1e-12

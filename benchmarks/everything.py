@@ -9,7 +9,7 @@ import typer
 
 from benchmarks import analysis, beta, depth, divergence, speed
 from benchmarks.results import JsonPath, read
-from ela_probe.storage import output_directory, write_json
+from ela_probe.system.storage import output_directory, write_json
 
 Case = Callable[..., None]
 

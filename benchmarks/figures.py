@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ela_probe.drawing import INK, MUTED, THEME
-from ela_probe.storage import replacing
+from ela_probe.report.figure_style import INK, MUTED, THEME
+from ela_probe.system.storage import replacing
 
 FigurePath = Annotated[
     Path | None, typer.Option("--figure", help="Draw the result into this PNG file.")

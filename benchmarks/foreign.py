@@ -22,11 +22,11 @@ from benchmarks.recomputed import (
 )
 from benchmarks.results import JsonPath, publish
 from ela_probe import __version__, discover, prune
-from ela_probe.discovery import Discovery
+from ela_probe.discovery.discover import Discovery
 from ela_probe.errors import OptionError
-from ela_probe.models import create_model
 from ela_probe.models.published import from_published
-from ela_probe.plan import Origin, SitePlan, SkipPlan, StagePlan
+from ela_probe.models.registry import create_model
+from ela_probe.pruning.plan import Origin, SitePlan, SkipPlan, StagePlan
 from ela_probe.sites import fingerprint
 
 READ, PRUNED = 1e-6, 1e-5

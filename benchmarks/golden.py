@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import Twin, in_precision
-from ela_probe.models import parameter_count
+from ela_probe.models.registry import parameter_count
 from tests.golden import images, layer_flops, weights
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from ela_probe.errors import ElaProbeError, OptionError
-from ela_probe.models import FAMILIES, family_of
-from ela_probe.recipes import Recipe
-from ela_probe.training import ELAConfig
-from ela_probe.training.course import Course
+from ela_probe.models.registry import FAMILIES, family_of
+from ela_probe.training.ela.config import ELAConfig
+from ela_probe.training.ela.schedule import Course
+from ela_probe.training.recipes import Recipe
 
 WITH_ELA = "+ela"
 MRLA_B, DIA = "mrla_b_", "dia_"

@@ -12,9 +12,9 @@ from benchmarks.checkouts import belongs
 from benchmarks.results import JsonPath, publish
 from benchmarks.zoo import TWINS, Twin, in_precision
 from ela_probe.errors import OptionError
-from ela_probe.models import parameter_count
 from ela_probe.models.published import from_published
-from ela_probe.storage import write_text
+from ela_probe.models.registry import parameter_count
+from ela_probe.system.storage import write_text
 
 TOLERANCE = 1e-5
 OF_FLOPS = 0.01

@@ -25,10 +25,10 @@ from benchmarks.candidates import (
 )
 from benchmarks.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
 from benchmarks.tuning import Tuning
-from ela_probe.device import resolve_device
 from ela_probe.errors import OptionError
-from ela_probe.storage import output_directory, write_json, write_text
-from ela_probe.training import TrainConfig
+from ela_probe.system.device import resolve_device
+from ela_probe.system.storage import output_directory, write_json, write_text
+from ela_probe.training.config import TrainConfig
 
 WHEN = ("before", "after")
 FIGURES = [(what, when) for when in WHEN for what in ("accuracy", "loss")]

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ela_probe.adapters import Adapter
-from ela_probe.discovery import Discovery
-from ela_probe.probe import AttentionProbe
+from ela_probe.adapters.registry import Adapter
+from ela_probe.analysis.probe import AttentionProbe
+from ela_probe.discovery.discover import Discovery
 from ela_probe.sites import Stage
 
 Inputs = tuple[Any, ...]

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ela_probe.checkpoint import versions
-from ela_probe.profiling import describe_machine
-from ela_probe.storage import write_json
+from ela_probe.evaluation.profiling import describe_machine
+from ela_probe.system.storage import write_json
+from ela_probe.system.versions import versions
 
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 NOTHING = "–"

@@ -13,17 +13,18 @@ import typer
 from benchmarks.methods import Method
 from benchmarks.records import RESULT, recorded
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.comparing import retrievals
-from ela_probe.data import Data
+from ela_probe.data.opening import Data
 from ela_probe.data.spec import absolute_source
-from ela_probe.device import resolve_device
-from ela_probe.evaluation import evaluate
-from ela_probe.models import ModelSpec, parameter_count
+from ela_probe.evaluation.compare import retrievals
+from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.evaluation.profiling import count_flops
+from ela_probe.models.registry import ModelSpec, parameter_count
 from ela_probe.pipeline import train
-from ela_probe.profiling import count_flops
-from ela_probe.recipes import Recipe
-from ela_probe.storage import write_json
-from ela_probe.training import ELAConfig, TrainConfig
+from ela_probe.system.device import resolve_device
+from ela_probe.system.storage import write_json
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.ela.config import ELAConfig
+from ela_probe.training.recipes import Recipe
 from ela_probe.training.record import RESUME
 
 

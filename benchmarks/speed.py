@@ -30,11 +30,11 @@ from benchmarks.contestants import (
     largest_difference,
 )
 from benchmarks.results import JsonPath, publish
-from ela_probe.device import resolve_device
 from ela_probe.errors import OptionError
-from ela_probe.memory import peak_bytes
+from ela_probe.evaluation.peak_memory import peak_bytes
+from ela_probe.evaluation.profiling import Step, alternate, inference_step, training_step
 from ela_probe.models.published import from_published
-from ela_probe.profiling import Step, alternate, inference_step, training_step
+from ela_probe.system.device import resolve_device
 
 NETWORKS = {
     "resnet20": Network("resnet", 20, images=64, size=32),

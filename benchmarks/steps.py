@@ -13,10 +13,10 @@ from benchmarks.runs import Run
 from benchmarks.zoo import KCLA, MRLA
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OptionError
-from ela_probe.memory_format import in_order
+from ela_probe.evaluation.profiling import Step, alternate, cuda_devices, training_step
 from ela_probe.models.published import from_published
-from ela_probe.profiling import Step, alternate, cuda_devices, training_step
-from ela_probe.training import TrainConfig
+from ela_probe.system.memory_format import in_order
+from ela_probe.training.config import TrainConfig
 from ela_probe.training.record import LAST
 
 TOLERANCE = 1e-4

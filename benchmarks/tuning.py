@@ -10,11 +10,11 @@ from typing import Any
 from benchmarks.candidates import Candidate, Subject
 from benchmarks.records import RESULT, recorded
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.device import resolve_device
-from ela_probe.evaluation import evaluate
+from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.pipeline import finetune, prune_checkpoint
-from ela_probe.storage import write_json
-from ela_probe.training import TrainConfig
+from ela_probe.system.device import resolve_device
+from ela_probe.system.storage import write_json
+from ela_probe.training.config import TrainConfig
 from ela_probe.training.record import RESUME
 
 PRUNED, TUNED = "pruned.pt", "tuned.pt"

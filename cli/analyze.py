@@ -39,7 +39,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ela_probe.analysis import Analysis
+    from ela_probe.analysis.result import Analysis
 
 
 def command(
@@ -84,11 +84,11 @@ def command(
         ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
         ela-probe analyze best.pth.tar --factory models:net --path REPO --input-size 3,224,224
     """
-    from ela_probe.adapters.declared import DeclaredAdapter
+    from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
-    from ela_probe.plots import save_figures
-    from ela_probe.processes import asked_for, is_first, leave
-    from ela_probe.storage import output_directory
+    from ela_probe.report.plots import save_figures
+    from ela_probe.system.processes import asked_for, is_first, leave
+    from ela_probe.system.storage import output_directory
 
     processes = asked_for(devices, num_nodes, device=device)
     spec = model_spec(model, factory, model_args, code)
@@ -145,7 +145,7 @@ def command(
 
 def describe(analysis: "Analysis", folder: Path) -> None:
     """The analysis on the terminal: a table of the sites and what it means."""
-    from ela_probe.findings import findings
+    from ela_probe.analysis.findings import findings
 
     source = analysis.provenance
     accuracy = "" if source.accuracy is None else f", accuracy {source.accuracy:.2%}"

@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ela_probe.comparing import Comparison
+    from ela_probe.evaluation.compare import Comparison
 
 
 def command(
@@ -59,10 +59,10 @@ def command(
     import torch
 
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.comparing import CompareEntry, compare
-    from ela_probe.device import resolve_device
+    from ela_probe.evaluation.compare import CompareEntry, compare
     from ela_probe.pipeline import check_fit, data_of
-    from ela_probe.storage import write_json
+    from ela_probe.system.device import resolve_device
+    from ela_probe.system.storage import write_json
 
     spec = model_spec(model, factory, model_args, code)
     loaded = [read_checkpoint(path, spec=spec) for path in checkpoints]
@@ -73,7 +73,7 @@ def command(
     for path, checkpoint in zip(checkpoints, loaded, strict=True):
         check_fit(checkpoint.model, images)
         name = path.name if [p.name for p in checkpoints].count(path.name) == 1 else str(path)
-        entries.append(CompareEntry(name, checkpoint.model, checkpoint.header.plans))
+        entries.append(CompareEntry(name, checkpoint.model, checkpoint.header.skipped))
     result = compare(
         entries,
         images.loader(split, batch_size=batch_size, limit=limit),

@@ -24,7 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ela_probe.costs import CostModel
+    from ela_probe.pruning.cost_model import CostModel
 
 
 def command(
@@ -61,9 +61,9 @@ def command(
     import torch
 
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.costing import measure_costs
-    from ela_probe.device import resolve_device
     from ela_probe.pipeline import check_fit, data_of
+    from ela_probe.pruning.measure_costs import measure_costs
+    from ela_probe.system.device import resolve_device
 
     spec = model_spec(model, factory, model_args, code)
     loaded = read_checkpoint(checkpoint, spec=spec)

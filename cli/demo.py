@@ -27,16 +27,16 @@ def command(
     about two minutes on two cores.
     """
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.comparing import CompareEntry, compare
-    from ela_probe.data import open_data
-    from ela_probe.device import resolve_device
-    from ela_probe.models import ModelSpec
+    from ela_probe.data.opening import open_data
+    from ela_probe.evaluation.compare import CompareEntry, compare
+    from ela_probe.models.registry import ModelSpec
     from ela_probe.pipeline import analyze_checkpoint, finetune, prune_checkpoint, train
-    from ela_probe.planners import make_plan
-    from ela_probe.plots import save_figures
-    from ela_probe.report import write_report
-    from ela_probe.storage import write_json
-    from ela_probe.training import TrainConfig
+    from ela_probe.pruning.planners import make_plan
+    from ela_probe.report.page import write_report
+    from ela_probe.report.plots import save_figures
+    from ela_probe.system.device import resolve_device
+    from ela_probe.system.storage import write_json
+    from ela_probe.training.config import TrainConfig
 
     def step(number: int, title: str, verb: str) -> None:
         console.err.rule(f"[bold]{number}/6 {title}[/]  [dim]ela-probe {verb}[/]", align="left")
@@ -79,7 +79,7 @@ def command(
     entries = []
     for name, path in checkpoints.items():
         loaded = read_checkpoint(path)
-        entries.append(CompareEntry(name, loaded.model, loaded.header.plans))
+        entries.append(CompareEntry(name, loaded.model, loaded.header.skipped))
     compared = compare(
         entries, images.loader("test", batch_size=64), device=resolve_device(device), repeats=5
     )

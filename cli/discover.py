@@ -24,7 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ela_probe.discovery import Discovery
+    from ela_probe.discovery.discover import Discovery
 
 
 def command(
@@ -50,10 +50,10 @@ def command(
         ela-probe discover runs/digits/best.pt
         ela-probe discover weights.pth --factory package.module:build --input-size 3,32,32
     """
-    from ela_probe.adapters.declared import DeclaredAdapter
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.discovery import discover
-    from ela_probe.inputs import first_samples
+    from ela_probe.discovery.declared import DeclaredAdapter
+    from ela_probe.discovery.discover import discover
+    from ela_probe.forward import first_samples
 
     spec = model_spec(model, factory, model_args, code)
     chosen = chosen_inputs(

@@ -77,8 +77,8 @@ def command(
     """
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.pipeline import data_of, finetune
-    from ela_probe.processes import asked_for, leave
-    from ela_probe.training import TrainConfig
+    from ela_probe.system.processes import asked_for, leave
+    from ela_probe.training.config import TrainConfig
 
     processes = asked_for(devices, num_nodes, strategy, device=device)
     spec = model_spec(model, factory, model_args, code)

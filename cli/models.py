@@ -13,7 +13,7 @@ def command(json: Json = False) -> None:
     """
     import torch
 
-    from ela_probe.models import FAMILIES, create_model, parameter_count
+    from ela_probe.models.registry import FAMILIES, create_model, parameter_count
 
     rows, lines = [], []
     for family in FAMILIES.values():

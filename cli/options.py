@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ela_probe.data import Data as OpenedData
-    from ela_probe.inputs import ExampleInputs, InputType, RandomInputs
-    from ela_probe.models import ModelSpec
+    from ela_probe.data.example_inputs import ExampleInputs, InputType, RandomInputs
+    from ela_probe.data.opening import Data as OpenedData
+    from ela_probe.models.registry import ModelSpec
 
 SplitName = Literal["train", "val", "test"]
 
@@ -161,7 +161,7 @@ def model_spec(
 ) -> "ModelSpec | None":
     """The model that was named, if any. Raises OptionError."""
     from ela_probe.errors import OptionError
-    from ela_probe.models import ModelSpec
+    from ela_probe.models.registry import ModelSpec
 
     if model and factory:
         raise OptionError("both --model and --factory were given; expected one of them")
@@ -217,7 +217,7 @@ def checkpoint_data(
     With a checkpoint that carries a data spec its normalisation, classes and split are kept.
     """
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.data import data_from_spec, open_data
+    from ela_probe.data.opening import data_from_spec, open_data
     from ela_probe.errors import OptionError
 
     if data is None and data_root is None and not download and image_size is None:
@@ -250,8 +250,8 @@ def chosen_inputs(
     seed: int,
 ) -> "RandomInputs | ExampleInputs | None":
     """What to run on instead of data, if anything. Raises OptionError, ModelError."""
+    from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
     from ela_probe.errors import OptionError
-    from ela_probe.inputs import ExampleInputs, RandomInputs
 
     named = [
         option

@@ -9,8 +9,8 @@ from . import console
 from .options import Json, Seed
 
 if TYPE_CHECKING:
-    from ela_probe.costs import CostModel
-    from ela_probe.plan import SkipPlan
+    from ela_probe.pruning.cost_model import CostModel
+    from ela_probe.pruning.plan import SkipPlan
 
 PlannerName = Literal["budget", "cost", "score", "threshold", "random", "alternate", "deepest"]
 
@@ -78,10 +78,11 @@ def command(
     """
     from pydantic import ValidationError
 
-    from ela_probe.analysis import Analysis
+    from ela_probe.analysis.result import Analysis
     from ela_probe.errors import PlanError
-    from ela_probe.plan import Constraints, explain
-    from ela_probe.planners import make_plan
+    from ela_probe.pruning.plan import Constraints
+    from ela_probe.pruning.planners import make_plan
+    from ela_probe.system.validation import explain
 
     try:
         made = make_plan(
@@ -108,7 +109,7 @@ def command(
 
 
 def load_costs(path: Path) -> "CostModel":
-    from ela_probe.costs import CostModel  # imports torch
+    from ela_probe.pruning.cost_model import CostModel  # imports torch
 
     return CostModel.load(path)
 

@@ -29,9 +29,9 @@ def command(
         ela-probe prune runs/digits/best.pt --plan plan.json -o pruned.pt
     """
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.models import parameter_count
+    from ela_probe.models.registry import parameter_count
     from ela_probe.pipeline import prune_checkpoint
-    from ela_probe.plan import SkipPlan
+    from ela_probe.pruning.plan import SkipPlan
 
     chosen = SkipPlan.load(plan)
     spec = model_spec(model, factory, model_args, code)

@@ -10,7 +10,7 @@ def command(json: Json = False) -> None:
     `ela-probe recipes --json` also says what is in each, and where its file lies: a copy of it,
     changed, is a recipe too.
     """
-    from ela_probe.recipes import built_in, read_recipe
+    from ela_probe.training.recipes import built_in, read_recipe
 
     found = {name: (path, read_recipe(path)) for name, path in built_in().items()}
     rows = [

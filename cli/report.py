@@ -27,10 +27,10 @@ def command(
 
     ela-probe report runs/digits/best-analysis
     """
-    from ela_probe.analysis import Analysis
+    from ela_probe.analysis.result import Analysis
     from ela_probe.errors import OptionError
-    from ela_probe.plan import SkipPlan
-    from ela_probe.report import write_report
+    from ela_probe.pruning.plan import SkipPlan
+    from ela_probe.report.page import write_report
 
     loaded = Analysis.load(analysis)
     if plan is None and (analysis / "plan.json").is_file():

@@ -155,8 +155,8 @@ def command(
         torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe ...
     """
     from ela_probe.pipeline import train
-    from ela_probe.processes import asked_for, leave
-    from ela_probe.recipes import Recipe, read_recipe
+    from ela_probe.system.processes import asked_for, leave
+    from ela_probe.training.recipes import Recipe, read_recipe
 
     processes = asked_for(devices, num_nodes, strategy, device=device)
     plan = Recipe() if recipe is None else read_recipe(recipe)
@@ -209,7 +209,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 def report(result: Any, best: Path, as_json: bool, *, task: str = "images") -> None:
     """Say how a training run ended, and where its best weights lie."""
-    from ela_probe.evaluation import perplexity
+    from ela_probe.evaluation.evaluate import perplexity
 
     loss = result.best_metrics.get("val_loss")
     language = task == "tokens" and loss is not None

@@ -4,38 +4,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ela_probe.analysis import Analysis
+    from ela_probe.analysis.analyze import analyze
+    from ela_probe.analysis.probe import AttentionProbe
+    from ela_probe.analysis.result import Analysis
     from ela_probe.checkpoint import load_checkpoint, save_checkpoint
-    from ela_probe.costing import measure_costs
-    from ela_probe.costs import CostModel
-    from ela_probe.discovery import discover
+    from ela_probe.discovery.declared import DeclaredAdapter
+    from ela_probe.discovery.discover import discover
     from ela_probe.errors import ElaProbeError
-    from ela_probe.measure import analyze
-    from ela_probe.models import create_model
-    from ela_probe.plan import SkipPlan
-    from ela_probe.planners import make_plan
-    from ela_probe.probe import AttentionProbe
-    from ela_probe.pruning import prune
-    from ela_probe.training.ela import ELA
-
-__version__ = "0.1.0"
+    from ela_probe.models.registry import create_model
+    from ela_probe.pruning.cost_model import CostModel
+    from ela_probe.pruning.measure_costs import measure_costs
+    from ela_probe.pruning.plan import SkipPlan
+    from ela_probe.pruning.planners import make_plan
+    from ela_probe.pruning.prune import prune
+    from ela_probe.system.versions import __version__
+    from ela_probe.training.ela.callback import ELA
 
 # Imported on first use, so that `import ela_probe` costs nothing.
-_HOMES = {
-    "ELA": "training.ela",
-    "Analysis": "analysis",
-    "AttentionProbe": "probe",
-    "CostModel": "costs",
+_MODULES = {
+    "ELA": "training.ela.callback",
+    "Analysis": "analysis.result",
+    "AttentionProbe": "analysis.probe",
+    "CostModel": "pruning.cost_model",
+    "DeclaredAdapter": "discovery.declared",
     "ElaProbeError": "errors",
-    "SkipPlan": "plan",
-    "analyze": "measure",
-    "create_model": "models",
-    "discover": "discovery",
+    "SkipPlan": "pruning.plan",
+    "analyze": "analysis.analyze",
+    "create_model": "models.registry",
+    "discover": "discovery.discover",
     "load_checkpoint": "checkpoint",
-    "make_plan": "planners",
-    "measure_costs": "costing",
-    "prune": "pruning",
+    "make_plan": "pruning.planners",
+    "measure_costs": "pruning.measure_costs",
+    "prune": "pruning.prune",
     "save_checkpoint": "checkpoint",
+    "__version__": "system.versions",
 }
 
 __all__ = [
@@ -43,8 +45,10 @@ __all__ = [
     "Analysis",
     "AttentionProbe",
     "CostModel",
+    "DeclaredAdapter",
     "ElaProbeError",
     "SkipPlan",
+    "__version__",
     "analyze",
     "create_model",
     "discover",
@@ -57,6 +61,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"ela_probe.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"ela_probe.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

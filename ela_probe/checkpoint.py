@@ -5,11 +5,9 @@ other suffix is a torch zip file of {"ela_probe": header, "state_dict": ...}.
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import pickle
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,26 +16,26 @@ from typing import Any, Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from ela_probe.data import AnySpec
+from ela_probe.data.opening import AnySpec
 from ela_probe.errors import CheckpointError
-from ela_probe.foreign import Unpacked, load_restricted, unpack
-from ela_probe.models import ModelSpec
 from ela_probe.models.published import from_published
-from ela_probe.plan import SkipPlan, explain
-from ela_probe.pruning import prune
-from ela_probe.storage import replacing
+from ela_probe.models.registry import ModelSpec
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.prune import prune
+from ela_probe.system.restricted_load import Unpacked, load_restricted, unpack
+from ela_probe.system.storage import replacing
+from ela_probe.system.validation import Strict, explain
+from ela_probe.system.versions import versions
 
 KEY = "ela_probe"
 WRAPPERS = ("module.", "_orig_mod.")
 
 
-class Header(BaseModel):
+class Header(Strict):
     """What a checkpoint says of itself. The plans were applied in this order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = 1
     model: ModelSpec
@@ -45,6 +43,11 @@ class Header(BaseModel):
     data: AnySpec | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """How many retrievals the plans removed."""
+        return sum(len(plan.skipped) for plan in self.plans)
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,6 @@ class Checkpoint:
     header: Header
     sha256: str
     note: str | None = None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("ela-probe", "torch", "torchvision", "pytorch-lightning", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def save_checkpoint(

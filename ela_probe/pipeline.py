@@ -9,25 +9,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters import adapter_for, unwrap
-from ela_probe.adapters.declared import DeclaredAdapter
-from ela_probe.analysis import Analysis, Provenance
-from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, versions
-from ela_probe.data import Data, data_from_spec
+from ela_probe.adapters.registry import adapter_for
+from ela_probe.analysis.analyze import analyze
+from ela_probe.analysis.result import Analysis, Provenance
+from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from ela_probe.data.batches import Share
-from ela_probe.device import resolve_device
-from ela_probe.discovery import call, discover
+from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
+from ela_probe.data.opening import Data, data_from_spec
+from ela_probe.discovery.declared import DeclaredAdapter
+from ela_probe.discovery.discover import discover
+from ela_probe.discovery.sampling import Sampling
 from ela_probe.errors import CheckpointError, DataError, OptionError
-from ela_probe.evaluation import evaluate
-from ela_probe.inputs import ExampleInputs, RandomInputs, first_samples, logits_of, mapped
-from ela_probe.measure import analyze
-from ela_probe.models import ModelSpec, family_of
-from ela_probe.plan import SkipPlan
-from ela_probe.processes import Processes, count, in_company, is_first, rank
-from ela_probe.pruning import prune
-from ela_probe.sampling import Sampling
-from ela_probe.storage import output_directory, replacing
-from ela_probe.training import ELA, ELAConfig, FitResult, TrainConfig, fit
+from ela_probe.forward import call, eval_mode, first_samples, logits_of, moved, unwrap
+from ela_probe.models.registry import ModelSpec, family_of
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.prune import prune
+from ela_probe.system.device import resolve_device
+from ela_probe.system.processes import Processes, count, in_company, is_first, rank
+from ela_probe.system.storage import output_directory, replacing
+from ela_probe.system.versions import versions
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.ela.callback import ELA
+from ela_probe.training.ela.config import ELAConfig
+from ela_probe.training.fitting import FitResult, fit
 
 Split = Literal["train", "val", "test"]
 PLAN = "plan.json"
@@ -216,14 +220,6 @@ def prune_checkpoint(
     return loaded
 
 
-def evaluate_checkpoint(
-    loaded: Checkpoint, data: Data, *, split: Split = "test", device: str = "auto"
-) -> dict[str, float]:
-    """Accuracy and loss of a checkpoint on a split."""
-    check_fit(loaded.model, data)
-    return evaluate(loaded.model, data.loader(split, batch_size=256), device=resolve_device(device))
-
-
 def data_of(checkpoint: Path, loaded: Checkpoint) -> Data:
     """The data that a checkpoint was trained on. Raises CheckpointError when it names none."""
     if loaded.header.data is None:
@@ -236,7 +232,6 @@ def data_of(checkpoint: Path, loaded: Checkpoint) -> Data:
     return data_from_spec(loaded.header.data)
 
 
-@torch.no_grad()
 def check_fit(model: nn.Module, data: Data) -> None:
     """Try the model on one blank sample of the data's shape.
 
@@ -244,19 +239,14 @@ def check_fit(model: nn.Module, data: Data) -> None:
         DataError: it doesn't take such a sample, or knows another number of classes.
     """
     inputs, labels = data.spec.example()
-    modes = [(module, module.training) for module in model.modules()]
-    device = next((p.device for p in model.parameters()), None)
-    try:
-        logits = logits_of(model.eval()(inputs.to(device)))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"the model does not take {data.spec.sample} as in {data.spec.source} "
-            f"({str(error).partition(chr(10))[0][:150]}); choose other data with --data, or a "
-            "model made for them"
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
+    logits = logits_of(
+        _output_of(
+            model,
+            inputs,
+            f"{data.spec.sample} as in {data.spec.source}",
+            "choose other data with --data, or a model made for them",
+        )
+    )
     if logits is not None and logits.shape != (*labels.shape, data.spec.num_classes):
         raise DataError(
             f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
@@ -264,24 +254,32 @@ def check_fit(model: nn.Module, data: Data) -> None:
         )
 
 
-@torch.no_grad()
 def check_inputs(model: nn.Module, inputs: RandomInputs | ExampleInputs) -> None:
     """Try the model on the first sample. Raises DataError when it doesn't take it."""
     first = next(iter(inputs), None)
     if first is None:
-        raise DataError(f"there is nothing to analyse: {inputs} are none")
-    modes = [(module, module.training) for module in model.modules()]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        raise DataError(f"there is nothing to analyse: {inputs} hold no batch")
+    _output_of(
+        model,
+        first_samples(first, 1),
+        str(inputs),
+        "expected what its forward takes: see --input-size, --input-dtype, --example-inputs",
+    )
+
+
+@torch.no_grad()
+def _output_of(model: nn.Module, inputs: Any, name: str, advice: str) -> Any:
+    """What the model returns for the inputs in eval mode.
+
+    Raises:
+        DataError: it doesn't take them; the message has their name and the advice.
+    """
     try:
-        call(model.eval(), mapped(first_samples(first, 1), lambda tensor: tensor.to(device)))
+        with eval_mode(model):
+            return call(model, moved(inputs, model))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"the model does not take {inputs} ({str(error).splitlines()[0][:150]}); expected "
-            "what its forward takes: see --input-size, --input-dtype, --example-inputs"
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
+        reason = str(error).partition("\n")[0][:150]
+        raise DataError(f"the model does not take {name} ({reason}); {advice}") from error
 
 
 def _fit(

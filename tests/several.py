@@ -11,9 +11,10 @@ from torch import nn
 
 import ela_probe.pipeline as pipeline
 from ela_probe import ELA, SkipPlan
-from ela_probe.data import open_data
-from ela_probe.processes import Processes, count, is_first, leave, of_all
-from ela_probe.training import TrainConfig, TrainingInterrupted, fit
+from ela_probe.data.opening import open_data
+from ela_probe.system.processes import Processes, count, is_first, leave, of_all
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.fitting import TrainingInterrupted, fit
 from tests.test_ela import Classifier, InterruptAt, Watch, fitted, trained
 
 TWO = Processes(2)

@@ -10,8 +10,8 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor
 
-from ela_probe.analysis import Analysis, Provenance, StageAnalysis
-from ela_probe.redundancy import RedundancyMetric
+from ela_probe.analysis.metric import RedundancyMetric
+from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.sites import Kind, Site, Stage
 
 # nature: (noise added to the logits of the earlier sources, mean logit of the new source)

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, create_model, discover, load_checkpoint, prune
-from ela_probe.analysis import Analysis
+from ela_probe.analysis.analyze import from_probe
+from ela_probe.analysis.result import Analysis
 from ela_probe.checkpoint import save_checkpoint
 from ela_probe.errors import ModelError, PlanError
-from ela_probe.measure import from_probe
-from ela_probe.models import ModelSpec
+from ela_probe.evaluation.profiling import count_flops
 from ela_probe.models.attnres import CausalAttention, Transformer, rotary
 from ela_probe.models.depth_attention import History, Recurrence, Residual, Retrieval
-from ela_probe.plan import SkipPlan
-from ela_probe.planners import make_plan
-from ela_probe.profiling import count_flops
+from ela_probe.models.registry import ModelSpec
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.planners import make_plan
 
 SMALL = {"dim": 16, "heads": 4, "kv_heads": 2, "vocab_size": 11}
 

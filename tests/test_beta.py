@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ela_probe.beta import EDGES, BetaStatistics, fit_beta, mean_quantile
-from ela_probe.ebqm import Target, skip_scores
+from ela_probe.analysis.beta_fit import EDGES, BetaStatistics, fit_beta, mean_quantile
+from ela_probe.analysis.ebqm import Target, skip_scores
 
 shapes = st.floats(0.3, 30)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ela_probe import load_checkpoint, prune, save_checkpoint
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import CheckpointError, ModelError, OutputError
-from ela_probe.models import ModelSpec, create_model
-from ela_probe.planners import make_plan
+from ela_probe.models.registry import ModelSpec, create_model
+from ela_probe.pruning.planners import make_plan
 from tests.conftest import settled
 from tests.test_pruning import analysed
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ela_probe_cli import main
 
-from ela_probe.models import FAMILIES
+from ela_probe.models.registry import FAMILIES
 
 VERBS = (
     "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
@@ -255,7 +255,7 @@ def places(chain: Path) -> dict[str, str]:
     grey = write_images(chain / "grey", channels=1)
     assert main(["analyze", str(chain / "run" / "best.pt"), "-o", str(chain / "bad")]) == 0
     from ela_probe import create_model, save_checkpoint
-    from ela_probe.models import ModelSpec
+    from ela_probe.models.registry import ModelSpec
 
     spec = ModelSpec(name="resnet8", args={"num_classes": 3})
     save_checkpoint(chain / "plain.pt", create_model("resnet8", num_classes=3), spec=spec)

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ela_probe import AttentionProbe, create_model, discover, frontier, prune
-from ela_probe.costing import contestants, fit, measure_costs, offered
-from ela_probe.costs import CostModel, Seconds, SiteChoices, StageCosts, Terms
+from ela_probe import AttentionProbe, create_model, discover, prune
+from ela_probe.analysis.analyze import from_probe
 from ela_probe.errors import ModelError, PlanError
-from ela_probe.frontier import Charges, stage_frontier, within_time
-from ela_probe.measure import from_probe
-from ela_probe.plan import Constraints, SkipPlan
-from ela_probe.planners import make_plan
-from ela_probe.profiling import describe_machine
+from ela_probe.evaluation.profiling import describe_machine
+from ela_probe.pruning import time_budget as frontier
+from ela_probe.pruning.cost_model import CostModel, Seconds, SiteChoices, StageCosts, Terms
+from ela_probe.pruning.measure_costs import contestants, fit, measure_costs, offered
+from ela_probe.pruning.plan import Constraints, SkipPlan
+from ela_probe.pruning.planners import make_plan
+from ela_probe.pruning.time_budget import Charges, stage_frontier, within_time
 from ela_probe.sites import Action, Stage, fingerprint
 from tests.conftest import settled
 from tests.test_planners import analysis_of, guards

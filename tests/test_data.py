@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ela_probe.data import DataSpec, ImageData, open_data
 from ela_probe.data.augmentation import augmented
+from ela_probe.data.images import ImageData
+from ela_probe.data.opening import open_data
 from ela_probe.data.sources import stratified_order
+from ela_probe.data.spec import DataSpec
 from ela_probe.errors import DataError
 
 CLASSES = ("cat", "dog", "owl")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, analyze, make_plan
-from ela_probe.adapters import ADAPTERS, adapter_for
-from ela_probe.adapters.declared import DeclaredAdapter
 from ela_probe.adapters.plugins import PluginWarning, load_plugins
+from ela_probe.adapters.registry import ADAPTERS, adapter_for
+from ela_probe.discovery.declared import DeclaredAdapter
 from ela_probe.errors import ModelError, OptionError
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ela_probe import AttentionProbe, analyze, discover, make_plan, prune
 from ela_probe.adapters.deit import DeiTAdapter
 from ela_probe.errors import PlanError
-from ela_probe.plan import SkipPlan
+from ela_probe.pruning.plan import SkipPlan
 
 WIDTH, HEADS, SIDE = 8, 2, 3
 

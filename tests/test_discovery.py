@@ -15,13 +15,13 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from ela_probe import AttentionProbe, analyze, discover
-from ela_probe.capture import Capture
-from ela_probe.discovery import Discovery
+from ela_probe.discovery.capture import Capture
+from ela_probe.discovery.discover import Discovery
+from ela_probe.discovery.growth import Call, growing_runs, grows
 from ela_probe.errors import ModelError, PlanError, ProbeError
-from ela_probe.growth import Call, growing_runs, grows
-from ela_probe.models import create_model
-from ela_probe.plan import SkipPlan
-from ela_probe.pruning import prune
+from ela_probe.models.registry import create_model
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.prune import prune
 from tests.foreign_models import EinsumChain, OnAxisZero, SharedInALoop
 from tests.test_probe import hooks
 

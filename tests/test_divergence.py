@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr
 from torch import Tensor
 
-from ela_probe import divergence
-from ela_probe.packing import folded, pack
+from ela_probe.analysis import divergence
+from ela_probe.analysis.packing import folded, pack
 from tests.strategies import retrievals
 
 

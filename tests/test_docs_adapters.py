@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ela_probe import analyze, make_plan, prune
-from ela_probe.adapters import ADAPTERS, adapter_for
-from ela_probe.adapters.declared import DeclaredAdapter
+from ela_probe.adapters.registry import ADAPTERS, adapter_for
+from ela_probe.discovery.declared import DeclaredAdapter
 from ela_probe.errors import PlanError
 
 PAGE = (Path(__file__).parent.parent / "docs" / "adapters.md").read_text(encoding="utf-8")

@@ -24,19 +24,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ela_probe import ELA, SkipPlan, create_model, discover, load_checkpoint, prune
-from ela_probe.adapters import adapter_for
+from ela_probe.adapters.registry import adapter_for
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.data import open_data
-from ela_probe.errors import AnalysisError, CheckpointError, ModelError, OptionError, PlanError
-from ela_probe.models import ModelSpec
+from ela_probe.data.opening import open_data
+from ela_probe.errors import (
+    AnalysisError,
+    CheckpointError,
+    ModelError,
+    OptionError,
+    PlanError,
+)
 from ela_probe.models.plugs import mrla_b
+from ela_probe.models.registry import ModelSpec
 from ela_probe.models.resnet import Layout, ResNet
 from ela_probe.pipeline import train
-from ela_probe.plan import Origin, SitePlan, StagePlan
-from ela_probe.pruning import actions_of
+from ela_probe.pruning.plan import Origin, SitePlan, StagePlan
+from ela_probe.pruning.prune import actions_of
 from ela_probe.sites import fingerprint
-from ela_probe.training import ELAConfig, TrainConfig, TrainingInterrupted
-from ela_probe.training.surgery import carry_out, changed, in_order, parameter_names
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.ela.config import ELAConfig
+from ela_probe.training.ela.surgery import carry_out, changed, in_order, parameter_names
+from ela_probe.training.fitting import TrainingInterrupted
 from tests.conftest import settled
 from tests.lookalikes import GateNetwork, SoftNetwork
 from tests.lookalikes_stateful import GatedNetwork, NormNetwork, RefreshingNetwork

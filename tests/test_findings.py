@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ela_probe.findings import FEW_SAMPLES, NEAR, findings, no_fit_reason, verdicts
+from ela_probe.analysis.findings import FEW_SAMPLES, NEAR, findings, no_fit_reason, verdicts
 from tests.synthetic import PATTERN, make_analysis
 
 

@@ -21,11 +21,18 @@ from torch import Tensor, nn
 
 from ela_probe import analyze, load_checkpoint
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.errors import CheckpointError, DataError, ElaProbeError, ModelError, OptionError
-from ela_probe.evaluation import evaluate
-from ela_probe.foreign import STAND_INS, Ignored, load_restricted
-from ela_probe.inputs import ExampleInputs, RandomInputs, inputs_and_labels
-from ela_probe.models import ModelSpec, create_model
+from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
+from ela_probe.errors import (
+    CheckpointError,
+    DataError,
+    ElaProbeError,
+    ModelError,
+    OptionError,
+)
+from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.forward import inputs_and_labels
+from ela_probe.models.registry import ModelSpec, create_model
+from ela_probe.system.restricted_load import STAND_INS, Ignored, load_restricted
 from tests.test_cli import run, write_images
 
 CODE = """
@@ -185,7 +192,7 @@ def test_a_malicious_pickle_is_still_refused(tmp_path: Path, attack: str) -> Non
 
 def test_nothing_that_is_let_in_is_the_thing_itself() -> None:
     """No code of numpy, argparse or pathlib runs on what a file says: all are stand-ins."""
-    assert {getattr(s, "__module__", None) for s in STAND_INS.values()} == {"ela_probe.foreign"}
+    assert {getattr(s, "__module__", None) for s in STAND_INS.values()} == {"ela_probe.system.restricted_load"}
     made = Ignored("f8", False, True)
     made.__setstate__((3, "<", None, None, None, -1, -1, 0))
     assert vars(made) == {}

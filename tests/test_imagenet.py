@@ -11,9 +11,10 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.data import ImageData, open_data
 from ela_probe.data.arrays import Photographs, rgb
 from ela_probe.data.augmentation import augmented, random_crops
+from ela_probe.data.images import ImageData
+from ela_probe.data.opening import open_data
 from ela_probe.errors import DataError
 
 CLASSES = ("n02942699", "n11939491")  # of temples and of flowers

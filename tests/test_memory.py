@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from ela_probe.evaluation import evaluate
-from ela_probe.memory_format import in_order
-from ela_probe.models import ModelSpec
-from ela_probe.training import ClassificationModule, TrainConfig
+from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.models.registry import ModelSpec
+from ela_probe.system.memory_format import in_order
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.module import ClassificationModule
 
 
 def network(channels: int = 3) -> nn.Module:

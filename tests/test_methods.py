@@ -8,9 +8,9 @@ import torch
 from benchmarks import methods, results, runs, steps, table
 from benchmarks.methods import Method
 from ela_probe.errors import OptionError
-from ela_probe.models import create_model
-from ela_probe.recipes import Recipe
-from ela_probe.training import TrainConfig
+from ela_probe.models.registry import create_model
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.recipes import Recipe
 from tests.test_cli import write_images
 
 RECIPE = """

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ela_probe.errors import ModelError
-from ela_probe.models import FAMILIES, ModelSpec, create_model, parameter_count
 from ela_probe.models.attention import MRLABase
+from ela_probe.models.registry import FAMILIES, ModelSpec, create_model, parameter_count
 
 CIFAR = sorted(f for f in FAMILIES if f.endswith("resnet") and "imagenet" not in f)
 

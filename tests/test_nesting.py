@@ -8,14 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ela_probe.analysis import Analysis, StageAnalysis
-from ela_probe.averages import StageAverage
-from ela_probe.beta import fit_beta
+from ela_probe.analysis.beta_fit import fit_beta
+from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import OptionError, PlanError
-from ela_probe.nesting import Names, count_of, drawn, part_of, plan_of, proposal
-from ela_probe.plan import Constraints
-from ela_probe.planners import stage_optima
-from ela_probe.training import ELAConfig
+from ela_probe.pruning.plan import Constraints
+from ela_probe.pruning.planners import stage_optima
+from ela_probe.training.ela.config import ELAConfig
+from ela_probe.training.ela.moving_averages import StageAverage
+from ela_probe.training.ela.nested_plans import (
+    Names,
+    count_of,
+    drawn,
+    part_of,
+    plan_of,
+    proposal,
+)
 from tests.synthetic import make_analysis
 from tests.test_planners import allowed, cost, guards, random_charge
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ela_probe.errors import OutputError, PlanError
-from ela_probe.plan import SkipPlan
-from ela_probe.planners import make_plan
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.planners import make_plan
 from tests.test_planners import analysis_of
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from benchmarks import plans, tuning
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.data import open_data
+from ela_probe.data.opening import open_data
 from ela_probe.errors import OptionError
-from ela_probe.models import ModelSpec
+from ela_probe.models.registry import ModelSpec
 from ela_probe.pipeline import train
-from ela_probe.training import TrainConfig
+from ela_probe.training.config import TrainConfig
 
 OPTIONS = {
     "skip": [0.17, 0.33],

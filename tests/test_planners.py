@@ -9,11 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ela_probe.analysis import Analysis, Provenance, StageAnalysis
+from ela_probe.analysis.metric import RedundancyMetric
+from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.errors import PlanError
-from ela_probe.plan import Constraints
-from ela_probe.planners import PLANNERS, below_threshold, make_plan, stage_optima, within_budget
-from ela_probe.redundancy import RedundancyMetric
+from ela_probe.pruning.plan import Constraints
+from ela_probe.pruning.planners import (
+    PLANNERS,
+    below_threshold,
+    make_plan,
+    stage_optima,
+    within_budget,
+)
 from ela_probe.sites import Site, Stage
 
 

@@ -12,13 +12,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from scipy import integrate, stats
 
-from ela_probe import plots
-from ela_probe.analysis import MEASURES
-from ela_probe.beta import BetaFit, BetaStatistics
-from ela_probe.drawing import TICKS, pattern, robust_norm, short_labels
+from ela_probe.analysis.beta_fit import BetaFit, BetaStatistics
+from ela_probe.analysis.result import MEASURES
 from ela_probe.errors import OptionError, OutputError
-from ela_probe.log_odds import log_odds_density, rebin
-from ela_probe.planners import make_plan
+from ela_probe.pruning.planners import make_plan
+from ela_probe.report import plots
+from ela_probe.report.figure_style import TICKS, pattern, robust_norm, short_labels
+from ela_probe.report.log_odds import log_odds_density, rebin
 from tests.synthetic import make_analysis
 
 ANALYSIS = make_analysis((5, 2, 1), samples=60)

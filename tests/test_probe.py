@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, analyze, discover, make_plan
 from ela_probe.adapters.unrolled import unrolled
+from ela_probe.analysis.metric import RedundancyMetric
+from ela_probe.discovery.sampling import positions, token_axis
 from ela_probe.errors import ModelError, OptionError, ProbeError
-from ela_probe.models import create_model
 from ela_probe.models.attention import MRLABase
-from ela_probe.redundancy import RedundancyMetric
-from ela_probe.sampling import positions, token_axis
+from ela_probe.models.registry import create_model
 from tests.conftest import settled
 
 
@@ -344,7 +344,7 @@ def test_unrolled_contributions_follow_the_recurrence() -> None:
 
 
 def test_stages_of_a_single_site_are_analysed_too(images: Tensor) -> None:
-    from ela_probe.measure import from_probe
+    from ela_probe.analysis.analyze import from_probe
 
     model = settled("mrla_b_resnet20", depth=8)
     with AttentionProbe(model) as probe:

@@ -19,13 +19,20 @@ from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
 from ela_probe import Analysis, create_model
+from ela_probe.analysis.analyze import analyze
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.data import open_data
 from ela_probe.data.batches import SeededBatches, Share
+from ela_probe.data.opening import open_data
 from ela_probe.errors import DataError, OptionError
-from ela_probe.measure import analyze
-from ela_probe.processes import Processes, asked_for, from_first, is_first, of_all, together
-from ela_probe.training import fit
+from ela_probe.system.processes import (
+    Processes,
+    asked_for,
+    from_first,
+    is_first,
+    of_all,
+    together,
+)
+from ela_probe.training.fitting import fit
 from tests.several import EXACT, without_norms
 from tests.test_cli import run as command
 from tests.test_cli import write_images

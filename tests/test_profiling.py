@@ -7,14 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ela_probe.comparing import CompareEntry, Comparison, compare
-from ela_probe.discovery import discover
+from ela_probe.discovery.discover import discover
 from ela_probe.errors import DataError, OptionError
-from ela_probe.memory import peak_bytes
-from ela_probe.models import create_model, parameter_count
-from ela_probe.plan import Origin, SitePlan, SkipPlan, StagePlan
-from ela_probe.profiling import Timing, alternate, count_flops, measure_latency, measure_memory
-from ela_probe.pruning import prune
+from ela_probe.evaluation.compare import CompareEntry, Comparison, compare
+from ela_probe.evaluation.peak_memory import peak_bytes
+from ela_probe.evaluation.profiling import (
+    Timing,
+    alternate,
+    count_flops,
+    measure_latency,
+    measure_memory,
+)
+from ela_probe.models.registry import create_model, parameter_count
+from ela_probe.pruning.plan import Origin, SitePlan, SkipPlan, StagePlan
+from ela_probe.pruning.prune import prune
 from ela_probe.sites import fingerprint
 
 CLASSES = 10
@@ -161,7 +167,7 @@ def test_comparison_counts_evaluates_and_survives_json(batch: tuple[Tensor, Tens
     pruned = prune(full, plan)
     entries = [
         CompareEntry("full", full),
-        CompareEntry("pruned", pruned, [plan]),
+        CompareEntry("pruned", pruned, len(plan.skipped)),
         CompareEntry("plain", create_model("resnet14")),
     ]
     modes = [record(entry.model) for entry in entries]

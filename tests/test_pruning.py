@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, discover, prune
-from ela_probe.analysis import Analysis
+from ela_probe.analysis.analyze import from_probe
+from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
-from ela_probe.measure import from_probe
 from ela_probe.models.attention import MRLABase, Source
-from ela_probe.plan import SkipPlan
-from ela_probe.planners import make_plan
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.planners import make_plan
 from tests.conftest import settled
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ela_probe.checkpoint import load_checkpoint
-from ela_probe.models import ModelSpec, parameter_count
 from ela_probe.models.attention import MRLABase
 from ela_probe.models.published import from_published
+from ela_probe.models.registry import ModelSpec, parameter_count
 from tests import golden
 from tests.conftest import settled
 

@@ -18,12 +18,12 @@ from benchmarks.recomputed import (
     unrolled_weights,
 )
 from ela_probe import discover, prune
-from ela_probe.adapters import adapter_for
-from ela_probe.analysis import Analysis
+from ela_probe.adapters.registry import adapter_for
+from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
-from ela_probe.models import create_model
 from ela_probe.models.published import from_published
-from ela_probe.planners import PLANNERS, make_plan
+from ela_probe.models.registry import create_model
+from ela_probe.pruning.planners import PLANNERS, make_plan
 from tests import lookalikes
 from tests.lookalikes import GateNetwork, GateWrapper, Network, SoftLayer, SoftNetwork
 from tests.lookalikes_stateful import GatedNetwork, NormLayer, NormNetwork, RefreshingNetwork

@@ -9,7 +9,7 @@ from ela_probe_cli import main
 
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OptionError
-from ela_probe.recipes import Recipe, built_in, read_recipe
+from ela_probe.training.recipes import Recipe, built_in, read_recipe
 from tests.test_cli import write_images
 
 SMALL = """

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ela_probe import divergence
-from ela_probe.adapters import adapter_for
+from ela_probe.adapters.registry import adapter_for
+from ela_probe.analysis import divergence
 from ela_probe.errors import PlanError
-from ela_probe.models import create_model
 from ela_probe.models.attention import MRLABase, Sources
+from ela_probe.models.registry import create_model
 from ela_probe.sites import Action
 
 

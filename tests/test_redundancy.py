@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ela_probe import divergence, packing
-from ela_probe.beta import EDGES, BetaStatistics
+from ela_probe.analysis import divergence, packing
+from ela_probe.analysis.beta_fit import EDGES, BetaStatistics
+from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.errors import AnalysisError, ProbeError
-from ela_probe.redundancy import RedundancyMetric
 from tests.strategies import retrievals
 
 STATES = ("samples", "rows", "weight_sums", "pair_sums", "beta_sums", "zeros", "histogram")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ela_probe.analysis import Analysis, Provenance
+from ela_probe.analysis.findings import findings
+from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.errors import OutputError
-from ela_probe.findings import findings
-from ela_probe.planners import make_plan
-from ela_probe.report import write_report
+from ela_probe.pruning.planners import make_plan
+from ela_probe.report.page import write_report
 from tests.synthetic import make_analysis
 
 EVIL = "<script>alert('x')</script>&\"$body"

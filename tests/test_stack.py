@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ela_probe.memory import peak_bytes
-from ela_probe.models import create_model
+from ela_probe.evaluation.peak_memory import peak_bytes
 from ela_probe.models.attention import MRLABase, describe, descriptor_conv, project
 from ela_probe.models.norm_relu_add import norm_relu_add
+from ela_probe.models.registry import create_model
 from ela_probe.models.stack import Rows, Stack, plain_dot, plain_sum, weighted_sum
 
 CHANNELS_LAST = torch.channels_last

@@ -11,12 +11,15 @@ from ela_probe_cli import main
 from torch import nn
 
 from ela_probe.checkpoint import Header, read_checkpoint
-from ela_probe.comparing import Comparison
-from ela_probe.data import DataSpec, TextData, TextSpec, data_from_spec, open_data
+from ela_probe.data.opening import data_from_spec, open_data
+from ela_probe.data.spec import DataSpec
+from ela_probe.data.text import TextData, TextSpec
 from ela_probe.errors import DataError
-from ela_probe.evaluation import evaluate
-from ela_probe.models import ModelSpec, create_model
-from ela_probe.training import ClassificationModule, TrainConfig
+from ela_probe.evaluation.compare import Comparison
+from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.models.registry import ModelSpec, create_model
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.module import ClassificationModule
 
 SMALL = json.dumps({"dim": 16, "heads": 2, "kv_heads": 1})
 

@@ -15,12 +15,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ela_probe.data import open_data
-from ela_probe.device import resolve_device
+from ela_probe.data.opening import open_data
 from ela_probe.errors import CheckpointError, DataError, OptionError, OutputError
-from ela_probe.evaluation import evaluate
-from ela_probe.progress import track
-from ela_probe.training import TrainConfig, TrainingInterrupted, fit
+from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.system.device import resolve_device
+from ela_probe.system.progress import track
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.fitting import TrainingInterrupted, fit
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.05, warmup_epochs=1)
 

@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 from ela_probe import discover, prune
 from ela_probe.adapters.resnet import ResNetAdapter
-from ela_probe.capture import Capture
 from ela_probe.checkpoint import load_checkpoint, save_checkpoint
+from ela_probe.discovery.capture import Capture
 from ela_probe.errors import ModelError
-from ela_probe.models import FAMILIES, ModelSpec, create_model, parameter_count
+from ela_probe.evaluation.profiling import count_flops
 from ela_probe.models.cells import Cell, Step
 from ela_probe.models.dla import DLASource
 from ela_probe.models.published import from_published
-from ela_probe.planners import make_plan
-from ela_probe.profiling import count_flops
+from ela_probe.models.registry import FAMILIES, ModelSpec, create_model, parameter_count
+from ela_probe.pruning.planners import make_plan
 from tests.conftest import settled
 from tests.test_pruning import analysed, with_actions, zeroed
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ela_probe.adapters import ReadOnlyAdapter, register_adapter
+from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.errors import PlanError
 from ela_probe.models.attnres import Sublayer, Transformer
 from ela_probe.models.depth_attention import Recurrence, Residual, Retrieval

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ela_probe.adapters import register_adapter
+from ela_probe.adapters.registry import register_adapter
 from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Kind, Site, Stage

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ela_probe.adapters import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.placement import refuse_recur
+from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.sites import Action, Site, Stage
 
 

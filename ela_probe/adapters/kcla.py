@@ -14,8 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters import ReadOnlyAdapter, register_adapter
-from ela_probe.adapters.placement import along_channels, has_projections, refuse_recur, stage_name
+from ela_probe.adapters.placement import (
+    along_channels,
+    has_projections,
+    refuse_recur,
+    stage_name,
+)
+from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Site, Stage
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.placement import (
     Placement,
     has_projections,
@@ -18,6 +17,7 @@ from ela_probe.adapters.placement import (
     refuse_recur,
     stage_name,
 )
+from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Site, Stage
 

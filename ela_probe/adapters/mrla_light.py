@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ela_probe.adapters import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.placement import (
     Placement,
     container,
@@ -15,6 +14,7 @@ from ela_probe.adapters.placement import (
     placements,
     refuse_recur,
 )
+from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.unrolled import unrolled
 from ela_probe.sites import Action, Site, Stage
 

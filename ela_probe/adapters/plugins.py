@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ela_probe.adapters import Adapter, register_adapter
+from ela_probe.adapters.registry import Adapter, register_adapter
 
 GROUP = "ela_probe.adapters"
 METHODS = ("matches", "stages", "weights", "apply")

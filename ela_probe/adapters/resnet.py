@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ela_probe.adapters import register_adapter
 from ela_probe.adapters.dia import normalised
+from ela_probe.adapters.registry import register_adapter
 from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import PlanError
 from ela_probe.models.attention import MRLABase, MRLALight, MRLARecurrence, Source

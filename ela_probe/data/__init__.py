@@ -1,4 +1,8 @@
-"""Data: where images and text come from, how they are split, prepared and batched."""
+"""Where images and text come from, how they are split, prepared and batched.
+
+In: a source such as `npz:PREFIX`. Out: seeded batches.
+May import: errors, forward, system.
+"""
 
 from ela_probe.data.images import ImageData
 from ela_probe.data.opening import AnySpec, Data, data_from_spec, open_data

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ela_probe.errors import DataError
+from ela_probe.system.validation import Strict
 
 Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
 
@@ -19,10 +20,8 @@ NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
 PATH_SOURCES = ("npz", "folder", "imagenet", "text")
 
 
-class DataSpec(BaseModel):
+class DataSpec(Strict):
     """Where images come from and how they become training, validation and test batches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(
         description="digits, fashion-mnist, cifar10, cifar100, npz:P, folder:D or imagenet:D"

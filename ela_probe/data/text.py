@@ -5,13 +5,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ela_probe.data.batches import Batch, SeededBatches, Share
 from ela_probe.data.spec import absolute_source
 from ela_probe.errors import DataError
+from ela_probe.system.validation import Strict
 
 Split = Literal["train", "val", "test"]
 
@@ -20,13 +21,11 @@ VAL_FRACTION = 0.05
 TEST_FRACTION = 0.05
 
 
-class TextSpec(BaseModel):
+class TextSpec(Strict):
     """Where text comes from and how it becomes training, validation and test windows.
 
     The last 5 % of the bytes are the test split, the `val_fraction` before them the validation.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(pattern="^text:.", description="text:FILE, the path absolute")
     context: int = Field(CONTEXT, ge=1, description="tokens a window")

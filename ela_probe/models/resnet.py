@@ -83,7 +83,7 @@ class ResNet(nn.Module):
         ModelError: the attention's arguments don't fit the channels.
     """
 
-    takes_channels_last = True  # see ela_probe.memory_format
+    takes_channels_last = True  # see system.memory_format
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""The report: an analysis, a plan and a comparison on one self-contained HTML page."""
+"""Figures and one HTML page. It draws and computes nothing new.
 
-from ela_probe.report.page import write_report
-
-__all__ = ["write_report"]
+In: an Analysis, a SkipPlan, a comparison. Out: pictures and a page.
+May import: all up to pruning.
+"""

@@ -13,12 +13,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ela_probe import plots
-from ela_probe.analysis import Analysis, StageAnalysis
-from ela_probe.findings import Finding, findings
-from ela_probe.plan import SkipPlan
+from ela_probe.analysis.findings import Finding, findings
+from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.report import plots
 from ela_probe.report.tables import comparison_table, plan_table, shown, site_table
-from ela_probe.storage import write_text
+from ela_probe.system.storage import write_text
 
 # Above this many stages only the first one's figures are unfolded.
 UNFOLDED = 4

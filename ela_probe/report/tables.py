@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from ela_probe.analysis import Analysis
-from ela_probe.findings import verdicts
-from ela_probe.plan import Estimate, SkipPlan
+from ela_probe.analysis.findings import verdicts
+from ela_probe.analysis.result import Analysis
+from ela_probe.pruning.plan import Estimate, SkipPlan
 
 VERDICTS = {
     "first": "first of its stage",

@@ -3,9 +3,10 @@
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ela_probe.errors import OptionError
+from ela_probe.system.validation import Strict
 
 MILESTONES = (0.5, 0.75)  # parts of all epochs
 TEXT: dict[str, Any] = {
@@ -23,13 +24,11 @@ TUNING: dict[str, dict[str, Any]] = {
 }
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Strict):
     """Settings of a training run; the defaults are the usual ones for CIFAR ResNets.
 
     `for_task` has those for language models.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(160, ge=1, description="passes over the training samples")
     batch_size: int = Field(128, ge=1, description="samples a step")

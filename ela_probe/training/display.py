@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.progress import Progress
 
-from ela_probe.progress import bar
+from ela_probe.system.progress import bar
 from ela_probe.training.record import History
 
 

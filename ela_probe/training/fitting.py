@@ -17,16 +17,17 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ela_probe.data import Data
 from ela_probe.data.batches import Share
-from ela_probe.device import resolve_device
+from ela_probe.data.opening import Data
 from ela_probe.errors import OptionError, OutputError
-from ela_probe.processes import Processes, count, in_company, is_first, rank
-from ela_probe.quiet import quiet_lightning
-from ela_probe.storage import output_directory
+from ela_probe.system.device import resolve_device
+from ela_probe.system.lightning_logging import quiet_lightning
+from ela_probe.system.processes import Processes, count, in_company, is_first, rank
+from ela_probe.system.storage import output_directory
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.display import EpochDisplay
-from ela_probe.training.ela import ELA
+from ela_probe.training.ela.callback import ELA
+from ela_probe.training.ela.wrapping import check_strategy
 from ela_probe.training.module import ClassificationModule
 from ela_probe.training.record import (
     BEST,
@@ -39,7 +40,6 @@ from ela_probe.training.record import (
     Save,
 )
 from ela_probe.training.resuming import check_resume, how_to_go_on
-from ela_probe.training.wrapping import check_strategy
 
 
 @dataclass(frozen=True)

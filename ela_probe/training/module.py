@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import OptionError
-from ela_probe.memory_format import in_order
-from ela_probe.processes import count
+from ela_probe.system.memory_format import in_order
+from ela_probe.system.processes import count
 from ela_probe.training.config import TrainConfig
 
 CHECK_EVERY = 50  # steps between looks at the loss, where a look waits for others

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ela_probe.data.batches import epoch_seed
 from ela_probe.errors import OutputError
-from ela_probe.processes import is_first, rank
-from ela_probe.storage import replacing
-from ela_probe.training.ela import ELA
+from ela_probe.system.processes import is_first, rank
+from ela_probe.system.storage import replacing
+from ela_probe.training.ela.callback import ELA
 from ela_probe.training.module import ClassificationModule
 
 Save = Callable[[Path, Mapping[str, Tensor], dict[str, float]], object]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ela_probe.errors import CheckpointError
 from ela_probe.training.config import TrainConfig
-from ela_probe.training.ela import ELA
+from ela_probe.training.ela.callback import ELA
 from ela_probe.training.record import LAST, RESUME, History
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ela_probe.models import create_model, plugs
+from ela_probe.models import plugs
+from ela_probe.models.registry import create_model
 from ela_probe.models.resnet import Layout, ResNet
 
 PATH = Path(__file__).with_name("published.json")

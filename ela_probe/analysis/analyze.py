@@ -1,0 +1,154 @@
+"""`analyze`: run a model over data under the probe, and bring back the analysis."""
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DistributedSampler
+
+from ela_probe.adapters.registry import adapter_for
+from ela_probe.analysis.ebqm import Target
+from ela_probe.analysis.probe import AttentionProbe
+from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
+from ela_probe.discovery.discover import Discovery, discover
+from ela_probe.errors import DataError
+from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.forward import inputs_and_labels, unwrap
+from ela_probe.system.processes import of_all, together
+
+
+def analyze(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    labelled: bool = True,
+    discovery: Discovery | None = None,
+    device: torch.device | None = None,
+    provenance: Provenance = Provenance(),
+    target: Target = Target(),
+    every: int = 1,
+    max_batches: int | None = None,
+    max_tokens: int | None = None,
+    progress: bool = True,
+) -> Analysis:
+    """Measure the redundancy of a model's layer attention in eval mode, in one pass.
+
+    Accuracy and loss are measured too where there are labels (N,) for every batch and logits
+    (N, K), alone or as `logits` of the output; elsewhere they are None.
+
+    Where torch.distributed is up, every process calls it with batches of its own, and all get the
+    analysis of all, with the very sums that one process would have. A sampler that repeats samples
+    to make the processes' numbers equal is refused.
+
+    Args:
+        model: any model; its modes are put back afterwards.
+        batches: e.g. a DataLoader, without augmentation. A pair is inputs and labels; anything
+            else (a tensor, a dict, a longer tuple) is what the model is called with.
+        labelled: False where a pair is two arguments of the model.
+        discovery: what `discover` or `DeclaredAdapter.discover` found, when it was called already.
+        device: where to compute; where the model is when None.
+        provenance: what is known of model and data; samples, accuracy and time are filled in.
+        target: of the skip scores.
+        every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`);
+            no batch is read after the last recorded one. The provenance says so.
+
+    Raises:
+        OptionError: `every`, `max_batches` or `max_tokens` below 1.
+        ModelError: the model has no layer attention, or was compiled.
+        ProbeError: a site did not fire as expected, or weights are NaN.
+        DataError: no batches, labels outside the model's classes, or samples that are repeated.
+    """
+    check_repeats(batches)
+    if discovery is None and adapter_for(unwrap(model)) is None:
+        batches, first = _peeked(batches)
+        discovery = discover(model, inputs_and_labels(first, labelled=labelled)[0])
+    probe = AttentionProbe(
+        model, discovery=discovery, every=every, max_batches=max_batches, max_tokens=max_tokens
+    )
+    if probe.sampling.passes is not None:
+        batches = islice(batches, probe.sampling.passes)
+    with together(), probe:
+        result = evaluate(
+            model, batches, device, labelled=labelled, measured=False, progress=progress
+        )
+    sampled = sampling_of(probe)
+    return from_probe(
+        probe,
+        provenance=provenance.model_copy(
+            update={
+                "samples": int(result["samples"]),
+                "accuracy": None if math.isnan(result["accuracy"]) else result["accuracy"],
+                "loss": None if math.isnan(result["loss"]) else result["loss"],
+                "perplexity": result.get("perplexity"),
+                "seconds": result["seconds"],
+                "sampling": sampled,
+                "notes": (*provenance.notes, *([sampling_note(sampled)] if sampled else [])),
+            }
+        ),
+        target=target,
+    )
+
+
+def from_probe(
+    probe: AttentionProbe, *, provenance: Provenance = Provenance(), target: Target = Target()
+) -> Analysis:
+    """The analysis of what a probe has recorded, whatever the model's task.
+
+    Raises:
+        AnalysisError: nothing was recorded.
+    """
+    return Analysis(
+        tuple(
+            StageAnalysis.from_metric(stage, probe.metrics[stage.name].compute())
+            for stage in probe.stages
+        ),
+        provenance,
+        target,
+    )
+
+
+def sampling_of(probe: AttentionProbe) -> dict[str, int]:
+    """What was asked for and what it came to; empty where everything was recorded."""
+    asked: dict[str, int] = {
+        name: value
+        for name, value in vars(probe.sampling).items()
+        if value is not None and (name, value) != ("every", 1)
+    }
+    if not asked:
+        return {}
+    counts = {"batches": probe.seen, "recorded": probe.passes}
+    if "max_batches" in asked:
+        counts["max_batches"] = asked["max_batches"]
+    return {**asked, **{name: sum(of_all(value)) for name, value in counts.items()}}
+
+
+def sampling_note(sampled: Mapping[str, int]) -> str:
+    tokens = sampled.get("max_tokens")
+    return (
+        f"sampled: the divergences are of {sampled['recorded']} of the {sampled['batches']} "
+        "batches that were run"
+        + ("" if tokens is None else f", at most {tokens} token positions a sample")
+    )
+
+
+def check_repeats(batches: Iterable[Any]) -> None:
+    """Raise DataError where a DistributedSampler would have samples count twice."""
+    sampler = getattr(batches, "sampler", None)
+    if isinstance(sampler, DistributedSampler) and sampler.total_size > len(sampler.dataset):  # type: ignore[arg-type]
+        raise DataError(
+            f"the DistributedSampler repeats {sampler.total_size - len(sampler.dataset)} samples, "  # type: ignore[arg-type]
+            "which would count twice; use one that repeats none, such as "
+            "pytorch_lightning.overrides.distributed.UnrepeatedDistributedSampler"
+        )
+
+
+def _peeked(batches: Iterable[Any]) -> tuple[Iterable[Any], Any]:
+    """All the batches, and the first of them (None if there is none)."""
+    iterator = iter(batches)
+    if iterator is not batches:
+        return batches, next(iterator, None)
+    first = list(islice(iterator, 1))
+    return chain(first, iterator), first[0] if first else None

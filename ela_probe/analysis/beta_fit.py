@@ -1,0 +1,169 @@
+"""Maximum-likelihood Beta fits from streamed sums (design: section 4.2).
+
+The sufficient statistics of a Beta sample are n, Σ log u and Σ log(1−u), so a stream is fitted
+without keeping it. A histogram over fixed bins serves the Kolmogorov-Smirnov distance and means
+of functions of u.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special, stats
+
+from ela_probe.system.arrays import Counts, Floats
+
+# Bins of equal width in logit(u) resolve both ends of (0, 1); the outer two hold what lies beyond.
+LOGIT_LIMIT, BINS = 35.0, 4096
+LOGIT_EDGES = np.linspace(-LOGIT_LIMIT, LOGIT_LIMIT, BINS + 1)
+EDGES = special.expit(LOGIT_EDGES)
+EDGES[0], EDGES[-1] = 0.0, 1.0
+
+# Divergences at or below this are rounding: u counts as 0 and is squeezed into the interval.
+ZERO = 2.0**-50
+
+
+@dataclass(frozen=True)
+class BetaStatistics:
+    """What a fit needs of a sample of u in [0, 1): counts, sums and a histogram.
+
+    n: sample size; zeros: how many u are 0 (left out of log_u); log_u: Σ log u;
+    log_1mu: Σ log(1−u); u, uu: Σ u, Σ u²; histogram: [BINS] counts over EDGES. Averages over epochs
+    have counts that are no integers.
+    """
+
+    n: int
+    zeros: float
+    log_u: float
+    log_1mu: float
+    u: float
+    uu: float
+    histogram: Counts
+
+    def __add__(self, other: "BetaStatistics") -> "BetaStatistics":
+        return BetaStatistics(
+            self.n + other.n,
+            self.zeros + other.zeros,
+            self.log_u + other.log_u,
+            self.log_1mu + other.log_1mu,
+            self.u + other.u,
+            self.uu + other.uu,
+            self.histogram + other.histogram,
+        )
+
+    @classmethod
+    def of(cls, u: Floats) -> "BetaStatistics":
+        """The statistics of a sample held in memory, [n] with 0 <= u < 1."""
+        u = np.asarray(u, dtype=np.float64)
+        zero = u <= ZERO
+        log_u, log_1mu = np.log(np.where(zero, 1.0, u)), np.log1p(-u)
+        logits = np.where(zero, -LOGIT_LIMIT, log_u - log_1mu)
+        bins = np.floor((logits + LOGIT_LIMIT) / (2 * LOGIT_LIMIT / BINS)).astype(np.int64)
+        return cls(
+            n=u.size,
+            zeros=int(zero.sum()),
+            log_u=float(log_u.sum()),
+            log_1mu=float(log_1mu.sum()),
+            u=float(u.sum()),
+            uu=float((u * u).sum()),
+            histogram=np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS),
+        )
+
+
+@dataclass(frozen=True)
+class BetaFit:
+    """A fitted Beta(alpha, beta); log_likelihood in nats; ks: Kolmogorov-Smirnov distance."""
+
+    n: int
+    alpha: float
+    beta: float
+    log_likelihood: float
+    ks: float
+    method: str
+
+    @property
+    def mean(self) -> float:
+        return self.alpha / (self.alpha + self.beta)
+
+    def cdf(self, u: Floats) -> Floats:
+        return np.asarray(stats.beta.cdf(u, self.alpha, self.beta))
+
+    def pdf(self, u: Floats) -> Floats:
+        return np.asarray(stats.beta.pdf(u, self.alpha, self.beta))
+
+
+def fit_beta(sample: BetaStatistics) -> BetaFit | None:
+    """Fit Beta(α, β) by maximum likelihood; None for a degenerate sample.
+
+    Newton's method on ψ(α) − ψ(α+β) = mean log u and ψ(β) − ψ(α+β) = mean log(1−u), from the
+    moment estimate. Zeros are squeezed to ½/n first. Where Newton's method does not converge, the
+    moment estimate stands and `method` says "moments".
+
+    Returns: None when there are fewer than 2 values or no variance.
+    """
+    n = sample.n
+    if n < 2:
+        return None
+    squeezed = 0.5 / n
+    mean = (sample.u + sample.zeros * squeezed) / n
+    variance = (sample.uu + sample.zeros * squeezed**2) / n - mean**2
+    if variance <= 1e-12 * mean * mean or not 0 < mean < 1:
+        return None
+    log_u = (sample.log_u + sample.zeros * math.log(squeezed)) / n
+    log_1mu = (sample.log_1mu + sample.zeros * math.log1p(-squeezed)) / n
+
+    strength = max(mean * (1 - mean) / variance - 1, 1e-3)
+    start = np.array([mean * strength, (1 - mean) * strength])
+    solution = _newton(start, np.array([log_u, log_1mu]))
+    alpha, beta = (float(value) for value in (start if solution is None else solution))
+    return BetaFit(
+        n=n,
+        alpha=alpha,
+        beta=beta,
+        log_likelihood=float(
+            n * ((alpha - 1) * log_u + (beta - 1) * log_1mu - special.betaln(alpha, beta))
+        ),
+        ks=_ks(sample.histogram, alpha, beta),
+        method="moments" if solution is None else "mle",
+    )
+
+
+def mean_quantile(fit: BetaFit, histogram: Counts) -> float:
+    """Mean of the fitted CDF over a binned sample (design: the quantile of a site)."""
+    cdf = fit.cdf(EDGES)
+    total = histogram.sum()
+    return float((histogram * (cdf[1:] + cdf[:-1]) / 2).sum() / total)
+
+
+def _newton(start: Floats, target: Floats) -> Floats | None:
+    """Solve the likelihood equations in log(α), log(β), which keeps both positive."""
+    logs = np.log(start)
+    for _ in range(100):
+        a, b = np.exp(logs)
+        residual = special.digamma([a, b]) - special.digamma(a + b) - target
+        if np.abs(residual).max() < 1e-13 * max(1.0, np.abs(target).max()):
+            break
+        shared = special.polygamma(1, a + b)
+        jacobian = np.array(
+            [
+                [(special.polygamma(1, a) - shared) * a, -shared * b],
+                [-shared * a, (special.polygamma(1, b) - shared) * b],
+            ]
+        )
+        try:
+            step = np.linalg.solve(jacobian, residual)
+        except np.linalg.LinAlgError:
+            return None
+        logs = logs - np.clip(step, -1.0, 1.0)
+        if not np.isfinite(logs).all() or np.abs(logs).max() > 60:
+            return None
+        if np.abs(step).max() < 1e-14:
+            break
+    a, b = np.exp(logs)
+    residual = special.digamma([a, b]) - special.digamma(a + b) - target
+    return np.exp(logs) if np.abs(residual).max() < 1e-8 * max(1.0, np.abs(target).max()) else None
+
+
+def _ks(histogram: Counts, alpha: float, beta: float) -> float:
+    empirical = np.cumsum(histogram) / histogram.sum()
+    return float(np.abs(empirical - stats.beta.cdf(EDGES[1:], alpha, beta)).max())

@@ -1,0 +1,218 @@
+"""Divergences between the retrievals of one stage, in nats (design: shape + mass = kl).
+
+Retrieval i has weights w_i over its sources S_i, and S_i is a prefix of S_j for i < j. Everything
+is computed in float64, because the KL of nearly equal rows is a small difference of large terms.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ela_probe.analysis.packing import FLOOR, Scratch, chunks, folded, pack, readers
+
+BLOCK = 6  # earlier sites whose products with all later ones are formed together
+
+
+class Pairwise(NamedTuple):
+    """Divergences of every pair i < j of a stage.
+
+    From `pairs` each [pairs, rows], in the order (0, 1), (0, 2), ..., (1, 2), ...; from `pairwise`
+    each [rows, sites, sites], zero elsewhere.
+    """
+
+    kl: Tensor
+    mass: Tensor
+    js: Tensor
+
+    @property
+    def shape(self) -> Tensor:
+        return self.kl - self.mass
+
+
+def normalise(weights: Tensor) -> Tensor:
+    """Detach, upcast to float64 and make the last axis sum to 1.
+
+    In bf16 a softmax row sums to 1 only within 3e-3, and the KL of such rows can be negative.
+
+    Args:
+        weights: [..., sources], non-negative. Gates need not sum to 1.
+    """
+    weights = weights.detach().double().clamp_min(FLOOR)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def pad(rows: Sequence[Tensor]) -> Tensor:
+    """Stack the retrievals of a stage: T tensors [rows, sources_t] to [rows, T, sources_T]."""
+    longest = rows[-1].shape[-1]
+    return torch.stack(
+        [torch.nn.functional.pad(row, (0, longest - row.shape[-1])) for row in rows], dim=1
+    )
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p padded with zeros ‖ q) in nats: finite, >= 0, 0 for equal rows.
+
+    Args:
+        p: [..., sources_p], rows that sum to 1. q: [..., sources_q], sources_q >= sources_p.
+    """
+    return _relative_entropy(p, q[..., : p.shape[-1]]).clamp_min(0.0)
+
+
+def mass(p: Tensor, q: Tensor) -> Tensor:
+    """−log of the mass that q keeps on p's sources, in nats; >= 0."""
+    return -q[..., : p.shape[-1]].sum(dim=-1).clamp(FLOOR, 1.0).log()
+
+
+def shape(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q restricted to p's sources and renormalised), in nats."""
+    return kl(p, normalise(q[..., : p.shape[-1]]))
+
+
+def js(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence on the padded support, in nats: symmetric, <= log 2."""
+    p = torch.nn.functional.pad(p, (0, q.shape[-1] - p.shape[-1]))
+    middle = (p + q) / 2
+    halves = _relative_entropy(p, middle) + _relative_entropy(q, middle)
+    return (halves / 2).clamp_min(0.0)
+
+
+def pairwise(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
+    """All divergences between the retrievals of a stage, row by row.
+
+    Args:
+        weights: [rows, sites, sources] float64, site t normalised over its first sizes[t]
+            sources and zero behind them.
+        sizes: the number of sources of each site; it never falls.
+
+    Returns: [rows, sites, sites] tensors; entry (i, j) with i < j is div(w_i, w_j).
+    """
+    rows, sites, _ = weights.shape
+    first, second = torch.triu_indices(sites, sites, 1, device=weights.device)
+    found = []
+    for part in pairs(weights.permute(1, 2, 0).contiguous(), sizes):
+        matrix = weights.new_zeros(sites, sites, rows)
+        matrix[first, second] = part
+        found.append(matrix.permute(2, 0, 1))
+    return Pairwise(*found)
+
+
+def mean_kl(retrievals: Sequence[Tensor]) -> Tensor:
+    """The mean over rows of KL(w_i ‖ w_j), [T, T] in nats, upper triangle; nothing else.
+
+    Σ_n Σ_s w_i(s) log w_j(s) of all pairs is one matrix product for as many rows as caches hold.
+
+    Args:
+        retrievals: as `RedundancyMetric.update` takes them, T tensors [samples, ..., sources_t].
+    """
+    sizes = [w.shape[-1] for w in retrievals]
+    sites, scratch = len(sizes), Scratch()
+    half = sites // 2
+    shared = sizes[half - 1] if half else 0  # the sources behind are read by later sites only
+    total = torch.zeros(sites, sites, dtype=torch.float64, device=retrievals[0].device)
+    for chunk in chunks(retrievals):
+        weights, _ = pack(chunk, scratch)
+        logs = logarithms(weights, sizes, scratch)
+        for block, first in (slice(shared), 0), (slice(shared, None), half):
+            own, log = (part[first:, block].flatten(1) for part in (weights, logs))
+            total[first:, first:].addmm_(own, log.T)
+    total /= retrievals[0][..., 0].numel()
+    return (total.diagonal()[:, None] - total).clamp_min_(0.0).triu_(1)
+
+
+def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Pairwise:
+    """As `pairwise`, of retrievals packed by `packing.pack`.
+
+    Args:
+        weights: [sites, sources, rows] float64.
+        scratch: holds what is returned, until it is used again.
+
+    Returns: [pairs, rows] tensors, for the pairs i < j in the order of the upper triangle.
+    """
+    scratch = scratch or Scratch()
+    logs = logarithms(weights, sizes, scratch)
+    divergence = kl_pairs(weights, logs, sizes, scratch)
+    kept = _kept(weights, sizes, scratch)
+    mixed = _js_pairs(weights, logs, kept, sizes, scratch)
+    lost = torch.minimum(kept.log_().neg_(), divergence, out=kept)
+    return Pairwise(divergence, lost, mixed)
+
+
+def logarithms(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Tensor:
+    """log w of packed weights, 0 behind a site's sources."""
+    logs = (scratch or Scratch()).zeros("logs", weights.shape, weights.device)
+    for own, log, size in zip(weights, logs, sizes, strict=True):
+        torch.log(own[:size], out=log[:size])
+    return logs
+
+
+def kl_pairs(
+    weights: Tensor, logs: Tensor, sizes: Sequence[int], scratch: Scratch | None = None
+) -> Tensor:
+    """KL(w_i ‖ w_j) of the pairs i < j, [pairs, rows].
+
+    Args:
+        weights: [sites, sources, rows]. logs: `logarithms` of them.
+    """
+    scratch = scratch or Scratch()
+    sites, _, rows = weights.shape
+    found = scratch.take("kl", (sites * (sites - 1) // 2, rows), weights.device)
+    at = 0
+    for start in range(0, sites, BLOCK):
+        stop = min(start + BLOCK, sites)
+        # Σ_s w_i(s) log w_j(s) for a few i and all j from there on: minus the entropy where i = j.
+        shape = (stop - start, sites - start, rows)
+        cross = scratch.take("terms", shape, weights.device)
+        for source, first in readers(sizes[:stop]):
+            i = max(first - start, 0)
+            own, log = weights[start + i : stop, None, source], logs[None, start + i :, source]
+            if source:
+                cross[i:, i:].addcmul_(own, log)
+            else:
+                torch.mul(own, log, out=cross)
+        for i in range(start, min(stop, sites - 1)):
+            row = cross[i - start, i - start :]
+            torch.sub(row[:1], row[1:], out=found[at : at + sites - 1 - i])
+            at += sites - 1 - i
+    return found.clamp_min_(0.0)
+
+
+def _kept(weights: Tensor, sizes: Sequence[int], scratch: Scratch) -> Tensor:
+    """The mass M_ij that w_j keeps on S_i, [pairs, rows]; exactly 1 where S_j = S_i."""
+    sites, _, rows = weights.shape
+    found = scratch.take("mass", (sites * (sites - 1) // 2, rows), weights.device)
+    kept = torch.zeros_like(weights[:, 0])
+    at = before = 0
+    for i, size in enumerate(sizes[:-1]):
+        for source in range(before, size):
+            kept += weights[:, source]
+        before = size
+        later = torch.clamp(kept[i + 1 :], FLOOR, 1.0, out=found[at : at + sites - 1 - i])
+        later[: sizes[i + 1 :].count(size)] = 1.0  # rounding would leave a trace of mass
+        at += sites - 1 - i
+    return found
+
+
+def _js_pairs(
+    weights: Tensor, logs: Tensor, kept: Tensor, sizes: Sequence[int], scratch: Scratch
+) -> Tensor:
+    """With m = (p + q) / 2: ½ Σ_{s ∈ S_i} (p log p + q log q − 2 m log m) + ½ log 2 · (1 − M)."""
+    sites, _, rows = weights.shape
+    found = scratch.take("js", kept.shape, weights.device)
+    products = torch.mul(weights, logs, out=scratch.take("products", weights.shape, weights.device))
+    at = 0
+    for i, size in enumerate(sizes[:-1]):
+        shape = (sites - 1 - i, size, rows)
+        terms, middle = (scratch.take(name, shape, weights.device) for name in ("terms", "middle"))
+        torch.lerp(weights[i, :size], weights[i + 1 :, :size], 0.5, out=terms)
+        torch.log(terms, out=middle).mul_(terms)
+        torch.add(products[i, :size], products[i + 1 :, :size], out=terms)
+        found[at : at + shape[0]] = folded(terms.sub_(middle, alpha=2))
+        at += shape[0]
+    return found.sub_(kept - 1.0, alpha=math.log(2)).div_(2).clamp_min_(0.0)
+
+
+def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
+    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(dim=-1)

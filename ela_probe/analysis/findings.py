@@ -1,0 +1,250 @@
+"""What an analysis says, in sentences a person can act on. Pure: used by the report and the CLI."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ela_probe.analysis.result import Analysis, StageAnalysis
+
+# Pinsker: kl < 0.05 nats means that on average at most √(0.05/2) = 16 % of the weight moves.
+NEAR = 0.05
+# A verdict holds when two standard errors (about 95 %) don't cross the threshold.
+CERTAINTY = 2.0
+# Below this the standard errors themselves are uncertain by more than 1/√(2·50) = 10 %.
+FEW_SAMPLES = 50
+# At 5 nats the later retrieval keeps e⁻⁵ = 0.7 % of its weight where the earlier one had all of
+# its own: such weights are close to one-hot and jump from source to source.
+SATURATED = 5.0
+# A Kolmogorov-Smirnov distance above this puts quantiles off by up to a tenth.
+POOR_FIT = 0.1
+# How many sites a sentence names.
+NAMED = 6
+
+Kind = Literal["summary", "repeats", "extends", "distinct", "undecided", "fit", "caution"]
+Verdict = Literal["first", "repeats", "extends", "distinct", "undecided"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about a stage, or about the whole analysis where stage is None.
+
+    sites: the full names of the sites it is about.
+    """
+
+    kind: Kind
+    text: str
+    stage: str | None = None
+    sites: tuple[str, ...] = ()
+
+
+def findings(analysis: Analysis) -> list[Finding]:
+    """The summary, then for every stage its verdict, what limits it, and its Beta fit."""
+    result = [_summary(analysis)]
+    samples = min((part.samples for part in analysis.stages), default=0)
+    if 0 < samples < FEW_SAMPLES:
+        result.append(
+            Finding(
+                "caution",
+                f"Only {samples} sample{'s' * (samples > 1)}: too few for firm verdicts; analyse "
+                f"at least {FEW_SAMPLES}, better some thousands.",
+            )
+        )
+    for part in analysis.stages:
+        result += _about_stage(part)
+    return result
+
+
+def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
+    """[T] what each retrieval is to the one before it.
+
+    `repeats`: kl is below NEAR; `extends`: only shape is: the one before plus new sources (said
+    only where the one before has two sources or more: over one source shape is 0 by definition);
+    `distinct`: neither; `undecided`: the standard error is too large to tell, or unknown.
+    """
+    sizes = part.stage.sizes
+    values = {name: part.adjacent(name) for name in ("kl", "kl_se", "shape", "shape_se")}
+    result: list[Verdict] = ["first"]
+    for t in range(1, len(part.stage.sites)):
+        near = _below(values["kl"][t], values["kl_se"][t])
+        alike = _below(values["shape"][t], values["shape_se"][t])
+        if near:
+            result.append("repeats")
+        elif near is None:
+            result.append("undecided")
+        elif sizes[t - 1] < 2:
+            result.append("distinct")
+        elif alike:
+            result.append("extends")
+        else:
+            result.append("undecided" if alike is None else "distinct")
+    return tuple(result)
+
+
+def no_fit_reason(part: StageAnalysis) -> str | None:
+    """Why a stage has no Beta fit, in a few words; None where it has one."""
+    if part.fit is not None:
+        return None
+    if len(part.stage.sites) < 2:
+        return "the stage has one retrieval, so there is nothing to compare"
+    n = part.pooled.n
+    if n < 2:
+        return f"{n} divergence{'s' * (n != 1)} recorded, and a fit needs at least 2"
+    if part.pooled.zeros == n:
+        return "all divergences are 0: the weights don't change from site to site"
+    return "all divergences are equal: the weights don't depend on the input"
+
+
+def _below(mean: float, error: float) -> bool | None:
+    """Whether a mean is below NEAR; None where its standard error leaves that open."""
+    if not math.isfinite(error) or abs(mean - NEAR) < CERTAINTY * error:
+        return None
+    return bool(mean < NEAR)
+
+
+def _summary(analysis: Analysis) -> Finding:
+    all_verdicts = [
+        (site.name, verdict)
+        for part in analysis.stages
+        for site, verdict in zip(part.stage.sites, verdicts(part), strict=True)
+    ]
+    count = len(all_verdicts)
+    near = tuple(name for name, verdict in all_verdicts if verdict == "repeats")
+    wider = sum(verdict == "extends" for _, verdict in all_verdicts)
+    open_ = sum(verdict == "undecided" for _, verdict in all_verdicts)
+    where = f"{count} retrieval{'s' * (count != 1)} in {len(analysis.stages)} stage" + "s" * (
+        len(analysis.stages) != 1
+    )
+    notes = []
+    if wider:
+        notes.append(f"{wider} more the same plus new sources")
+    if open_:
+        notes.append(f"{open_} {'is' if open_ == 1 else 'are'} too uncertain to tell")
+    tail = f" ({'; '.join(notes)})" if notes else ""
+    if near:
+        share = len(near) / count
+        verb = "repeats" if len(near) == 1 else "repeat"
+        text = (
+            f"{len(near)} of {where} ({share:.0%}) nearly {verb} the one before{tail}: "
+            f"a plan that skips {share:.0%} is a first one to try."
+        )
+    elif open_:
+        text = f"{where}: no redundancy is certain{tail}; analyse more samples."
+    else:
+        text = (
+            f"{where}: none nearly repeats the one before{tail}; "
+            "skipping any will change what the network reads."
+        )
+    return Finding("summary", text, sites=near)
+
+
+def _about_stage(part: StageAnalysis) -> list[Finding]:
+    name, names = part.stage.name, [site.name for site in part.stage.sites]
+    found = verdicts(part)
+    noun = {"softmax": "retrievals", "unrolled": "retrievals (unrolled weights)"}.get(
+        part.stage.kind, "channel profiles (not layer attention)"
+    )
+    if len(names) < 2:
+        return [Finding("distinct", f"{name}: one retrieval only; nothing to compare.", name)]
+
+    def those(verdict: Verdict) -> tuple[str, ...]:
+        return tuple(n for n, v in zip(names, found, strict=True) if v == verdict)
+
+    result = []
+    kl = part.adjacent("kl")[1:]
+    if near := those("repeats"):
+        result.append(
+            Finding(
+                "repeats",
+                f"{name}: {len(near)} of {len(names)} {noun} nearly "
+                f"repeat{'s' * (len(near) == 1)} the one before (kl < {NEAR} nats: on average at "
+                f"most {math.sqrt(NEAR / 2):.0%} of the weight moves): {_listed(near)}.",
+                name,
+                near,
+            )
+        )
+    if wider := those("extends"):
+        added = [part.adjacent("mass")[names.index(site)] for site in wider]
+        result.append(
+            Finding(
+                "extends",
+                f"{name}: {len(wider)} of {len(names)} {noun} read"
+                f"{'s' * (len(wider) == 1)} what the one before did and give"
+                f"{'s' * (len(wider) == 1)} {_percent(added)} of the weight to new sources "
+                f"(shape < {NEAR} nats, mass > 0): {_listed(wider)}.",
+                name,
+                wider,
+            )
+        )
+    if unsure := those("undecided"):
+        result.append(
+            Finding(
+                "undecided",
+                f"{name}: {len(unsure)} of {len(names)} {noun} can't be told from {NEAR} nats "
+                f"with {part.samples} sample{'s' * (part.samples != 1)}: {_listed(unsure)}.",
+                name,
+                unsure,
+            )
+        )
+    if not near and not wider and not unsure:
+        closest = int(np.argmin(kl))
+        result.append(
+            Finding(
+                "distinct",
+                f"{name}: no redundancy: each of the {len(names)} {noun} differs from the one "
+                f"before; the closest is {names[closest + 1]} ({kl[closest]:.2g} nats).",
+                name,
+            )
+        )
+    if float(np.median(kl)) > SATURATED:
+        result.append(
+            Finding(
+                "caution",
+                f"{name}: half of the retrievals are more than {SATURATED:g} nats from the one "
+                "before: weights close to one-hot, as in an untrained network.",
+                name,
+            )
+        )
+    if part.samples > 1 and part.adjacent("kl_se")[1:].max() < 1e-6 * max(kl.max(), NEAR):
+        result.append(
+            Finding("caution", f"{name}: the weights are the same for every input.", name)
+        )
+    return [*result, _about_fit(part)]
+
+
+def _about_fit(part: StageAnalysis) -> Finding:
+    name, fit = part.stage.name, part.fit
+    if fit is None:
+        return Finding(
+            "caution",
+            f"{name}: no Beta fit ({no_fit_reason(part)}), so no quantiles and no skip scores; "
+            "the budget and threshold planners need none.",
+            name,
+        )
+    shown = f"Beta({fit.alpha:.3g}, {fit.beta:.3g}) from {fit.n} divergences"
+    if fit.method == "moments":
+        shown += ", by moments because maximum likelihood did not converge"
+    if fit.ks > POOR_FIT:
+        return Finding(
+            "caution",
+            f"{name}: {shown} fits poorly (Kolmogorov-Smirnov distance {fit.ks:.2f} > "
+            f"{POOR_FIT}); take its quantiles as a ranking and prefer the budget planner.",
+            name,
+        )
+    return Finding("fit", f"{name}: {shown} fits well (distance {fit.ks:.2f}).", name)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    hidden = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {hidden} more" if hidden > 0 else "")
+
+
+def _percent(masses: list[float]) -> str:
+    """Masses in nats (−log of what is kept) as the share of weight on new sources."""
+    low, high = -math.expm1(-min(masses)), -math.expm1(-max(masses))
+    return f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%} to {high:.0%}"

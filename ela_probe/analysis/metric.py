@@ -1,0 +1,254 @@
+"""RedundancyMetric: the divergences of one stage's retrievals, streamed in fixed memory."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ela_probe.analysis import divergence
+from ela_probe.analysis.beta_fit import BINS, LOGIT_LIMIT, ZERO
+from ela_probe.analysis.packing import Scratch, chunks, folded, pack
+from ela_probe.errors import AnalysisError, ProbeError
+
+# Sums are kept as two integers, so that they are exact and their order doesn't matter: multiples
+# of 2^-24 in the first, the remainder in multiples of 2^-60 in the second.
+HIGH, LOW = 2.0**24, 2.0**36
+
+PAIR_MEASURES = ("kl", "mass", "shape", "js")
+
+# How many batches go by on an accelerator between two looks at whether weights were broken.
+CHECK_EVERY = 128
+
+
+class RedundancyMetric(Metric):
+    """How alike the retrievals of one stage are.
+
+    Every state is a sum of integers or a count: two halves of a stream merged equal the whole
+    stream exactly, in one process or many. Memory is O(T² + T · bins), whatever the number of
+    samples. Nothing in an update waits for an accelerator: broken weights are counted there, and
+    the count is looked at now and then and before any result.
+
+    Args:
+        sizes: the number of sources of each of the T sites, never falling.
+        names: the sites' names, for messages.
+        check_every: look for broken weights once in so many updates; with 1 before they are added.
+            None: 1 on a CPU, where it is free, and 128 elsewhere.
+
+    Raises:
+        ProbeError: fewer than one site, sizes that fall, or `check_every` below 1.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    samples: Tensor
+    rows: Tensor
+    weight_sums: Tensor
+    pair_sums: Tensor
+    beta_sums: Tensor
+    zeros: Tensor
+    histogram: Tensor
+    broken: Tensor
+    pair_places: Tensor
+    neighbours: Tensor
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        names: Sequence[str] | None = None,
+        check_every: int | None = None,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not sizes or sizes[0] < 1 or list(sizes) != sorted(sizes):
+            raise ProbeError(
+                f"sites have {list(sizes)} sources; expected at least one site and a number of "
+                "sources that never falls along the stage"
+            )
+        if check_every is not None and check_every < 1:
+            raise ProbeError(f"check_every is {check_every}; expected 1 or more updates")
+        self.sizes, self.check_every = tuple(sizes), check_every
+        self.names = tuple(names) if names else tuple(f"site {t}" for t in range(len(sizes)))
+        sites, sources = len(sizes), sizes[-1]
+        for name, dims in {
+            "samples": (),
+            "rows": (),
+            "weight_sums": (2, sites, sources),
+            "pair_sums": (2, 2, len(PAIR_MEASURES), sites, sites),  # integer, power, measure, i, j
+            "beta_sums": (2, 4, sites),  # integer; log u, log(1-u), u, u²; site
+            "zeros": (sites,),
+            "histogram": (sites, BINS),
+            "broken": (sites,),  # batches in which weights were negative, NaN or infinite
+        }.items():
+            self.add_state(name, torch.zeros(dims, dtype=torch.int64), dist_reduce_fx="sum")
+        first, second = torch.triu_indices(sites, sites, 1)
+        self.register_buffer("pair_places", first * sites + second, persistent=False)
+        neighbours = (second - first == 1).nonzero().flatten()
+        self.register_buffer("neighbours", neighbours, persistent=False)
+
+    def update(self, retrievals: Sequence[Tensor]) -> None:
+        """Add a batch.
+
+        Args:
+            retrievals: per site a tensor [samples, ..., sources_t] of non-negative weights; the
+                axes between (heads, tokens) are alike for all sites. Rows are renormalised.
+
+        Raises:
+            ProbeError: other shapes, or weights that are negative, NaN or infinite: at once or
+                later, as `check_every` says.
+        """
+        self._check_shapes(retrievals)
+        every = self.check_every or (1 if retrievals[0].device.type == "cpu" else CHECK_EVERY)
+        sums: dict[str, Tensor] = {}
+        bins: list[Tensor] = []
+        scratch = Scratch()
+        for chunk in chunks(retrievals):
+            part, found = self._sums(chunk, scratch, check=every == 1)
+            for name, value in part.items():
+                sums[name] = sums[name] + value if name in sums else value
+            bins.append(found)
+        self.samples += retrievals[0].shape[0]
+        self.rows += retrievals[0][..., 0].numel()
+        for name, value in sums.items():
+            state = getattr(self, name)
+            state += value
+            if name.endswith("_sums"):
+                _carry(state)
+        if bins:
+            places = torch.cat(bins, dim=1)
+            self.histogram[1:].scatter_add_(1, places, torch.ones_like(places))
+        if every > 1 and self._update_count % every == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise ProbeError when any weights so far were negative, NaN or infinite."""
+        if bool(self.broken.any()):
+            raise self._broken_at(int(self.broken.ne(0).nonzero()[0]))
+
+    def _sums(
+        self, chunk: Sequence[Tensor], scratch: Scratch, *, check: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What a few samples add to the states, by their names, and the histogram's bins."""
+        weights, broken = pack(chunk, scratch)
+        if check and bool(broken.any()):
+            raise self._broken_at(int(broken.nonzero()[0]))
+        pairs = divergence.pairs(weights, self.sizes, scratch)
+        # Heads and tokens of a sample are not independent: a sample's mean is one observation.
+        samples = len(chunk[0])
+        kl, mass, js = (_over_heads(part, samples) for part in pairs)
+        means = torch.stack([kl, mass, kl - mass, js]) / (weights.shape[-1] // max(1, samples))
+        sites = len(self.sizes)
+        pair_sums = weights.new_zeros(2, 2, len(PAIR_MEASURES), sites * sites, dtype=torch.int64)
+        pair_sums.index_add_(-1, self.pair_places, _exact(torch.stack([means, means.square()])))
+        sums, zeros, bins = _beta_sums(pairs.kl[self.neighbours])
+        return {
+            "broken": broken.long(),
+            "weight_sums": _exact(_over_heads(weights, samples)),
+            "pair_sums": pair_sums.unflatten(-1, (sites, sites)),
+            "beta_sums": torch.nn.functional.pad(sums, (1, 0)),
+            "zeros": torch.nn.functional.pad(zeros, (1, 0)),
+        }, bins
+
+    @staticmethod
+    def _value(state: Tensor) -> Tensor:
+        carry = state[1] >> 36
+        high, low = state[0] + carry, state[1] - (carry << 36)
+        return high.double() / HIGH + low.double() / (HIGH * LOW)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The redundancy of the stage, all float64 or int64.
+
+        Returns:
+            samples, rows: counts. weights: [T, S] mean weights. For each of kl, mass, shape and
+            js: [T, T] mean over samples and, under `<name>_se`, its standard error (NaN for one
+            sample), in nats, upper triangle. kl_of_means: [T, T]. beta_sums: [4, T] (log u,
+            log(1-u), u, u²), zeros: [T], histogram: [T, bins] of the adjacent u of each site.
+
+        Raises:
+            AnalysisError: nothing was recorded.
+            ProbeError: weights were negative, NaN or infinite.
+        """
+        samples = self.samples.double()
+        if not self.samples:
+            raise AnalysisError(
+                "no forward pass was recorded; run the model on some batches inside the probe"
+            )
+        self.check()
+        result = {
+            "samples": self.samples.clone(),
+            "rows": self.rows.clone(),
+            "weights": self._value(self.weight_sums) / self.rows,
+            "beta_sums": self._value(self.beta_sums),
+            "zeros": self.zeros.clone(),
+            "histogram": self.histogram.clone(),
+        }
+        first, second = self._value(self.pair_sums) / samples
+        degrees = torch.where(samples > 1, samples - 1, torch.nan)
+        errors = ((second - first.square()).clamp_min(0.0) / degrees).sqrt()
+        for index, name in enumerate(PAIR_MEASURES):
+            result[name] = first[index]
+            result[f"{name}_se"] = errors[index]
+        means = divergence.pad(
+            [
+                divergence.normalise(row[None, :size])
+                for row, size in zip(result["weights"], self.sizes, strict=True)
+            ]
+        )
+        result["kl_of_means"] = divergence.pairwise(means, self.sizes).kl[0]
+        return result
+
+    def _check_shapes(self, retrievals: Sequence[Tensor]) -> None:
+        if len(retrievals) != len(self.sizes):
+            raise ProbeError(f"{len(retrievals)} retrievals came; expected {len(self.sizes)}")
+        outer = retrievals[0].shape[:-1]
+        for name, size, weights in zip(self.names, self.sizes, retrievals, strict=True):
+            if weights.dim() < 2 or weights.shape != (*outer, size):
+                raise ProbeError(
+                    f"{name}: weights of shape {list(weights.shape)} came; expected "
+                    f"{[*outer, size]} (samples, ..., sources)"
+                )
+
+    def _broken_at(self, site: int) -> ProbeError:
+        return ProbeError(
+            f"{self.names[site]}: weights are NaN, infinite or negative; the model's parameters "
+            "or inputs are broken (look for NaN in the checkpoint), or these are no weights"
+        )
+
+
+def _over_heads(values: Tensor, samples: int) -> Tensor:
+    """Sum over the rows of each sample, [..., rows] to [..., samples]; `values` is kept."""
+    heads = values.unflatten(-1, (-1, samples))
+    return folded(heads.clone()) if heads.shape[-2] > 1 else heads[..., 0, :]
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Σ over the last axis as two integers, [..., n] to [2, ...]."""
+    values = values * HIGH
+    high = values.floor()
+    low = values.sub_(high).mul_(LOW).round_()
+    return torch.stack([high.long().sum(dim=-1), low.long().sum(dim=-1)])
+
+
+def _carry(state: Tensor) -> None:
+    """Bring the second integer of an exact sum below 2^36, in place."""
+    carry = state[1] >> 36
+    state[0] += carry
+    state[1] -= carry << 36
+
+
+def _beta_sums(kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the fits need of u = 1 − exp(−kl), for adjacent kl [pairs, rows] in nats.
+
+    Returns: exact sums of log u, log(1−u), u and u², [2, 4, pairs]; how many u are zero, [pairs];
+    the histogram's bin of each u, [pairs, rows].
+    """
+    u = torch.expm1(-kl).neg_()
+    zero = u <= ZERO
+    log_u = u.masked_fill(zero, 1.0).log_()
+    sums = _exact(torch.stack([log_u, -kl, u, u.square()]))
+    logit = (log_u + kl).masked_fill_(zero, -LOGIT_LIMIT)
+    bins = ((logit + LOGIT_LIMIT) / (2 * LOGIT_LIMIT / BINS)).floor_().long().clamp_(0, BINS - 1)
+    return sums, zero.sum(dim=1), bins

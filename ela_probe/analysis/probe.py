@@ -1,0 +1,126 @@
+"""AttentionProbe: hooks in, sums out. It reads a model's retrievals while the model runs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ela_probe.analysis.metric import RedundancyMetric
+from ela_probe.discovery.capture import Capture
+from ela_probe.discovery.discover import Discovery, discover
+from ela_probe.discovery.sampling import Sampling, positions, token_axis
+from ela_probe.errors import ProbeError
+from ela_probe.forward import unwrap
+
+
+class AttentionProbe:
+    """A context manager that streams a model's layer-attention weights into metrics.
+
+    Every forward pass of the model inside the `with` block counts; no batch is kept. The model's
+    modes, parameters, outputs and random state are left alone, and only the probe's own hooks are
+    removed when the block ends, however it ends.
+
+        with AttentionProbe(model) as probe:
+            for images, _ in loader:
+                model(images)
+        probe.metrics["stages.0"].compute()
+
+    Args:
+        model: a model with layer attention, plain or inside DataParallel or
+            DistributedDataParallel.
+        example_inputs: a small batch, for a model that no adapter knows (see `discover`).
+        discovery: what `discover` found, when it was called already.
+        every: record the first of every so many forward passes; the others run without hooks on
+            the sites.
+        max_batches: stop recording after so many passes.
+        max_tokens: of a sequence model, record at most so many token positions of a sample, evenly
+            spaced (`sampling.positions`) and the same for all sites.
+
+    Attributes:
+        stages: the stages found, in forward order.
+        metrics: one RedundancyMetric a stage, by its name.
+        sampling: which passes and positions are recorded.
+        passes: how many forward passes were recorded.
+        seen: how many there were.
+
+    Raises:
+        ModelError: no layer attention found, or the model was compiled.
+        OptionError: `every`, `max_batches` or `max_tokens` below 1.
+        ProbeError: (from the model's forward pass) a site did not fire, or fired twice, or with
+            weights of an unexpected shape or value, or without an axis of tokens to thin; (on
+            leaving the block) no pass was seen, or an accelerator met broken weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        example_inputs: Any = None,
+        discovery: Discovery | None = None,
+        every: int = 1,
+        max_batches: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.sampling = Sampling(every, max_batches, max_tokens)
+        self._model = unwrap(model)
+        discovery = discovery or discover(self._model, example_inputs)
+        self.stages = discovery.stages
+        self.metrics = {
+            stage.name: RedundancyMetric(stage.sizes, names=[site.name for site in stage.sites])
+            for stage in self.stages
+        }
+        self._capture = Capture(
+            self._model,
+            discovery.adapter,
+            stages=self.stages,
+            receive=self._add,
+            sampling=self.sampling,
+        )
+        self._positions: dict[tuple[int, torch.device], Tensor] = {}
+
+    @property
+    def passes(self) -> int:
+        return self._capture.passes
+
+    @property
+    def seen(self) -> int:
+        return self._capture.seen
+
+    def __enter__(self) -> "AttentionProbe":
+        self._capture.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._capture.__exit__()
+        if kind is not None:
+            return
+        if not self.passes:
+            raise ProbeError(
+                "sites fired, but the model's own forward was never called; call the model itself"
+                if self._capture.stray
+                else "no forward pass was seen inside the probe; run the probed model on a batch"
+            )
+        for metric in self.metrics.values():
+            metric.check()
+
+    def _add(self, weights: list[list[Tensor]]) -> None:
+        for stage, retrievals in zip(self.stages, weights, strict=True):
+            metric = self.metrics[stage.name]
+            device = retrievals[0].device
+            if self.sampling.max_tokens is not None:
+                retrievals = self._thinned(retrievals, self.sampling.max_tokens)
+            if device.type == "mps":  # it has no float64
+                retrievals, device = [w.cpu() for w in retrievals], torch.device("cpu")
+            if metric.device != device:
+                metric.to(device)
+            metric.update(retrievals)
+
+    def _thinned(self, retrievals: list[Tensor], count: int) -> list[Tensor]:
+        shape, device = retrievals[0].shape, retrievals[0].device
+        axis = token_axis(shape, self._capture.input_shape)
+        if shape[axis] <= count:
+            return retrievals
+        key = shape[axis], device
+        if key not in self._positions:  # sent to an accelerator once
+            self._positions[key] = torch.tensor(positions(shape[axis], count), device=device)
+        return [w.index_select(axis, self._positions[key]) for w in retrievals]

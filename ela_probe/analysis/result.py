@@ -1,0 +1,312 @@
+"""Analysis: what the probe found, as matrices, fits and data frames; saving and loading it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from ela_probe.analysis.beta_fit import (
+    BINS,
+    BetaFit,
+    BetaStatistics,
+    fit_beta,
+    mean_quantile,
+)
+from ela_probe.analysis.ebqm import Target, skip_scores
+from ela_probe.errors import AnalysisError
+from ela_probe.sites import Site, Stage
+from ela_probe.system.arrays import Floats
+from ela_probe.system.storage import output_directory, replacing, write_json, write_text
+from ela_probe.system.validation import Strict
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+MEASURES = ("kl", "shape", "mass", "js")
+DIVERGENCES = (*(name for m in MEASURES for name in (m, f"{m}_se")), "kl_of_means")
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StageAnalysis:
+    """The redundancy of one stage of T sites with S sources at the most.
+
+    weights: [T, S] mean weights. divergences: by name (kl, shape, mass, js, each with a `_se`,
+    and kl_of_means) [T, T] means over samples in nats, upper triangle. beta: [T] statistics of
+    each site's adjacent u = 1 − exp(−kl(t−1, t)); empty for the first site.
+    """
+
+    stage: Stage
+    samples: int
+    rows: int
+    weights: Floats
+    divergences: dict[str, Floats]
+    beta: tuple[BetaStatistics, ...]
+
+    @classmethod
+    def from_metric(cls, stage: Stage, computed: dict[str, Tensor]) -> StageAnalysis:
+        """From what `RedundancyMetric.compute` returns for this stage."""
+        arrays = {name: value.cpu().numpy() for name, value in computed.items()}
+        return cls.from_arrays(stage, arrays)
+
+    @classmethod
+    def from_arrays(cls, stage: Stage, arrays: dict[str, NDArray[Any]]) -> StageAnalysis:
+        sites = len(stage.sites)
+        # torchmetrics squeezes what has a single element: a stage of one site
+        histogram = arrays["histogram"].reshape(sites, BINS)
+        zeros, sums = arrays["zeros"].reshape(sites), arrays["beta_sums"].reshape(4, sites)
+        beta = tuple(
+            BetaStatistics(
+                n=int(histogram[t].sum()),
+                zeros=int(zeros[t]),
+                log_u=float(sums[0, t]),
+                log_1mu=float(sums[1, t]),
+                u=float(sums[2, t]),
+                uu=float(sums[3, t]),
+                histogram=histogram[t],
+            )
+            for t in range(sites)
+        )
+        return cls(
+            stage,
+            int(arrays["samples"]),
+            int(arrays["rows"]),
+            arrays["weights"].reshape(sites, stage.sizes[-1]),
+            {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
+            beta,
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The inverse of `from_arrays`."""
+        return {
+            "samples": np.array(self.samples),
+            "rows": np.array(self.rows),
+            "weights": self.weights,
+            "beta_sums": np.array([[b.log_u, b.log_1mu, b.u, b.uu] for b in self.beta]).T,
+            "zeros": np.array([b.zeros for b in self.beta]),
+            "histogram": np.stack([b.histogram for b in self.beta]),
+            **self.divergences,
+        }
+
+    @cached_property
+    def pooled(self) -> BetaStatistics:
+        """The adjacent u of all sites together."""
+        total = self.beta[0]
+        for statistics in self.beta[1:]:
+            total = total + statistics
+        return total
+
+    @cached_property
+    def fit(self) -> BetaFit | None:
+        """The Beta fit of the stage; None for a degenerate sample."""
+        return fit_beta(self.pooled)
+
+    @cached_property
+    def site_fits(self) -> tuple[BetaFit | None, ...]:
+        return tuple(fit_beta(statistics) for statistics in self.beta)
+
+    @cached_property
+    def quantiles(self) -> Floats:
+        """[T] q_t: the chance that a retrieval drawn from the stage is less divergent; NaN for
+        the first site and where the stage has no fit."""
+        if self.fit is None:
+            return np.full(len(self.beta), np.nan)
+        return np.array(
+            [mean_quantile(self.fit, b.histogram) if b.n else np.nan for b in self.beta]
+        )
+
+    def adjacent(self, measure: str) -> Floats:
+        """[T] divergence of each site from the one before it; NaN for the first."""
+        return np.concatenate([[np.nan], np.diagonal(self.divergences[measure], offset=1)])
+
+
+class Provenance(Strict):
+    """What an analysis was made from.
+
+    samples: how many were run. sampling: empty where all of them were recorded, else what was
+    asked for (every, max_batches, max_tokens), the `batches` run and those `recorded`. notes: what
+    to know before believing it.
+    """
+
+    model: str | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
+    data: str | None = None
+    split: str | None = None
+    samples: int = 0
+    accuracy: float | None = None
+    loss: float | None = None
+    perplexity: float | None = None
+    seconds: float | None = None
+    device: str | None = None
+    seed: int | None = None
+    sampling: dict[str, int] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The redundancy of a model's layer attention, stage by stage.
+
+    analysis = Analysis.load("runs/digits/analysis")
+    analysis.pairs.query("kl < 0.05")
+    """
+
+    stages: tuple[StageAnalysis, ...]
+    provenance: Provenance
+    target: Target = field(default_factory=Target)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """One row for every pair i < j of a stage: divergences in nats with standard errors."""
+        import pandas as pd
+
+        rows = []
+        for part in self.stages:
+            sites = part.stage.sites
+            for j in range(1, len(sites)):
+                for i in range(j):
+                    row: dict[str, Any] = {
+                        "stage": part.stage.name,
+                        "kind": part.stage.kind,
+                        "i": i,
+                        "j": j,
+                        "site_i": sites[i].name,
+                        "site_j": sites[j].name,
+                    }
+                    row |= {name: float(m[i, j]) for name, m in part.divergences.items()}
+                    rows.append(row)
+        names = ["stage", "kind", "i", "j", "site_i", "site_j", *DIVERGENCES]
+        return pd.DataFrame(rows, columns=names)
+
+    @cached_property
+    def sites(self) -> pd.DataFrame:
+        """One row a site: its divergence from the site before it, fit, quantile and score."""
+        import pandas as pd
+
+        rows = []
+        for part in self.stages:
+            scores = skip_scores(part.quantiles, self.target)
+            for t, site in enumerate(part.stage.sites):
+                fit = part.site_fits[t]
+                row: dict[str, Any] = {
+                    "stage": part.stage.name,
+                    "kind": part.stage.kind,
+                    "t": t,
+                    "site": site.name,
+                    "sources": site.sources,
+                }
+                row |= {m: part.adjacent(m)[t] for m in MEASURES}
+                row |= {
+                    "kl_se": part.adjacent("kl_se")[t],
+                    "n": part.beta[t].n,
+                    "alpha": fit.alpha if fit else np.nan,
+                    "beta": fit.beta if fit else np.nan,
+                    "ks": fit.ks if fit else np.nan,
+                    "fit": fit.method if fit else ("none" if t else "first site"),
+                    "quantile": part.quantiles[t],
+                    "score": scores[t],
+                }
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def stage(self, name: str) -> StageAnalysis:
+        """A stage by name. Raises AnalysisError naming the ones there are."""
+        for part in self.stages:
+            if part.stage.name == name:
+                return part
+        there = ", ".join(part.stage.name for part in self.stages)
+        raise AnalysisError(f"no stage is called {name!r}; this analysis has {there}")
+
+    def save(self, directory: str | Path) -> Path:
+        """Write analysis.json, pairs.csv, sites.csv and arrays.npz. Raises OutputError."""
+        directory = output_directory(directory)
+        arrays = {
+            f"{s}/{name}": value
+            for s, part in enumerate(self.stages)
+            for name, value in part.arrays().items()
+        }
+        with replacing(directory / "arrays.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        write_text(directory / "pairs.csv", self.pairs.to_csv(index=False))
+        write_text(directory / "sites.csv", self.sites.to_csv(index=False))
+        write_json(directory / "analysis.json", self.summary())
+        return directory
+
+    def summary(self) -> dict[str, Any]:
+        """The analysis without its arrays, ready for JSON."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "provenance": self.provenance.model_dump(),
+            "target": self.target.model_dump(),
+            "stages": [
+                {
+                    "name": part.stage.name,
+                    "kind": part.stage.kind,
+                    "carried_over": part.stage.carried_over,
+                    "samples": part.samples,
+                    "rows": part.rows,
+                    "fit": None if part.fit is None else vars(part.fit),
+                    "sites": [vars(site) for site in part.stage.sites],
+                }
+                for part in self.stages
+            ],
+        }
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Analysis:
+        """Read what `save` wrote.
+
+        Raises:
+            AnalysisError: no analysis there, another version, or broken files.
+        """
+        directory = Path(directory)
+        try:
+            document = json.loads((directory / "analysis.json").read_text(encoding="utf-8"))
+            version = document["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise AnalysisError(
+                    f"{directory} has version {version!r} of the analysis format; expected "
+                    f"{SCHEMA_VERSION}; run `ela-probe analyze` again"
+                )
+            with np.load(directory / "arrays.npz", allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            stages = []
+            for index, entry in enumerate(document["stages"]):
+                stage = Stage(
+                    entry["name"],
+                    entry["kind"],
+                    tuple(Site(**site) for site in entry["sites"]),
+                    entry["carried_over"],
+                )
+                own = {
+                    name.partition("/")[2]: value
+                    for name, value in arrays.items()
+                    if name.startswith(f"{index}/")
+                }
+                stages.append(StageAnalysis.from_arrays(stage, own))
+            return cls(
+                tuple(stages),
+                Provenance.model_validate(document["provenance"]),
+                Target.model_validate(document["target"]),
+            )
+        except FileNotFoundError as error:
+            raise AnalysisError(
+                f"no analysis in {directory} ({Path(str(error.filename)).name} is missing); "
+                "expected a folder written by `ela-probe analyze`"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, ValidationError, EOFError) as error:
+            raise AnalysisError(
+                f"the analysis in {directory} is damaged ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:120]}); run `ela-probe analyze` again"
+            ) from error

@@ -1,0 +1,132 @@
+"""What a model is called with: batches of any shape, labelled or not, or drawn at random."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ela_probe.errors import DataError, ModelError, OptionError
+from ela_probe.forward import first_samples, sample_count
+from ela_probe.system.user_code import importable, load_function
+
+InputType = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32"]
+
+
+@dataclass(frozen=True)
+class RandomInputs:
+    """Seeded random batches [n, *size]: normal where `dtype` is a float, else integers below
+    `high`. A sample is the same whatever the batch size.
+
+    Raises:
+        OptionError: a size below 1, or integers without an upper bound.
+    """
+
+    size: tuple[int, ...]
+    dtype: InputType = "float32"
+    high: int | None = None
+    samples: int = 256
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.size or min(self.size) < 1:
+            raise OptionError(
+                f"input size {self.size} came; expected positive numbers, e.g. 3,32,32"
+            )
+        if self.is_integer and (self.high is None or self.high < 1):
+            raise OptionError(
+                f"{self.dtype} inputs need an upper bound of 1 or more (--input-high, e.g. the "
+                f"size of the vocabulary); {self.high} came"
+            )
+        if not self.is_integer and self.high is not None:
+            raise OptionError(f"--input-high is for integers, not {self.dtype}; use --input-dtype")
+
+    @property
+    def note(self) -> str:
+        """What to know of an analysis of these."""
+        return (
+            f"the inputs are random ({self.samples} samples): the divergences tell what the model "
+            "does on noise, not on its task"
+        )
+
+    @property
+    def is_integer(self) -> bool:
+        return self.dtype.startswith("int")
+
+    def __str__(self) -> str:
+        below = f" below {self.high}" if self.is_integer else ""
+        shape = " x ".join(map(str, self.size))
+        return f"random inputs ({shape}, {self.dtype}{below}, seed {self.seed})"
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        left = self.samples
+        while left > 0:
+            count = min(left, self.batch_size)
+            yield torch.stack([self._sample(generator) for _ in range(count)])
+            left -= count
+
+    def _sample(self, generator: torch.Generator) -> Tensor:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if self.high is not None:
+            return torch.randint(self.high, self.size, generator=generator, dtype=dtype)
+        return torch.randn(self.size, generator=generator).to(dtype)
+
+
+class ExampleInputs:
+    """Batches that a function of the user's gives, each what the model is called with.
+
+    The function takes no arguments. It returns one batch (a tensor or a dict) or an iterable of
+    batches (tensors, tuples of arguments, dicts). Its module's code runs.
+
+    Args:
+        name: `package.module:function`. path: folder of its code. limit: at most so many samples.
+
+    Raises:
+        ModelError: the function can't be found, or raises. DataError: (from iterating) it gave
+        something else.
+    """
+
+    note = None
+
+    def __init__(self, name: str, *, path: Path | None = None, limit: int | None = None) -> None:
+        self.name, self._path, self._limit = name, path, limit
+        with importable(path):
+            self._function = load_function(name, path=path)
+
+    def __str__(self) -> str:
+        return f"the batches of {self.name}"
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self._limit
+        for batch in self._batches():
+            count = sample_count(batch)
+            yield batch if left is None else first_samples(batch, left)
+            if left is not None:
+                left -= count
+                if left <= 0:
+                    return
+
+    def _batches(self) -> Iterable[Any]:
+        with importable(self._path):
+            try:
+                given = self._function()
+            except Exception as error:
+                raise ModelError(
+                    f"{self.name}() failed: {type(error).__name__}: {error}; it is called without "
+                    "arguments"
+                ) from error
+        if isinstance(given, Tensor | Mapping):
+            return [given]
+        if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+            raise DataError(
+                f"{self.name}() gave a {type(given).__name__}; expected a batch (tensor or dict) "
+                "or an iterable of batches"
+            )
+        return given

@@ -1,0 +1,184 @@
+"""Capture: the weights of every site in every forward pass, handed on stage by stage.
+
+Hooks in, weights out; what is done with them (sums, shapes) is the receiver's affair.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ela_probe.adapters.registry import Adapter
+from ela_probe.discovery.sampling import Sampling
+from ela_probe.discovery.watch import Firing, Watch
+from ela_probe.errors import ProbeError
+from ela_probe.forward import tensors_of
+from ela_probe.sites import Reads, Site, Stage
+
+
+class Capture:
+    """A context manager that reads a model's sites while it runs.
+
+    What is read is detached and copied at once, so that later in-place operations don't reach it,
+    and forgotten when the pass ends. Recomputation in a backward pass is ignored.
+
+    Args:
+        model: unwrapped and uncompiled.
+        adapter: turns what was read into weights.
+        stages: the sites to read.
+        receive: called once a recorded pass, with the weights [samples, ..., sources] of each
+            site of each stage.
+        sampling: which passes are recorded; the others run without hooks on the sites.
+
+    Attributes:
+        passes: how many forward passes were received.
+        seen: how many there were, recorded or not.
+        stray: whether sites fired outside the model's own forward.
+        input_shape: of the first tensor that the model was called with, in the pass received.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        *,
+        stages: Sequence[Stage],
+        receive: Callable[[list[list[Tensor]]], None],
+        sampling: Sampling = Sampling(),
+    ) -> None:
+        self._model, self._adapter, self._stages = model, adapter, tuple(stages)
+        self._receive, self._sampling = receive, sampling
+        self._points = {(site.module, site.reads) for stage in stages for site in stage.sites}
+        self._captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]] = {}
+        self._inside = False
+        self._handles: list[RemovableHandle] = []
+        self._watch: Watch | None = None
+        self.passes, self.seen, self.stray = 0, 0, False
+        self.input_shape: tuple[int, ...] = ()
+
+    def __enter__(self) -> "Capture":
+        if self._handles:
+            raise ProbeError("this probe is active already; leave its `with` block first")
+        try:
+            if any(reads == "softmax" for _, reads in self._points):
+                watch = Watch(self._model, self._fired)
+                watch.__enter__()
+                self._watch = watch
+            self._attach(self._sampling.records(self.seen))
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._remove()
+
+    def _attach(self, record: bool) -> None:
+        """Hook everything there is to read; or only count the pass that comes."""
+        root = self._model
+        self._detach()
+        if not record:
+            if self._watch is not None:
+                self._watch.pause()
+            self._handles.append(root.register_forward_hook(self._pass_by))
+            return
+        if self._watch is not None:
+            self._watch.resume()
+        self._handles.append(root.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for name, reads in sorted(self._points):
+            module = root.get_submodule(name)
+            if reads == "inputs":
+                before = self._inputs_of(name)
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            elif reads == "output":
+                self._handles.append(module.register_forward_hook(self._output_of(name)))
+        self._handles.append(root.register_forward_hook(self._end))
+        self._handles.append(root.register_forward_hook(self._left, always_call=True))
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _remove(self) -> None:
+        watch, self._watch = self._watch, None
+        try:
+            if watch is not None:
+                watch.__exit__(None, None, None)
+        finally:
+            self._detach()
+            self._captured.clear()
+            self._inside = False
+
+    def _inputs_of(self, name: str) -> Callable[..., None]:
+        def read(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            self._read(name, "inputs", (*inputs, *options.values()))
+
+        return read
+
+    def _output_of(self, name: str) -> Callable[..., None]:
+        def read(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._read(name, "output", output)
+
+        return read
+
+    def _fired(self, firing: Firing) -> None:
+        name = firing.modules[-1]
+        if firing.what == "softmax" and (name, "softmax") in self._points:
+            self._read(name, "softmax", firing.value)
+
+    def _read(self, name: str, reads: Reads, values: Any) -> None:
+        if not self._inside:  # recomputed for the backward pass, or a part called by itself
+            self.stray = True
+            return
+        copies = tuple(tensor.clone() for tensor in tensors_of(values))
+        self._captured.setdefault((name, reads), []).append(copies)
+
+    def _begin(self, module: nn.Module, inputs: Any, options: Any) -> None:
+        self._captured.clear()  # what an interrupted pass left behind
+        self._inside = True
+        first = next(tensors_of((inputs, options)), None)
+        self.input_shape = () if first is None else tuple(first.shape)
+
+    def _left(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._captured.clear()
+        self._inside = False
+
+    @torch.no_grad()
+    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        captured, self._captured, self._inside = self._captured, {}, False
+        read = [[_fired_at(site, captured) for site in stage.sites] for stage in self._stages]
+        device = next((t.device.type for site in read[0] for t in site), "cpu")
+        mixed = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if mixed else nullcontext():
+            self._receive(
+                [
+                    self._adapter.weights(self._model, stage, sites)
+                    for stage, sites in zip(self._stages, read, strict=True)
+                ]
+            )
+        self.passes += 1
+        self._pass_by()
+
+    def _pass_by(self, *_: object) -> None:
+        recorded = self._sampling.records(self.seen)
+        self.seen += 1
+        if self._sampling.records(self.seen) != recorded:
+            self._attach(not recorded)
+
+
+def _fired_at(
+    site: Site, captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]]
+) -> tuple[Tensor, ...]:
+    """What was read at a site. Raises ProbeError when its module did not fire as expected."""
+    fired = captured.get((site.module, site.reads), [])
+    if len(fired) != site.calls:
+        times = "once" if site.calls == 1 else f"{site.calls} times"
+        raise ProbeError(
+            f"{site.name} fired {len(fired)} times in a forward pass; expected {times}. Probe the "
+            "model after pruning, uncompiled, and call it as a whole"
+        )
+    return fired[site.call]

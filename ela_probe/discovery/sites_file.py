@@ -1,0 +1,134 @@
+"""The sites file: a TOML table that says which modules retrieve, and where their weights are."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from ela_probe.errors import OptionError
+from ela_probe.sites import Kind, Reads
+from ela_probe.system.validation import Strict, explain
+
+
+class DeclaredStage(Strict):
+    """One `[[stage]]` of the file: which modules retrieve, and where their weights are.
+
+    modules: globs over qualified module names; `*` stays within one part of a name, `**` crosses
+    dots. regex: patterns that match whole names instead. group: a capture group of the regex, by
+    name or number, whose text tells stages apart. reads, axis, kind: as in Site and Stage.
+    tensor: which of the tensors read, from 0. calls: how often a module retrieves in a pass.
+    sources: the number of sources of every site of a stage; counted in a forward pass if left out.
+    """
+
+    name: str | None = None
+    modules: tuple[str, ...] = ()
+    regex: tuple[str, ...] = ()
+    group: str | int | None = None
+    reads: Reads = "output"
+    axis: int = -1
+    tensor: int = Field(0, ge=0)
+    kind: Kind = "softmax"
+    calls: int = Field(1, ge=1)
+    sources: tuple[int, ...] | None = None
+
+    @field_validator("modules", "regex", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+        return value
+
+    @field_validator("kind")
+    @classmethod
+    def _plain(cls, value: Kind) -> Kind:
+        if value == "unrolled":
+            raise ValueError(
+                "unrolled weights are computed from gates and decays, which takes an adapter; "
+                "expected 'softmax' or 'channel'"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _patterns(self) -> "DeclaredStage":
+        if not self.modules and not self.regex:
+            raise ValueError("it names no modules; expected modules = 'GLOB' or regex = 'PATTERN'")
+        if self.group is not None:
+            known: set[str | int] = {
+                key
+                for pattern in map(re.compile, self.regex)
+                for key in (*range(1, pattern.groups + 1), *pattern.groupindex)
+            }
+            if self.modules or self.group not in known:
+                raise ValueError(
+                    f"group {self.group!r} is no capture group of its regex; expected "
+                    f"{' or '.join(map(repr, sorted(known, key=str))) or 'a regex with groups'}"
+                )
+        return self
+
+    def grouped(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """The matching module names by stage, both in the model's order."""
+        patterns = [re.compile(p) for p in (*map(_glob, self.modules), *self.regex)]
+        stages: dict[str, list[str]] = {}
+        for name in names:
+            match = next((m for m in (p.fullmatch(name) for p in patterns) if m), None)
+            if match is None:
+                continue
+            label = "" if self.group is None else str(match[self.group])
+            stages.setdefault(".".join(part for part in (self.name, label) if part), []).append(
+                name
+            )
+        return stages
+
+
+class SitesFile(Strict):
+    """The whole file: one or more `[[stage]]`."""
+
+    stage: tuple[DeclaredStage, ...] = Field(min_length=1)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SitesFile":
+        """Read and validate a sites file.
+
+        Raises:
+            OptionError: no such file, no TOML, or not what a sites file holds.
+        """
+        try:
+            table = _toml(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OptionError(
+                f"cannot read the sites file {path}: {reason}; expected TOML with [[stage]] tables "
+                "(docs/adapters.md)"
+            ) from error
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            raise OptionError(
+                f"{path} is no valid sites file: {explain(error)}; see docs/adapters.md"
+            ) from error
+
+
+def _glob(pattern: str) -> str:
+    """A glob over dotted names as a regular expression."""
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    meaning = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    return "".join(meaning.get(part, re.escape(part)) for part in parts)
+
+
+def _toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)

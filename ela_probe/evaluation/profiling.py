@@ -1,0 +1,285 @@
+"""What a model costs: FLOPs, latency of training and inference, peak memory, and on which machine.
+
+Models are measured on copies, alternately within one run, so that a busy machine slows all alike.
+"""
+
+import copy
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ela_probe.errors import OptionError
+from ela_probe.evaluation.peak_memory import peak_bytes
+from ela_probe.system.memory_format import in_order
+from ela_probe.system.progress import bar
+from ela_probe.system.validation import Strict
+
+Step = Callable[[], object]
+
+
+class Timing(Strict):
+    """Seconds of one contestant over the rounds of a run, and its ratios to the first one.
+
+    A ratio is formed within each round, between neighbours in time; `lower` and `upper` are the
+    quartiles.
+    """
+
+    median: float
+    lower: float
+    upper: float
+    ratio: float
+    ratio_lower: float
+    ratio_upper: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], reference: Sequence[float]) -> "Timing":
+        """From the seconds of each round, of this contestant and of the first one."""
+        lower, median, upper = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
+        ratios = np.asarray(seconds) / np.asarray(reference)
+        ratio_lower, ratio, ratio_upper = (float(q) for q in np.percentile(ratios, [25, 50, 75]))
+        return cls(
+            median=median,
+            lower=lower,
+            upper=upper,
+            ratio=ratio,
+            ratio_lower=ratio_lower,
+            ratio_upper=ratio_upper,
+            rounds=len(seconds),
+        )
+
+
+class Latency(Strict):
+    """Seconds per batch of a training step and of inference."""
+
+    training: Timing
+    inference: Timing
+
+
+class PeakMemory(Strict):
+    """Bytes that a step takes at its peak beyond what was there before it.
+
+    Before a step there are the parameters, buffers, momentum and the batch; a step adds
+    activations, gradients and temporary tensors.
+    """
+
+    training: int
+    inference: int
+
+
+class Machine(Strict):
+    """Where something was measured."""
+
+    platform: str
+    cpu: str
+    cpu_count: int
+    torch_threads: int
+    python: str
+    torch: str
+    device: str
+    device_name: str
+
+
+def count_flops(
+    model: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype | None = None
+) -> int:
+    """Floating-point operations of one sample's forward pass in eval mode, by torch's counter.
+
+    It counts convolutions and matrix products, a multiplication and an addition as two. It does
+    not count elementwise work, such as normalisation, activations, MRLA-B's weighted sum of its
+    sources or AttnRes's retrievals: a skipped retrieval saves time and memory that FLOPs don't
+    show.
+
+    Args:
+        input_shape: of one sample, (C, H, W) or (tokens,).
+        dtype: of the sample; the parameters' own when None.
+    """
+    model = copy.deepcopy(model).eval()
+    parameter = next(model.parameters(), torch.empty(0))
+    sample = torch.zeros((1, *input_shape), device=parameter.device, dtype=dtype or parameter.dtype)
+    # the plain kernel: its products are counted alike in every version and on every device
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+        model(sample)
+    return int(counter.get_total_flops())
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    batch: tuple[Tensor, Tensor],
+    *,
+    device: torch.device | None = None,
+    repeats: int = 10,
+    warmup: int = 2,
+    progress: bool = True,
+) -> dict[str, Latency]:
+    """Time all models alternately on one batch; ratios are to the first model.
+
+    A training step is forward, cross-entropy, backward, a step of SGD with momentum at learning
+    rate 0 (the same arithmetic, and the weights stay as they are) and zero_grad, in the order of
+    memory of training (`memory_format.in_order`). The models given
+    stay untouched, as does the random state.
+
+    Args:
+        models: by name.
+        batch: inputs and labels, as `evaluate` takes them.
+        device: where to measure; where the images are when None.
+        repeats: rounds; in each, every model takes one step.
+        warmup: rounds before, not counted.
+
+    Raises:
+        OptionError: no models, or fewer than one round.
+    """
+    if not models:
+        raise OptionError("no model to measure; name at least one")
+    device = device or batch[0].device
+    images, labels = (part.to(device) for part in batch)
+    taken: dict[str, dict[str, list[float]]] = {}
+    with torch.random.fork_rng(devices=cuda_devices(device)):
+        for kind, build in (("training", training_step), ("inference", inference_step)):
+            steps = {
+                name: build(copy.deepcopy(model).to(device), in_order(images, model), labels)
+                for name, model in models.items()
+            }
+            taken[kind] = alternate(
+                steps,
+                rounds=repeats,
+                warmup=warmup,
+                device=device,
+                description=f"timing {kind}",
+                progress=progress,
+            )
+    first = next(iter(models))
+    return {
+        name: Latency(
+            training=Timing.of(taken["training"][name], taken["training"][first]),
+            inference=Timing.of(taken["inference"][name], taken["inference"][first]),
+        )
+        for name in models
+    }
+
+
+def measure_memory(
+    model: nn.Module, batch: tuple[Tensor, Tensor], *, device: torch.device | None = None
+) -> PeakMemory:
+    """Peak memory of a training step and of inference on a batch (`evaluation.peak_memory`).
+
+    Args:
+        batch: inputs and labels, as `evaluate` takes them. device: where the images are when None.
+    """
+    device = device or batch[0].device
+    images, labels = (part.to(device) for part in batch)
+    peaks = {}
+    with torch.random.fork_rng(devices=cuda_devices(device)):
+        for kind, build in (("training", training_step), ("inference", inference_step)):
+            step = build(copy.deepcopy(model).to(device), in_order(images, model), labels)
+            step()  # so that the momentum buffers are there before
+            peaks[kind] = peak_bytes(step, device)
+    return PeakMemory(**peaks)
+
+
+def alternate(
+    contestants: Mapping[str, Step],
+    *,
+    rounds: int,
+    warmup: int = 0,
+    device: torch.device | None = None,
+    description: str = "timing",
+    progress: bool = True,
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round. The order within a round rotates.
+
+    Args:
+        contestants: by name; each is called once a round.
+        rounds: counted rounds. warmup: rounds before, not counted.
+        device: it is synchronised before and after each call.
+
+    Raises:
+        OptionError: fewer than one round, or a negative warm-up.
+    """
+    if rounds < 1 or warmup < 0:
+        raise OptionError(f"{rounds} rounds after {warmup} of warm-up; expected 1 or more after 0")
+    device = device or torch.device("cpu")
+    names = list(contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with bar(progress=progress) as shown:
+        for number in shown.track(range(warmup + rounds), description=description):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                synchronize(device)
+                start = time.perf_counter()
+                contestants[name]()
+                synchronize(device)
+                if number >= warmup:
+                    seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def describe_machine(device: torch.device | None = None) -> Machine:
+    """The machine and the device that a measurement ran on."""
+    device = device or torch.device("cpu")
+    cpu = cpu_name()
+    return Machine(
+        platform=platform.platform(),
+        cpu=cpu,
+        cpu_count=os.cpu_count() or 1,
+        torch_threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        device=str(device),
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+    )
+
+
+def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+
+    def step() -> None:
+        F.cross_entropy(model(images).flatten(0, -2), labels.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def inference_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    model.eval()
+
+    @torch.inference_mode()
+    def step() -> Any:
+        return model(images)
+
+    return step
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

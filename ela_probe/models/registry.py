@@ -1,0 +1,117 @@
+"""The model registry: names such as `mrla_b_resnet20` plus keyword arguments."""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from torch import nn
+
+from ela_probe.errors import ElaProbeError, ModelError
+from ela_probe.system.user_code import importable, load_function
+from ela_probe.system.validation import Strict
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Models of one make and any depth: `name` followed by the depth is a model's name.
+
+    reads: what the models take, "images" or "tokens".
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    description: str
+    depths: tuple[int, ...] = ()
+    reads: Literal["images", "tokens"] = "images"
+
+
+FAMILIES: dict[str, ModelFamily] = {}
+
+
+def register_family(family: ModelFamily) -> ModelFamily:
+    """Add a family to the registry. Raises ModelError when the name is taken."""
+    if family.name in FAMILIES:
+        raise ModelError(f"a model family {family.name!r} is registered already; choose another")
+    FAMILIES[family.name] = family
+    return family
+
+
+def family_of(name: str) -> ModelFamily | None:
+    """The family of a model's name, e.g. of `mrla_b_resnet20`; None if there is none."""
+    return FAMILIES.get(name.rstrip("0123456789"))
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a model by its registered name, e.g. `create_model("mrla_b_resnet20", head_dim=8)`.
+
+    Raises:
+        ModelError: no such name (the nearest is suggested), or arguments that don't fit.
+    """
+    match = re.fullmatch(r"(.*?)(\d*)", name)
+    assert match is not None
+    family = FAMILIES.get(match[1])
+    if family is None or bool(match[2]) != bool(family.depths):
+        known = [f"{f.name}{depth}" for f in FAMILIES.values() for depth in f.depths or ("",)]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "see `ela-probe models`"
+        raise ModelError(f"no model is called {name!r}; {hint}")
+    if match[2]:
+        arguments = {"depth": int(match[2]), **arguments}
+    return call_builder(family.build, name, arguments)
+
+
+class ModelSpec(Strict):
+    """How a model is built: a registered name, or `package.module:function`, and arguments."""
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    path: Path | None = Field(None, exclude=True, description="folder of a factory's code; unsaved")
+
+    @property
+    def is_factory(self) -> bool:
+        return ":" in self.name
+
+    def found_in(self, path: Path | None) -> "ModelSpec":
+        """The same model, its factory's code in another folder."""
+        return self.model_copy(update={"path": path}) if self.is_factory else self
+
+    def build(self) -> nn.Module:
+        """Build it with fresh weights; a factory's module is imported, so its code runs.
+
+        Raises:
+            ModelError: unknown name or module, or arguments that don't fit.
+        """
+        if not self.is_factory:
+            return create_model(self.name, **self.args)
+        with importable(self.path):
+            return call_builder(load_function(self.name, path=self.path), self.name, self.args)
+
+
+def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        model = build(**arguments)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ModelError(
+            f"{name} does not take {where}={problem.get('input')!r}: {problem['msg']}"
+        ) from error
+    except ElaProbeError:
+        raise
+    except Exception as error:
+        if not isinstance(error, TypeError) and ":" not in name:  # a fault of ours
+            raise
+        raise ModelError(
+            f"{name} could not be built with {arguments}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

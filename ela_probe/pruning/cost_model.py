@@ -1,0 +1,167 @@
+"""CostModel: how long a training step takes under any plan, as a small validated JSON file.
+
+It is linear in what a plan forms, skips and lets recur. `pruning.measure_costs` measures one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from ela_probe.errors import PlanError
+from ela_probe.evaluation.profiling import Machine
+from ela_probe.sites import Action, Kind, Stage, described, differences, fingerprint
+from ela_probe.system.storage import write_text
+from ela_probe.system.validation import Finite, Strict, explain
+
+Actions = Mapping[str, Action]
+
+
+class Seconds(Strict):
+    """Seconds of a training step. lower, upper: the quartiles of what single rounds give."""
+
+    value: Finite = Field(ge=0)
+    lower: Finite
+    upper: Finite
+
+    def is_noise(self, rounds: int) -> bool:
+        """Whether it can't be told from 0: within two standard errors of a median of so many
+        rounds, 1.253 σ / √rounds with σ the interquartile range / 1.349 (as for normal noise)."""
+        error = 1.253 / 1.349 * (self.upper - self.lower) / math.sqrt(rounds)
+        return rounds < 4 or self.value <= 2 * error
+
+
+class Terms(NamedTuple):
+    """What a stage's time is made of, counted over all sites but the first.
+
+    keep, skip, recur: sites; of skipped ones those that a later site reads. source: the sources
+    of all kept sites. start: the sources at all recurrences that continue a kept site, not another
+    recurrence.
+    """
+
+    keep: int
+    skip: int
+    recur: int
+    source: int
+    start: int
+
+
+class SiteChoices(Strict):
+    """A site and the actions that the model's adapter carries out there while all else is kept."""
+
+    name: str
+    sources: int = Field(ge=1)
+    actions: tuple[Action, ...]
+
+
+class StageCosts(Strict):
+    """Seconds that an action adds to a step, against one without that retrieval (`drop`).
+
+    With n the sources that a site has left, a kept one costs keep + source · n, and one that recurs
+    recur, and start · n more where it continues a kept one. None: not measured, because the adapter
+    refuses the action, no plan can have it, or a term before it is always there with it.
+
+    recur_after_skip: whether a site can recur though the one before it is not formed.
+    carried_over: as in `Stage`.
+    """
+
+    name: str
+    kind: Kind
+    carried_over: bool
+    recur_after_skip: bool
+    sites: tuple[SiteChoices, ...] = Field(min_length=1)
+    keep: Seconds | None = None
+    source: Seconds | None = None
+    skip: Seconds | None = None
+    recur: Seconds | None = None
+    start: Seconds | None = None
+
+    def terms(self, actions: Actions) -> Terms:
+        """What is formed, recurs and is skipped; as in `prune`, what none reads is dropped."""
+        chosen = [actions.get(site.name, "keep") for site in self.sites]
+        read = len(chosen)
+        while read > 1 and not self.carried_over and chosen[read - 1] in ("skip", "drop"):
+            read -= 1
+        source, start, dropped = 0, 0, 0
+        last_kept = True  # of the last site that was formed
+        for site, action in zip(self.sites[1:read], chosen[1:read], strict=True):
+            dropped += action == "drop"
+            source += (site.sources - dropped) * (action == "keep")
+            start += (site.sources - dropped) * (action == "recur" and last_kept)
+            if action in ("keep", "recur"):
+                last_kept = action == "keep"
+        keep, skip, recur = (chosen[1:read].count(a) for a in ("keep", "skip", "recur"))
+        return Terms(keep, skip, recur, source, start)
+
+    def seconds(self, actions: Actions) -> float:
+        """What the retrievals after the first add to a step. Raises PlanError."""
+        total = 0.0
+        for name, count in self.terms(actions)._asdict().items():
+            cost: Seconds | None = getattr(self, name)
+            if cost is None and count and name in ("keep", "skip", "recur"):
+                raise PlanError(
+                    f"the costs hold none of the action {name!r} in {self.name}: the model's "
+                    "adapter refused it when they were measured; measure again, or use another"
+                )
+            total += 0.0 if cost is None else count * cost.value
+        return total
+
+
+class CostModel(Strict):
+    """How long a training step of a model takes under any plan.
+
+    unpruned: as measured. base: the step with the first retrieval of every stage only. error: the
+    largest relative difference between a measured step and the fitted one.
+    """
+
+    schema_version: Literal[1] = 1
+    fingerprint: str
+    model: str | None = None
+    machine: Machine
+    batch_shape: tuple[int, ...]
+    rounds: int
+    ela_probe: str
+    unpruned: Seconds
+    base: Seconds
+    error: Finite
+    stages: tuple[StageCosts, ...]
+
+    def predict(self, actions: Actions) -> float:
+        """Seconds of a training step under these actions by site name; the others are kept.
+
+        Raises:
+            PlanError: an action that was not measured.
+        """
+        return self.base.value + sum(stage.seconds(actions) for stage in self.stages)
+
+    def check_sites(self, stages: Sequence[Stage]) -> None:
+        """Raises PlanError, listing the differences, unless measured on a model of these sites."""
+        if self.fingerprint == fingerprint(stages):
+            return
+        measured = described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
+        actual = described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
+        raise PlanError(
+            f"the costs are of another model ({self.model or 'unknown'}, {len(measured)} sites; "
+            f"{len(actual)} were analysed): "
+            f"{differences(measured, actual, known='the costs', found='the analysis')}. "
+            "Run `ela-probe costs` on the checkpoint that was analysed"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the costs as JSON. Raises OutputError."""
+        return write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CostModel":
+        """Read what `save` wrote. Raises PlanError: no such file, or no valid costs."""
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise PlanError(
+                f"cannot read the costs {path}: {reason}; expected a file of `ela-probe costs`"
+            ) from error
+        except ValidationError as error:
+            raise PlanError(f"{path} holds no valid costs: {explain(error)}") from error

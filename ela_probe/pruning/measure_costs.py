@@ -1,0 +1,223 @@
+"""Measuring what each action at a retrieval costs in time, on the device.
+
+Whole training steps are timed, of models pruned so that one action prevails in one stage, and a
+linear model is fitted to them. So any model that can be pruned can be measured.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from ela_probe.adapters.registry import adapter_for, cannot_prune
+from ela_probe.discovery.discover import discover
+from ela_probe.errors import PlanError
+from ela_probe.evaluation.profiling import (
+    alternate,
+    cuda_devices,
+    describe_machine,
+    training_step,
+)
+from ela_probe.forward import unwrap
+from ela_probe.pruning.cost_model import (
+    Actions,
+    CostModel,
+    Seconds,
+    SiteChoices,
+    StageCosts,
+    Terms,
+)
+from ela_probe.pruning.plan import Origin, SitePlan, SkipPlan, StagePlan
+from ela_probe.pruning.prune import prune
+from ela_probe.sites import Action, Stage, fingerprint
+from ela_probe.system.arrays import Floats
+from ela_probe.system.memory_format import in_order
+from ela_probe.system.progress import track
+from ela_probe.system.versions import __version__
+
+
+def measure_costs(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    *,
+    device: torch.device | None = None,
+    rounds: int = 10,
+    warmup: int = 2,
+    name: str | None = None,
+    progress: bool = True,
+) -> CostModel:
+    """Time training steps under plans that tell the actions' costs apart, in alternation.
+
+    A step is that of `measure_latency`. Times become ratios to the unpruned step of the same
+    round, and their medians are fitted by least squares with no cost below 0.
+
+    Args:
+        model: it stays untouched, as does the random state.
+        batch: inputs and labels, as `evaluate` takes them.
+        device: where to measure; where the inputs are when None.
+        rounds: in each, every plan's model takes one step. warmup: rounds before, not counted.
+        name: of the model, for messages.
+
+    Raises:
+        PlanError: no adapter can prune the model. OptionError: no rounds.
+        ModelError: the model has no layer attention, or was compiled.
+    """
+    model = unwrap(model)
+    if adapter_for(model) is None:
+        raise cannot_prune(model)
+    device = device or batch[0].device
+    stages = [
+        offered(model, stage)
+        for stage in track(discover(model).stages, "trying what can be pruned", progress=progress)
+    ]
+    plans = list(contestants(stages))
+    inputs, labels = (part.to(device) for part in batch)
+    with torch.random.fork_rng(devices=cuda_devices(device)):
+        steps = {}
+        for number, actions in enumerate(plans):
+            pruned = tried(model, actions)
+            if pruned is not None:
+                steps[str(number)] = training_step(
+                    pruned.to(device), in_order(inputs, pruned), labels
+                )
+        taken = alternate(
+            steps,
+            rounds=rounds,
+            warmup=warmup,
+            device=device,
+            description="timing training",
+            progress=progress,
+        )
+    seconds = np.array(list(taken.values()))
+    rows = [
+        [1, *(count for stage in stages for count in stage.terms(plans[int(number)]))]
+        for number in taken
+    ]
+    each = len(Terms._fields)
+    fitted, error = fit(np.array(rows, dtype=float), seconds)
+    costs = [
+        stage.model_copy(update=dict(zip(Terms._fields, fitted[at : at + each], strict=True)))
+        for at, stage in zip(range(1, len(fitted), each), stages, strict=True)
+    ]
+    assert fitted[0] is not None
+    lower, median, upper = np.percentile(seconds[0], [25, 50, 75])
+    return CostModel(
+        fingerprint=fingerprint(discover(model).stages),
+        model=name,
+        machine=describe_machine(device),
+        batch_shape=tuple(inputs.shape),
+        rounds=rounds,
+        ela_probe=__version__,
+        unpruned=Seconds(value=median, lower=lower, upper=upper),
+        base=fitted[0],
+        error=error,
+        stages=tuple(costs),
+    )
+
+
+def fit(terms: Floats, seconds: Floats) -> tuple[list[Seconds | None], float]:
+    """What each term costs, and the largest relative difference between a median and the fit.
+
+    Args:
+        terms: [steps, terms] counts; the first step is the unpruned one.
+        seconds: [steps, rounds].
+
+    Returns: None for a term that no step has, or that can't be told from those before it.
+    """
+    known: list[int] = []
+    for column in range(terms.shape[1]):
+        if np.linalg.matrix_rank(terms[:, [*known, column]]) > len(known):
+            known.append(column)
+    ratios, unit = seconds / seconds[0], float(np.median(seconds[0]))
+    medians = np.median(ratios, axis=1)
+    values, _ = nnls(terms[:, known], medians)
+    by_round = np.linalg.lstsq(terms[:, known], ratios, rcond=None)[0]
+    quartiles = np.percentile(by_round, [25, 75], axis=1)
+    costs: list[Seconds | None] = [None] * terms.shape[1]
+    for column, value, lower, upper in zip(known, values, *quartiles, strict=True):
+        costs[column] = Seconds(value=value * unit, lower=lower * unit, upper=upper * unit)
+    return costs, float(np.abs(terms[:, known] @ values / medians - 1).max())
+
+
+def contestants(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
+    """Actions of the plans to time, the unpruned one first, no two that come to the same.
+
+    All but the first retrievals dropped is the base. On it stand, stage by stage: all kept; the
+    first half kept (fewer, with few sources); the first half skipped; all recurring; every second
+    recurring.
+    """
+    seen = set()
+    base: dict[str, Action] = {site.name: "drop" for s in stages for site in s.sites[1:]}
+    plans: list[dict[str, Action]] = [{}, base]
+    for stage in stages:
+        rest = stage.sites[1:]
+        half = len(rest) // 2
+        others = {name: a for name, a in base.items() if name not in {s.name for s in rest}}
+        plans += [
+            others,
+            {**others, **{site.name: "drop" for site in rest[half:]}},
+            {**others, **{site.name: "skip" for site in rest[: max(1, half)]}},
+            {**others, **{site.name: "recur" for site in rest if "recur" in site.actions}},
+            {**others, **{site.name: "recur" for site in rest[1::2] if "recur" in site.actions}},
+        ]
+    for plan in plans:
+        counted = tuple(stage.terms(plan) for stage in stages)
+        if counted not in seen:
+            seen.add(counted)
+            yield plan
+
+
+def offered(model: nn.Module, stage: Stage) -> StageCosts:
+    """A stage without its costs: what the adapter can carry out in it, told by trying."""
+    choices: tuple[Action, ...] = ("recur", "skip", "drop")
+    sites = []
+    for t, site in enumerate(stage.sites):
+        able = [a for a in choices if t and tried(model, {site.name: a}) is not None]
+        sites.append(SiteChoices(name=site.name, sources=site.sources, actions=("keep", *able)))
+    pairs = (
+        (a, b) for a, b in itertools.pairwise(sites) if "skip" in a.actions and "recur" in b.actions
+    )
+    pair = next(pairs, None)
+    return StageCosts(
+        name=stage.name,
+        kind=stage.kind,
+        carried_over=stage.carried_over,
+        recur_after_skip=pair is not None
+        and tried(model, {pair[0].name: "skip", pair[1].name: "recur"}) is not None,
+        sites=tuple(sites),
+    )
+
+
+def tried(model: nn.Module, actions: Actions) -> nn.Module | None:
+    """The pruned model; None where its adapter refuses the actions.
+
+    Raises:
+        PlanError: it refuses to keep everything, so it can't prune at all.
+    """
+    stages = discover(model).stages
+    plan = SkipPlan(
+        fingerprint=fingerprint(stages),
+        origin=Origin(planner="costs", ela_probe=__version__),
+        stages=tuple(
+            StagePlan(
+                name=stage.name,
+                kind=stage.kind,
+                sites=tuple(
+                    SitePlan(
+                        name=site.name, sources=site.sources, action=actions.get(site.name, "keep")
+                    )
+                    for site in stage.sites
+                ),
+            )
+            for stage in stages
+        ),
+    )
+    try:
+        return prune(model, plan)
+    except PlanError:
+        if not actions:
+            raise
+        return None

@@ -1,0 +1,166 @@
+"""SkipPlan: what to do with every retrieval of a model, as a small validated JSON file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from ela_probe.analysis.ebqm import Target
+from ela_probe.errors import PlanError
+from ela_probe.sites import Action, Kind, Stage, described, differences, fingerprint
+from ela_probe.system.storage import write_text
+from ela_probe.system.validation import Finite, Strict, explain
+
+
+class Estimate(Strict):
+    """A mean over samples and its standard error, in nats."""
+
+    mean: Finite
+    se: Finite | None = None
+
+
+class FitSummary(Strict):
+    """A fitted Beta distribution of the u of a stage or site."""
+
+    n: int
+    alpha: Finite
+    beta: Finite
+    log_likelihood: Finite
+    ks: Finite
+    method: Literal["mle", "moments"]
+
+
+class SitePlan(Strict):
+    """A site and its action. The divergences are those from `reference`, the last kept site
+    before it (for a kept site: the site before it; of the planner `cost`: the last site before it
+    that is kept or recurs); None for the first site of a stage."""
+
+    name: str
+    sources: int = Field(ge=1)
+    action: Action
+    reference: str | None = None
+    kl: Estimate | None = None
+    shape: Estimate | None = None
+    mass: Estimate | None = None
+    quantile: Finite | None = None
+    score: Finite | None = None
+
+
+class StagePlan(Strict):
+    name: str
+    kind: Kind
+    fit: FitSummary | None = None
+    sites: tuple[SitePlan, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _first_site_kept(self) -> "StagePlan":
+        if self.sites[0].action != "keep":
+            raise ValueError(
+                f"{self.sites[0].name} is the first site of its stage and can't be "
+                f"{self.sites[0].action!r}; set it to 'keep'"
+            )
+        return self
+
+
+class Constraints(Strict):
+    """Guards of a plan. max_run: retrievals skipped in a row (None: any number); min_keep: the
+    least number of sites kept in a stage, the first included."""
+
+    max_run: int | None = Field(None, ge=1)
+    min_keep: int = Field(1, ge=1)
+
+
+class Origin(Strict):
+    """What a plan was made from."""
+
+    model: str | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    checkpoint_sha256: str | None = None
+    data: str | None = None
+    split: str | None = None
+    samples: int | None = None
+    planner: str
+    measure: str = "kl"
+    seed: int | None = None
+    epoch: int | None = Field(None, description="of the ELA run that ended with it")
+    ela_probe: str
+    time_budget: Finite | None = Field(None, description="asked for: of the unpruned step's time")
+    predicted_ratio: Finite | None = Field(None, description="to the unpruned step's time")
+    predicted_seconds: Finite | None = Field(None, description="of a training step")
+    timed_on: str | None = Field(None, description="the device that the costs were measured on")
+
+
+class SkipPlan(Strict):
+    """An action for every site of a model, and why."""
+
+    schema_version: Literal[1] = 1
+    fingerprint: str
+    target: Target | None = None
+    constraints: Constraints = Constraints()
+    origin: Origin
+    charge: Finite | None = Field(None, description="total divergence charged, in nats")
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def actions(self) -> dict[str, Action]:
+        """The action of every site by name."""
+        return {site.name: site.action for stage in self.stages for site in stage.sites}
+
+    @property
+    def skipped(self) -> list[str]:
+        """The names of the sites whose retrieval is not formed."""
+        return [name for name, action in self.actions.items() if action in ("skip", "drop")]
+
+    @property
+    def changes(self) -> dict[str, Action]:
+        """The actions of the sites that are not kept as they are."""
+        return {name: action for name, action in self.actions.items() if action != "keep"}
+
+    @property
+    def share(self) -> float:
+        """The share of all retrievals that is not formed."""
+        return len(self.skipped) / len(self.actions)
+
+    def check_sites(self, stages: Sequence[Stage]) -> None:
+        """Raises PlanError, listing the differences, unless the plan was made for these sites."""
+        if self.fingerprint == fingerprint(stages) and self.actions.keys() == {
+            site.name for stage in stages for site in stage.sites
+        }:
+            return
+        planned = described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
+        actual = described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
+        raise PlanError(
+            f"the plan was made for another model ({self.origin.model or 'unknown'}, "
+            f"{len(planned)} sites; this one has {len(actual)}): "
+            f"{differences(planned, actual, known='the plan', found='the model')}. "
+            "Analyse this checkpoint and plan again"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan as JSON. Raises OutputError."""
+        return write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SkipPlan":
+        """Read and validate a plan.
+
+        Raises:
+            PlanError: no such file, no JSON, an unknown version or action, or a broken rule.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise PlanError(
+                f"cannot read the plan {path}: {reason}; expected a file of `ela-probe plan`"
+            ) from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, name: str = "plan") -> "SkipPlan":
+        """Validate a plan's JSON text; `name` is for messages. Raises PlanError."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise PlanError(f"{name} is no valid skip plan: {explain(error)}") from error

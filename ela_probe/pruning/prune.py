@@ -1,0 +1,44 @@
+"""Applying a skip plan: the skipped retrievals and their parameters are physically gone."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from ela_probe.adapters.registry import adapter_for, cannot_prune
+from ela_probe.discovery.discover import discover
+from ela_probe.forward import unwrap
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.sites import Action, Stage
+
+
+def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
+    """A copy of the model without the retrievals that the plan skips.
+
+    Prune first, then build the optimizer and wrap for DDP or compile. A skipped site that no
+    later retrieval reads is dropped.
+
+    Raises:
+        PlanError: no adapter knows the model, the plan was made for other sites (listed), or it
+            has an action that the model's adapter can't carry out.
+        ModelError: the model has no layer attention, or was compiled.
+    """
+    model = unwrap(model)
+    if adapter_for(model) is None:
+        raise cannot_prune(model)
+    found = discover(model)
+    plan.check_sites(found.stages)
+    pruned = copy.deepcopy(model)
+    found.adapter.apply(pruned, actions_of(plan, found.stages))
+    return pruned
+
+
+def actions_of(plan: SkipPlan, stages: Sequence[Stage]) -> dict[str, Action]:
+    """What a plan comes to on its model: a skipped site that no later one reads is dropped."""
+    actions = plan.actions
+    for planned, stage in zip(plan.stages, stages, strict=True):
+        for site in () if stage.carried_over else reversed(planned.sites):
+            if site.action in ("keep", "recur"):
+                break
+            actions[site.name] = "drop"
+    return actions

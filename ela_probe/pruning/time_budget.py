@@ -1,0 +1,248 @@
+"""Which actions are worth their time: the plans that no other beats in both time and charge.
+
+A dynamic programme along each stage keeps, for every state, all plans so far that are not beaten;
+stages are then combined. What is not beaten in the end answers every time budget at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.errors import PlanError
+from ela_probe.pruning.plan import Constraints
+from ela_probe.sites import Action
+from ela_probe.system.arrays import Floats
+
+if TYPE_CHECKING:
+    from ela_probe.pruning.cost_model import CostModel, StageCosts
+
+ACTIONS: tuple[Action, ...] = get_args(Action)
+# No frontier holds more plans. It is exact while it needs none (see `Frontier.best_of`).
+LIMIT = 2000
+
+
+class Decision(NamedTuple):
+    """What becomes of a site, the position it is compared with, and its charge in nats."""
+
+    action: Action
+    reference: int | None
+    charge: float
+
+
+class Charges(NamedTuple):
+    """What a stage's actions are charged, in nats. skip, recur: [T, T], of site t after the last
+    formed one i < t; lost: [T], what later sites lose when t is no source; inf where unknown."""
+
+    skip: Floats
+    recur: Floats
+    lost: Floats
+
+    @classmethod
+    def of(cls, part: StageAnalysis) -> Charges:
+        """A skipped site is charged kl(i,t), one that recurs shape(i,t), a dropped one kl(i,t)
+        and Σ_j −log(1 − w̄_j(t)) over the later sites j, w̄_j(t) the mean weight they give it.
+
+        The weights of kind `channel` say nothing of layers, and a stage whose sources are carried
+        over is read by sites outside it: there `lost` is unknown.
+        """
+        sites = part.stage.sites
+        lost = np.full(len(sites), np.inf)
+        if part.stage.kind != "channel" and not part.stage.carried_over:
+            for t, site in enumerate(sites):
+                weights = part.weights[t + 1 :, site.sources - 1]
+                lost[t] = -np.log(np.maximum(1.0 - weights, np.finfo(float).tiny)).sum()
+        return cls(part.divergences["kl"], part.divergences["shape"], lost)
+
+    def decisions(self, actions: Sequence[Action]) -> list[Decision]:
+        """The actions of a stage with what each is charged."""
+        decided, formed = [Decision("keep", None, 0.0)], 0
+        last = max(t for t, action in enumerate(actions) if action in ("keep", "recur"))
+        for t, action in enumerate(actions[1:], start=1):
+            charge = {"keep": 0.0, "recur": self.recur[formed, t]}.get(action, self.skip[formed, t])
+            if action == "drop" and t < last:
+                charge += self.lost[t]
+            reference = t - 1 if action == "keep" else formed
+            decided.append(Decision(action, reference, float(charge)))
+            if action in ("keep", "recur"):
+                formed = t
+        return decided
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Plans by rising seconds and falling charge: [plans], [plans], and [plans, sites] actions as
+    positions in ACTIONS."""
+
+    seconds: Floats
+    charges: Floats
+    actions: NDArray[np.int8]
+
+    @classmethod
+    def of_one(cls, sites: int) -> Frontier:
+        """The plan that keeps everything, with no time counted yet."""
+        return cls(np.zeros(1), np.zeros(1), np.zeros((1, sites), dtype=np.int8))
+
+    @classmethod
+    def best_of(cls, parts: Sequence[Frontier]) -> Frontier:
+        """The plans of all parts that are not beaten.
+
+        Of more than LIMIT, one stays in each of LIMIT equal intervals of seconds, that of the
+        least charge. So each thinning puts in place of a plan one that is charged no more and
+        takes longer by 1 / LIMIT of the range at most. The fastest plan always stays.
+        """
+        seconds = np.concatenate([part.seconds for part in parts])
+        charges = np.concatenate([part.charges for part in parts])
+        chosen = unbeaten(seconds, charges)
+        return cls(
+            seconds[chosen],
+            charges[chosen],
+            np.concatenate([part.actions for part in parts])[chosen],
+        )
+
+    def then(self, t: int, action: Action, *, seconds: float, charge: float) -> Frontier:
+        """The same plans with an action at site t."""
+        actions = self.actions
+        if action != "keep":
+            actions = actions.copy()
+            actions[:, t] = ACTIONS.index(action)
+        return Frontier(self.seconds + seconds, self.charges + charge, actions)
+
+    def beside(self, other: Frontier) -> Frontier:
+        """Every plan of this stage (or stages) with every plan of another."""
+        seconds = np.add.outer(self.seconds, other.seconds).ravel()
+        charges = np.add.outer(self.charges, other.charges).ravel()
+        chosen = unbeaten(seconds, charges)
+        here, there = np.divmod(chosen, len(other.seconds))
+        actions = np.concatenate([self.actions[here], other.actions[there]], axis=1)
+        return Frontier(seconds[chosen], charges[chosen], actions)
+
+
+def within_time(
+    analysis: Analysis,
+    costs: CostModel,
+    time: float,
+    constraints: Constraints = Constraints(),
+) -> list[list[Decision]]:
+    """Per stage the decisions of least total charge whose predicted step takes no longer than
+    `time` x the predicted unpruned one.
+
+    Raises:
+        PlanError: the costs are of another model, or no plan is so fast; it names the least ratio.
+    """
+    if not 0 < time <= 1:
+        raise PlanError(f"a time of {time} of the unpruned; expected more than 0, and 1 at most")
+    costs.check_sites([part.stage for part in analysis.stages])
+    charges = [Charges.of(part) for part in analysis.stages]
+    total = Frontier.of_one(0)
+    for stage, charge in zip(costs.stages, charges, strict=True):
+        total = total.beside(stage_frontier(stage, charge, constraints))
+    full, base = costs.predict({}), costs.base.value
+    affordable = int(np.searchsorted(total.seconds, time * full - base + 1e-9 * full, side="right"))
+    if not affordable:
+        least = math.ceil(100 * (base + total.seconds[0]) / full) / 100
+        raise PlanError(
+            f"no plan takes {time:g} of the unpruned step's time: under max_run="
+            f"{constraints.max_run}, min_keep={constraints.min_keep} the least is {least}; "
+            "ask for that or more, or loosen the guards"
+        )
+    row = iter(total.actions[affordable - 1])
+    return [
+        charge.decisions([ACTIONS[next(row)] for _ in stage.sites])
+        for stage, charge in zip(costs.stages, charges, strict=True)
+    ]
+
+
+class State(NamedTuple):
+    """formed: the last site that is; how: kept or recurring; dropped, kept: how many so far."""
+
+    formed: int
+    how: Action
+    dropped: int
+    kept: int
+
+
+def stage_frontier(
+    costs: StageCosts, charges: Charges, constraints: Constraints = Constraints()
+) -> Frontier:
+    """The unbeaten plans of a stage, with the seconds that they add to the base.
+
+    A state is the last site formed and whether it recurs, how many sources were dropped so far
+    (they shorten what is kept later) and how many sites were kept (up to the guard).
+    """
+    sites = len(costs.sites)
+    enough = min(constraints.min_keep, sites)
+    run = sites if constraints.max_run is None else constraints.max_run
+    states = {State(0, "keep", 0, 1): Frontier.of_one(sites)}
+    finished: list[Frontier] = []
+
+    def finish(state: State, plans: Frontier) -> None:
+        """Leave out all that follows, for nothing: no later site reads it."""
+        if state.kept >= enough and sites - 1 - state.formed <= run:
+            for t in range(state.formed + 1, sites):
+                plans = plans.then(t, "drop", seconds=0.0, charge=charges.skip[state.formed, t])
+            finished.append(plans)
+
+    for t in range(1, sites):
+        reached: dict[State, list[Frontier]] = {}
+        for state, plans in states.items():
+            if state.formed == t - 1 and not costs.carried_over:
+                finish(state, plans)
+            for action, seconds, charge in choices(costs, charges, t, state):
+                unformed = action in ("skip", "drop")
+                if unformed and t - state.formed > run:
+                    continue
+                new = State(
+                    state.formed if unformed else t,
+                    state.how if unformed else action,
+                    state.dropped + (action == "drop"),
+                    min(enough, state.kept + (action == "keep")),
+                )
+                after = plans.then(t, action, seconds=seconds, charge=charge)
+                reached.setdefault(new, []).append(after)
+        states = {state: Frontier.best_of(parts) for state, parts in reached.items()}
+    for state, plans in states.items():
+        if state.formed == sites - 1:
+            finish(state, plans)
+        elif costs.carried_over and state.kept >= enough:
+            finished.append(plans)
+    return Frontier.best_of(finished)
+
+
+def choices(
+    costs: StageCosts, charges: Charges, t: int, state: State
+) -> Iterator[tuple[Action, float, float]]:
+    """The actions possible at site t, read by a later one, each with its seconds and its charge."""
+    site, formed = costs.sites[t], state.formed
+    sources = site.sources - state.dropped
+    keep, source, start = (
+        0.0 if cost is None else cost.value for cost in (costs.keep, costs.source, costs.start)
+    )
+    yield "keep", keep + source * sources, 0.0
+    if "recur" in site.actions and costs.recur and (costs.recur_after_skip or formed == t - 1):
+        seconds = costs.recur.value + start * sources * (state.how == "keep")
+        yield "recur", seconds, float(charges.recur[formed, t])
+    if "skip" in site.actions and costs.skip:
+        yield "skip", costs.skip.value, float(charges.skip[formed, t])
+    if "drop" in site.actions and math.isfinite(charges.lost[t]):
+        yield "drop", 0.0, float(charges.skip[formed, t] + charges.lost[t])
+
+
+def unbeaten(seconds: Floats, charges: Floats) -> NDArray[np.intp]:
+    """Positions of the plans that are charged less than any as fast, by rising seconds."""
+    order = np.lexsort((charges, seconds))
+    sorted_charges = charges[order]
+    before = np.minimum.accumulate(sorted_charges)[:-1]
+    order = order[np.concatenate([[True], sorted_charges[1:] < before])]
+    if len(order) <= LIMIT:
+        return order
+    times = seconds[order]
+    interval = ((times - times[0]) * (LIMIT - 1) / (times[-1] - times[0])).astype(int)
+    last = np.append(np.flatnonzero(np.diff(interval)), len(order) - 1)
+    return order[np.union1d(0, last)]

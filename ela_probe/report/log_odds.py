@@ -1,0 +1,62 @@
+"""Histograms and Beta densities of u over its log-odds, log(u / (1 − u)).
+
+There the density of every Beta distribution is bounded, and the bins of `beta` are equally wide.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from scipy import special
+
+from ela_probe.analysis.beta_fit import BINS, LOGIT_EDGES, BetaFit
+from ela_probe.report.figure_style import number
+from ela_probe.system.arrays import Counts, Floats
+
+
+def rebin(histogram: Counts, *, step: int) -> tuple[Floats, Floats]:
+    """Join every `step` fine bins of `BetaStatistics.histogram`.
+
+    Returns: edges in log-odds [k + 1] and shares per unit of log-odds [k]: their area is 1.
+    """
+    starts = np.arange(0, BINS, step)
+    edges = LOGIT_EDGES[np.append(starts, BINS)]
+    shares = np.add.reduceat(histogram, starts) / histogram.sum()
+    return edges, shares / np.diff(edges)
+
+
+def log_odds_density(fit: BetaFit, x: Floats) -> Floats:
+    """The density of log(u / (1 − u)) at x for u ~ Beta(α, β): bounded, without poles."""
+    logs = fit.alpha * special.log_expit(x) + fit.beta * special.log_expit(-x)
+    return np.asarray(np.exp(logs - special.betaln(fit.alpha, fit.beta)))
+
+
+def view(histogram: Counts) -> tuple[float, float]:
+    """The range of log-odds that holds all but a thousandth of the sample at either end."""
+    cumulative = np.cumsum(histogram) / histogram.sum()
+    low = LOGIT_EDGES[int(np.searchsorted(cumulative, 0.001))]
+    high = LOGIT_EDGES[int(np.searchsorted(cumulative, 0.999)) + 1]
+    margin = max(0.05 * (high - low), 0.5)
+    return float(low - margin), float(high + margin)
+
+
+def bin_step(span: float, n: int) -> int:
+    """How many fine bins to join: about 40 bars, fewer where the sample is small."""
+    bars = min(40.0, max(6.0, 3 * float(np.cbrt(n))))
+    width = float(LOGIT_EDGES[1] - LOGIT_EDGES[0])
+    return max(1, round(span / width / bars))
+
+
+def logit_ticks(axes: Axes, low: float, high: float) -> None:
+    """Tick log-odds by their u: 0.001, 0.01, 0.1, 0.5, 0.9, ..."""
+    small = [10.0**-k for k in range(15, 0, -1)]
+    ticks = [(special.logit(u), number(u) if u < 1e-3 else f"{u:g}") for u in [*small, 0.5]]
+    ticks += [(-special.logit(u), f"1−{number(u)}" if u < 1e-3 else f"{1 - u:g}") for u in small]
+    if high - low < 5:
+        ticks += [(special.logit(u), f"{u:g}") for u in (0.02, 0.05, 0.2, 0.3, 0.7, 0.8, 0.95)]
+    shown = sorted((x, text) for x, text in ticks if low <= x <= high)
+    shown = shown[:: -(-len(shown) // 9) or 1]
+    if len(shown) < 3:
+        shown = [(x, f"{special.expit(x):.3g}") for x in np.linspace(low, high, 7)[1:-1]]
+    axes.set_xticks([x for x, _ in shown], [text for _, text in shown])
+    axes.tick_params(bottom=True)

@@ -1,0 +1,7 @@
+"""The arrays that the package computes with, as types."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64] | Floats

@@ -1,0 +1,163 @@
+"""The next of a sequence of plans of which each skips what the one before it skips, and more.
+
+A retrieval that was removed can't come back, so that training goes through nested plans. What is to
+be skipped in the end is proposed anew at every step, with hysteresis; what a step removes is the
+best part of the proposal.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import numpy as np
+
+from ela_probe.analysis.result import Analysis
+from ela_probe.errors import PlanError
+from ela_probe.pruning.plan import Constraints, SkipPlan
+from ela_probe.pruning.planners import as_plan, charge_matrices, skipping, within_budget
+from ela_probe.sites import Stage
+from ela_probe.system.arrays import Floats
+
+Names = frozenset[str]
+
+
+def count_of(share: float, stages: Sequence[Stage], constraints: Constraints) -> int:
+    """How many retrievals a share of all is, rounded.
+
+    Raises:
+        PlanError: none, or more than the guards allow.
+    """
+    sites = sum(len(stage.sites) for stage in stages)
+    count = math.floor(share * sites + 0.5)
+    if count == 0:
+        raise PlanError(
+            f"a share of {share:g} of {sites} retrievals is less than one of them; "
+            f"ask for {math.ceil(50 / sites) / 100:g} or more"
+        )
+    within_budget([np.zeros((len(s.sites),) * 2) for s in stages], count, constraints)
+    return count
+
+
+def proposal(
+    analysis: Analysis,
+    count: int,
+    *,
+    planner: Literal["score", "budget"],
+    before: Names,
+    gone: Names,
+    hysteresis: float,
+    constraints: Constraints,
+) -> Names:
+    """The sites to skip in the end: least total charge, those of `before` charged less.
+
+    Args:
+        count: how many. before: the last proposal. gone: what is removed already.
+        hysteresis: by how much less, as a fraction; a site takes the place of one that was
+            proposed before only where it is better by more.
+    """
+    charges = charges_of(analysis, planner)
+    names = site_names(analysis)
+    for charge, stage in zip(charges, names, strict=True):
+        charge[:, [name in before for name in stage]] *= 1 - hysteresis
+    chosen = within_budget(charges, count, constraints, must=at(gone, names))
+    return named(chosen, names)
+
+
+def part_of(
+    proposed: Names,
+    analysis: Analysis,
+    count: int,
+    *,
+    planner: Literal["score", "budget"],
+    gone: Names,
+    constraints: Constraints,
+) -> Names:
+    """The `count` sites of a proposal that are the least charge to skip now, `gone` among them."""
+    names = site_names(analysis)
+    chosen = within_budget(
+        charges_of(analysis, planner),
+        count,
+        constraints,
+        must=at(gone, names),
+        may=at(proposed, names),
+    )
+    return named(chosen, names)
+
+
+def plan_of(
+    skipped: Names,
+    analysis: Analysis,
+    *,
+    planner: str,
+    action: Literal["skip", "drop", "recur"],
+    constraints: Constraints,
+    epoch: int,
+    last: SkipPlan | None,
+) -> SkipPlan:
+    """The plan that skips these sites.
+
+    Args:
+        last: the plan before. A site that is gone keeps the quantile and the score that it was
+            removed with.
+    """
+    decided = [
+        skipping(sorted(positions), action, part.divergences["kl"])
+        for positions, part in zip(at(skipped, site_names(analysis)), analysis.stages, strict=True)
+    ]
+    plan = as_plan(
+        analysis, decided, target=analysis.target, constraints=constraints, planner=planner
+    )
+    known = {} if last is None else {s.name: s for stage in last.stages for s in stage.sites}
+    stages = []
+    for stage in plan.stages:
+        sites = tuple(
+            site.model_copy(update={"quantile": old.quantile, "score": old.score})
+            if (old := known.get(site.name)) is not None and old.action != "keep"
+            else site
+            for site in stage.sites
+        )
+        stages.append(stage.model_copy(update={"sites": sites}))
+    origin = plan.origin.model_copy(update={"epoch": epoch})
+    return plan.model_copy(update={"stages": tuple(stages), "origin": origin})
+
+
+def charges_of(analysis: Analysis, planner: Literal["score", "budget"]) -> list[Floats]:
+    """What a planner charges; a stage without a fit has no scores and is charged the most."""
+    divergences = [part.divergences["kl"].copy() for part in analysis.stages]
+    return charge_matrices(analysis, planner, divergences, analysis.target, 0.0, 0)
+
+
+def site_names(analysis: Analysis) -> list[list[str]]:
+    return [[site.name for site in part.stage.sites] for part in analysis.stages]
+
+
+def at(chosen: Collection[str], names: Sequence[Sequence[str]]) -> list[frozenset[int]]:
+    """Per stage the positions of the chosen names."""
+    return [frozenset(t for t, n in enumerate(stage) if n in chosen) for stage in names]
+
+
+def named(chosen: Sequence[Collection[int]], names: Sequence[Sequence[str]]) -> Names:
+    """The inverse of `at`."""
+    return frozenset(
+        stage[t] for stage, positions in zip(names, chosen, strict=True) for t in positions
+    )
+
+
+def drawn(scores: Floats, constraints: Constraints, random: np.random.Generator) -> list[int]:
+    """Positions in a stage, each with the probability of its score as far as the guards allow.
+
+    One number is drawn for every site. The first site is never among them, and neither is one
+    without a score (NaN).
+    """
+    numbers = random.random(len(scores))
+    most = len(scores) - min(constraints.min_keep, len(scores))
+    chosen: list[int] = []
+    run = 0
+    for t in range(1, len(scores)):
+        allowed = constraints.max_run is None or run < constraints.max_run
+        if numbers[t] < scores[t] and allowed and len(chosen) < most:
+            chosen.append(t)
+            run += 1
+        else:
+            run = 0
+    return chosen

@@ -1,0 +1,220 @@
+"""Recipes: a training run as a YAML file, of model, data and schedule, read and checked.
+
+Built-in ones are named without a path (`cifar10-kcla`); they lie in `ela_probe/recipes/`.
+"""
+
+import difflib
+import importlib.resources
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from ela_probe.data.spec import Augmentation
+from ela_probe.errors import OptionError
+from ela_probe.system.validation import Strict
+from ela_probe.training.config import TrainConfig
+from ela_probe.training.ela.config import ELAConfig
+
+if TYPE_CHECKING:
+    from ela_probe.data.opening import Data
+    from ela_probe.models.registry import ModelSpec
+
+SUFFIXES = (".yaml", ".yml")
+
+
+class RecipeData(Strict):
+    """What a recipe trains on: a source and options, as `open_data` takes them."""
+
+    source: str | None = Field(None, description="as --data; None: the user must name it")
+    limit: int | None = Field(None, ge=1, description="training samples, validation included")
+    val_fraction: float | None = Field(None, ge=0, lt=1, description="set aside for validation")
+    image_size: int | None = Field(None, ge=1, description="height and width in pixels")
+    augment: Augmentation | None = None
+    context: int | None = Field(None, ge=1, description="tokens a sequence, of text")
+
+
+class Recipe(Strict):
+    """A training run. What a recipe leaves out has the defaults of `ela-probe train`.
+
+    model_args go to every model, family_args to the models of a family only (`dla_b_resnet`).
+    With `ela`, which may be empty, retrievals are skipped in training.
+    """
+
+    description: str = ""
+    model: str | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    family_args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    data: RecipeData = RecipeData()
+    train: TrainConfig = TrainConfig()
+    ela: ELAConfig | None = None
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the runs of a table")
+
+    def model_spec(
+        self, model: str | None = None, args: Mapping[str, Any] | None = None
+    ) -> "ModelSpec":
+        """The recipe's model, or another, with its arguments; those given win.
+
+        Raises:
+            OptionError: neither names a model.
+        """
+        from ela_probe.models.registry import ModelSpec, family_of
+
+        name = model or self.model
+        if name is None:
+            raise OptionError("no model is named: add --model NAME (see `ela-probe models`)")
+        family = family_of(name)
+        own = self.family_args.get(family.name, {}) if family is not None else {}
+        return ModelSpec(name=name, args={**self.model_args, **own, **(args or {})})
+
+    def config(self, task: Literal["images", "tokens"] = "images", **changes: Any) -> TrainConfig:
+        """The training settings; `changes` win. Raises OptionError: they don't fit."""
+        return TrainConfig.for_task(
+            task, **{**self.train.model_dump(include=self.train.model_fields_set), **changes}
+        )
+
+    def ela_config(self, settings: str | None = None) -> ELAConfig | None:
+        """The ELA settings, None for a run without; `settings` (`skip=0.5,warmup=10`) win.
+
+        Raises:
+            OptionError: they don't fit.
+        """
+        if settings is None:
+            return self.ela
+        given = ELAConfig.parse(settings)
+        own = {} if self.ela is None else self.ela.model_dump(include=self.ela.model_fields_set)
+        return ELAConfig.of(**{**own, **given.model_dump(include=given.model_fields_set)})
+
+    def source(self, given: str | None = None) -> str:
+        """`given`, or the recipe's own source. Raises OptionError: neither names data."""
+        source = given or self.data.source
+        if source is None:
+            raise OptionError("no data is named: add --data SOURCE, e.g. digits or imagenet:DIR")
+        return source
+
+    def open_data(
+        self,
+        source: str | None = None,
+        *,
+        root: str | Path | None = None,
+        download: bool = False,
+        seed: int = 0,
+        **changes: Any,
+    ) -> "Data":
+        """The recipe's data, or `source`; `changes` win over the recipe's own options.
+
+        Raises:
+            OptionError: neither names data. DataError: as `open_data`.
+        """
+        from ela_probe.data.opening import open_data
+
+        options = {**self.data.model_dump(exclude={"source"}, exclude_none=True), **changes}
+        return open_data(self.source(source), root=root, download=download, seed=seed, **options)
+
+
+def read_recipe(recipe: str | Path) -> Recipe:
+    """Read a YAML file, or the built-in recipe of that name.
+
+    Raises:
+        OptionError: there is none, it is no YAML, or a key is unknown or has a value that can't be
+            used; one line with the file, the key and what is expected.
+    """
+    from ela_probe.models.registry import FAMILIES, family_of
+
+    path = find_recipe(recipe)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} can't be read ({error}): expected a recipe in YAML") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise OptionError(f"{path} is no YAML{line}: {problem}") from error
+    if not isinstance(content, dict):
+        raise OptionError(
+            f"{path} holds a {type(content).__name__}; expected a mapping with some of "
+            f"{', '.join(Recipe.model_fields)}"
+        )
+    try:
+        read = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise OptionError(f"{path}: {'; '.join(in_words(part) for part in error.errors())}") from (
+            error
+        )
+    if read.model is not None and ":" not in read.model and family_of(read.model) is None:
+        near = nearest(read.model.rstrip("0123456789"), FAMILIES)
+        raise OptionError(
+            f"{path}: model {read.model!r} is not known{near}; see `ela-probe models`"
+        )
+    for name in read.family_args:
+        if name not in FAMILIES:
+            near = nearest(name, FAMILIES)
+            raise OptionError(
+                f"{path}: family_args.{name} is no family of models{near}; expected a model's name "
+                "without its depth"
+            )
+    return read
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of a built-in one. Raises OptionError."""
+    path = Path(recipe).expanduser()
+    if path.is_file():
+        return path
+    known = built_in()
+    if str(recipe) in known:
+        return known[str(recipe)]
+    if path.suffix in SUFFIXES or len(path.parts) > 1:
+        raise OptionError(f"{recipe} is no file; expected a recipe, or the name of a built-in one: "
+                          f"{', '.join(known)}")  # fmt: skip
+    raise OptionError(
+        f"no recipe is called {str(recipe)!r}{nearest(str(recipe), known)}; expected FILE.yaml or "
+        f"one of {', '.join(known)}"
+    )
+
+
+def built_in() -> dict[str, Path]:
+    """The recipes that come with the package: files by name."""
+    try:
+        folder = Path(str(importlib.resources.files("ela_probe") / "recipes"))
+    except ModuleNotFoundError:  # a checkout that is not installed
+        folder = Path(__file__).parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML without objects of Python and without keys that come twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} comes twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def in_words(problem: Any) -> str:
+    """One thing that is wrong with a recipe: the key, what came, what is expected."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *above, name = problem["loc"]
+        part: dict[str, type[BaseModel]] = {
+            "data": RecipeData,
+            "train": TrainConfig,
+            "ela": ELAConfig,
+        }
+        fields = (part[above[0]] if above else Recipe).model_fields
+        return f"there is no {key}{nearest(str(name), fields)}; expected {', '.join(fields)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    came = "" if isinstance(problem["input"], dict) else f" {problem['input']!r}"
+    return f"{key}{came}: {message}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
