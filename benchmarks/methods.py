@@ -8,7 +8,7 @@ import torch
 from ela_probe.errors import ElaProbeError, OptionError
 from ela_probe.models.registry import FAMILIES, family_of
 from ela_probe.training.ela.config import ELAConfig
-from ela_probe.training.ela.schedule import Course
+from ela_probe.training.ela.gradual_pruning import GradualPruning
 from ela_probe.training.recipes import Recipe
 
 WITH_ELA = "+ela"
@@ -79,7 +79,7 @@ class Method:
             config = config or ELAConfig()
             config.schedule(epochs)
             with torch.device("meta"):
-                Course(config, recipe.model_spec(self.model).build())
+                GradualPruning(config, recipe.model_spec(self.model).build())
         except ElaProbeError as error:
             raise OptionError(f"method {self}: {error}") from error
         return config

@@ -15,7 +15,7 @@ from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.profiling import Step, alternate, cuda_devices, training_step
 from ela_probe.models.published import from_published
-from ela_probe.system.memory_format import in_order
+from ela_probe.system.memory_format import to_memory_format
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.record import LAST
 
@@ -51,7 +51,7 @@ def side_by_side(
 def step_in_training(model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig) -> Step:
     """A training step as the runs of these settings take it: in their arithmetic and order of
     memory."""
-    images = in_order(images, model, channels_last=config.channels_last)
+    images = to_memory_format(images, model, channels_last=config.channels_last)
     dtype = MIXED.get(config.precision)
     return training_step(model if dtype is None else Mixed(model, dtype), images, labels)
 

@@ -87,10 +87,10 @@ def command(
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.report.plots import save_figures
-    from ela_probe.system.processes import asked_for, is_first, leave
+    from ela_probe.system.processes import Processes, is_first, shutdown
     from ela_probe.system.storage import output_directory
 
-    processes = asked_for(devices, num_nodes, device=device)
+    processes = Processes.from_options(devices, num_nodes, device=device)
     spec = model_spec(model, factory, model_args, code)
     inputs = chosen_inputs(
         input_size, input_dtype, input_high, example_inputs,
@@ -124,7 +124,7 @@ def command(
         if not existed and is_first():
             folder.rmdir()
         raise
-    if not leave():
+    if not shutdown():
         return
     for note in analysis.provenance.notes:
         console.said(f"note: {note}")

@@ -77,10 +77,10 @@ def command(
     """
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.pipeline import data_of, finetune
-    from ela_probe.system.processes import asked_for, leave
+    from ela_probe.system.processes import Processes, shutdown
     from ela_probe.training.config import TrainConfig
 
-    processes = asked_for(devices, num_nodes, strategy, device=device)
+    processes = Processes.from_options(devices, num_nodes, strategy, device=device)
     spec = model_spec(model, factory, model_args, code)
     images = checkpoint_data(checkpoint, spec, data, data_root, download)
     images = images or data_of(checkpoint, read_checkpoint(checkpoint, spec=spec))
@@ -104,5 +104,5 @@ def command(
         checkpoint, config, output=path, data=images, spec=spec, device=device,
         processes=processes, resume=resume,
     )  # fmt: skip
-    if leave():
+    if shutdown():
         report(result, path, json, task=images.spec.task)

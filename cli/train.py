@@ -155,10 +155,10 @@ def command(
         torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe ...
     """
     from ela_probe.pipeline import train
-    from ela_probe.system.processes import asked_for, leave
+    from ela_probe.system.processes import Processes, shutdown
     from ela_probe.training.recipes import Recipe, read_recipe
 
-    processes = asked_for(devices, num_nodes, strategy, device=device)
+    processes = Processes.from_options(devices, num_nodes, strategy, device=device)
     plan = Recipe() if recipe is None else read_recipe(recipe)
     spec = plan.model_spec(model, model_arguments(model_args))
     source = plan.source(data)
@@ -198,7 +198,7 @@ def command(
         spec, samples, config, output=folder, ela=plan.ela_config(ela), device=device,
         processes=processes, resume=resume,
     )  # fmt: skip
-    if leave():
+    if shutdown():
         report(result, result.best, json, task=samples.spec.task)
 
 

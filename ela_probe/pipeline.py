@@ -25,7 +25,7 @@ from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.system.device import resolve_device
-from ela_probe.system.processes import Processes, count, in_company, is_first, rank
+from ela_probe.system.processes import Processes, is_first, lost_peer_as_error, process_count, rank
 from ela_probe.system.storage import output_directory, replacing
 from ela_probe.system.versions import versions
 from ela_probe.training.config import TrainConfig
@@ -164,7 +164,7 @@ def analyze_checkpoint(
                 "fewer processes"
             )
     where = processes.launch(resolve_device(device))
-    share = Share(rank(), count(), turn=every)
+    share = Share(rank(), process_count(), turn=every)
     loader: Iterable[Any]
     if data is not None:
         loader = data.loader(
@@ -189,7 +189,7 @@ def analyze_checkpoint(
         notes=tuple(note for note in (loaded.note, inputs and inputs.note) if note),
         versions=versions(),
     )
-    with in_company():
+    with lost_peer_as_error():
         return analyze(
             loaded.model,
             loader,

@@ -12,7 +12,7 @@ from torch import nn
 import ela_probe.pipeline as pipeline
 from ela_probe import ELA, SkipPlan
 from ela_probe.data.opening import open_data
-from ela_probe.system.processes import Processes, count, is_first, leave, of_all
+from ela_probe.system.processes import Processes, all_gather, is_first, process_count, shutdown
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.fitting import TrainingInterrupted, fit
 from tests.test_ela import Classifier, InterruptAt, Watch, fitted, trained
@@ -29,7 +29,7 @@ def without_norms() -> nn.Module:
 
 
 def everywhere_the_same(value: Any) -> bool:
-    values = of_all(value)
+    values = all_gather(value)
     return all(other == values[0] for other in values)
 
 
@@ -54,7 +54,7 @@ def in_anyones_trainer() -> dict[str, Any]:
             "plan": json.loads(ela.plan.model_dump_json()),
             "same plan": everywhere_the_same(ela.plan.model_dump_json()),
             "same weights": everywhere_the_same(numbers(module)),
-            "own batches": len({tuple(losses) for losses in of_all(module.losses)}) == 2,
+            "own batches": len({tuple(losses) for losses in all_gather(module.losses)}) == 2,
             "samples": ela.analysis.provenance.samples,
             "sites": [len(sites) for sites in watch.sites],
             "optimizer follows": all(watch.known),
@@ -116,7 +116,7 @@ def tuned(last: Path, folder: Path) -> dict[str, Any]:
 
 def main(folder: Path, prefix: Path) -> None:
     TWO.launch(torch.device("cpu"))
-    assert count() == 2
+    assert process_count() == 2
     found: dict[str, Any] = {
         "anyones": in_anyones_trainer(),
         "alone": as_alone(str(prefix), folder / "alone"),
@@ -127,7 +127,7 @@ def main(folder: Path, prefix: Path) -> None:
     found["skipped"] = SkipPlan.load(last.with_name("plan.json")).skipped
     if is_first():
         (folder / "found.json").write_text(json.dumps(found))
-    leave()
+    shutdown()
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ from ela_probe.pruning.prune import actions_of
 from ela_probe.sites import fingerprint
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
-from ela_probe.training.ela.surgery import carry_out, changed, in_order, parameter_names
+from ela_probe.training.ela.surgery import (
+    carry_out,
+    changed,
+    parameter_names,
+    restore_parameter_order,
+)
 from ela_probe.training.fitting import TrainingInterrupted
 from tests.conftest import settled
 from tests.lookalikes import GateNetwork, SoftNetwork
@@ -236,10 +241,10 @@ def test_a_saved_order_of_parameters_is_found_again() -> None:
     names = parameter_names(model, [optimizer])
     assert names == [[["1.bias", "1.weight", "0.bias", "0.weight"]]]
     fresh = torch.optim.SGD(model.named_parameters(), 0.1)
-    in_order(model, [fresh], names)
+    restore_parameter_order(model, [fresh], names)
     assert parameter_names(model, [fresh]) == names
     assert fresh.param_groups[0]["param_names"] == names[0][0]
-    in_order(model, [fresh], [[["0.weight"]]])  # of another optimizer: left alone
+    restore_parameter_order(model, [fresh], [[["0.weight"]]])  # of another optimizer: left alone
     assert parameter_names(model, [fresh]) == names
 
 

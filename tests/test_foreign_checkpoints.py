@@ -192,7 +192,9 @@ def test_a_malicious_pickle_is_still_refused(tmp_path: Path, attack: str) -> Non
 
 def test_nothing_that_is_let_in_is_the_thing_itself() -> None:
     """No code of numpy, argparse or pathlib runs on what a file says: all are stand-ins."""
-    assert {getattr(s, "__module__", None) for s in STAND_INS.values()} == {"ela_probe.system.restricted_load"}
+    assert {getattr(s, "__module__", None) for s in STAND_INS.values()} == {
+        "ela_probe.system.restricted_load"
+    }
     made = Ignored("f8", False, True)
     made.__setstate__((3, "<", None, None, None, -1, -1, 0))
     assert vars(made) == {}

@@ -6,7 +6,7 @@ from torch import nn
 
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.models.registry import ModelSpec
-from ela_probe.system.memory_format import in_order
+from ela_probe.system.memory_format import to_memory_format
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.module import ClassificationModule
 
@@ -26,7 +26,7 @@ def order_of(feature_maps: torch.Tensor) -> str:
 def test_feature_maps_lie_in_the_order_of_the_images(channels: int, wanted: bool | None) -> None:
     model = network(channels)
     images = torch.randn(2, channels, 8, 8)
-    ordered = in_order(images, model, channels_last=wanted)
+    ordered = to_memory_format(images, model, channels_last=wanted)
     assert torch.equal(ordered, images)
     seen = []
     for convolution in (part for part in model.modules() if isinstance(part, nn.Conv2d)):
@@ -37,14 +37,14 @@ def test_feature_maps_lie_in_the_order_of_the_images(channels: int, wanted: bool
 
 def test_by_default_another_network_gets_images_as_they_are() -> None:
     images, flattening = torch.randn(2, 3, 8, 8), nn.Flatten()
-    assert in_order(images, flattening) is images
-    assert order_of(in_order(images, flattening, channels_last=True)) == "channels last"
+    assert to_memory_format(images, flattening) is images
+    assert order_of(to_memory_format(images, flattening, channels_last=True)) == "channels last"
 
 
 def test_tokens_and_other_devices_are_left_alone() -> None:
     tokens, elsewhere = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 3, 8, 8, device="meta")
-    assert in_order(tokens, network(), channels_last=True) is tokens
-    assert in_order(elsewhere, network()) is elsewhere
+    assert to_memory_format(tokens, network(), channels_last=True) is tokens
+    assert to_memory_format(elsewhere, network()) is elsewhere
 
 
 def test_a_training_step_is_the_same_in_either_order() -> None:

@@ -17,11 +17,11 @@ from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.ela.moving_averages import StageAverage
 from ela_probe.training.ela.nested_plans import (
     Names,
-    count_of,
-    drawn,
-    part_of,
-    plan_of,
+    best_part,
+    draw_positions,
+    plan_skipping,
     proposal,
+    skip_count,
 )
 from tests.synthetic import make_analysis
 from tests.test_planners import allowed, cost, guards, random_charge
@@ -62,24 +62,24 @@ def test_plans_are_nested_reach_the_share_and_keep_the_guards(
     """Every epoch has other statistics, and still nothing comes back."""
     stages = [part.stage for part in make_analysis(SITES, samples=3).stages]
     try:
-        final = count_of(0.5, stages, constraints)
+        final = skip_count(0.5, stages, constraints)
     except PlanError:
         return
-    gone: Names = frozenset()
+    removed: Names = frozenset()
     before: Names = frozenset()
     due = [*sorted(data.draw(st.lists(st.integers(0, final), max_size=3))), final]
     for epoch, count in enumerate(due):
         analysis = make_analysis(SITES, samples=8, seed=seed + epoch)
-        options = {"planner": planner, "gone": gone, "constraints": constraints}
+        options = {"planner": planner, "removed": removed, "constraints": constraints}
         before = proposal(analysis, final, before=before, hysteresis=0.2, **options)
-        skipped = part_of(before, analysis, count, **options)
-        assert gone <= skipped <= before
+        skipped = best_part(before, analysis, count, **options)
+        assert removed <= skipped <= before
         assert (len(skipped), len(before)) == (count, final)
         for stage in names_of(analysis):
             assert stage[0] not in skipped
             positions = tuple(t for t, name in enumerate(stage) if name in skipped)
             assert allowed(len(stage), positions, constraints)
-        gone = skipped
+        removed = skipped
 
 
 def with_kl(analysis: Analysis, kl: np.ndarray) -> Analysis:
@@ -94,7 +94,7 @@ def with_kl(analysis: Analysis, kl: np.ndarray) -> Analysis:
 def test_a_rival_must_be_better_by_the_hysteresis(hysteresis: float, stays: bool) -> None:
     analysis = make_analysis((3,), samples=4)
     first, second = names_of(analysis)[0][1:]
-    options = {"planner": "budget", "gone": frozenset(), "constraints": Constraints()}
+    options = {"planner": "budget", "removed": frozenset(), "constraints": Constraints()}
 
     def proposed(of_second: float, before: Names) -> Names:
         kl = np.zeros((3, 3))
@@ -109,11 +109,11 @@ def test_a_rival_must_be_better_by_the_hysteresis(hysteresis: float, stays: bool
 def test_a_plan_says_what_is_known_of_a_site_that_is_gone() -> None:
     analysis = make_analysis(SITES, samples=20)
     options = {"planner": "score", "action": "skip", "constraints": Constraints()}
-    gone = frozenset({names_of(analysis)[0][2]})
-    first = plan_of(gone, analysis, epoch=1, last=None, **options)
+    removed = frozenset({names_of(analysis)[0][2]})
+    first = plan_skipping(removed, analysis, epoch=1, last=None, **options)
     later = make_analysis(SITES, samples=20, seed=1)
-    both = gone | {names_of(analysis)[1][1]}
-    second = plan_of(both, later, epoch=2, last=first, **options)
+    both = removed | {names_of(analysis)[1][1]}
+    second = plan_skipping(both, later, epoch=2, last=first, **options)
     site, same = (plan.stages[0].sites[2] for plan in (first, second))
     assert (site.score, site.quantile) == (same.score, same.quantile) != (None, None)
     assert second.stages[1].sites[1].score != first.stages[1].sites[1].score
@@ -125,8 +125,8 @@ def test_a_site_that_none_follows_any_more_is_dropped() -> None:
     analysis = make_analysis((4,), samples=5)
     names = names_of(analysis)[0]
     options = {"planner": "score", "action": "skip", "constraints": Constraints(), "last": None}
-    first = plan_of(frozenset({names[2]}), analysis, epoch=1, **options)
-    second = plan_of(frozenset(names[2:]), analysis, epoch=2, **options)
+    first = plan_skipping(frozenset({names[2]}), analysis, epoch=1, **options)
+    second = plan_skipping(frozenset(names[2:]), analysis, epoch=2, **options)
     assert first.actions[names[2]] == "skip"
     assert second.actions[names[2]] == second.actions[names[3]] == "drop"
 
@@ -136,7 +136,8 @@ def test_draws_keep_the_guards_and_follow_from_their_seed(
     scores: list[float], constraints: Constraints, seed: int
 ) -> None:
     sets = [
-        tuple(drawn(np.array(scores), constraints, np.random.default_rng(seed))) for _ in range(2)
+        tuple(draw_positions(np.array(scores), constraints, np.random.default_rng(seed)))
+        for _ in range(2)
     ]
     assert sets[0] == sets[1]
     assert 0 not in sets[0]
@@ -146,7 +147,7 @@ def test_draws_keep_the_guards_and_follow_from_their_seed(
 def test_a_site_is_drawn_with_the_probability_of_its_score() -> None:
     scores = np.array([1.0, 0.0, 0.2, 0.7, 1.0, np.nan])
     random = np.random.default_rng(0)
-    draws = [drawn(scores, Constraints(), random) for _ in range(4000)]
+    draws = [draw_positions(scores, Constraints(), random) for _ in range(4000)]
     shares = [np.mean([t in draw for draw in draws]) for t in range(6)]
     assert shares[0] == shares[1] == shares[5] == 0
     assert shares[4] == 1
@@ -166,7 +167,7 @@ def test_a_share_that_cannot_be_is_refused(
 ) -> None:
     stages = [part.stage for part in make_analysis(SITES, samples=2).stages]
     with pytest.raises(PlanError, match=message):
-        count_of(share, stages, constraints)
+        skip_count(share, stages, constraints)
 
 
 # Averages
@@ -216,13 +217,13 @@ def test_without_decay_only_the_last_epoch_counts() -> None:
     assert found.fit.alpha == pytest.approx(exact.alpha, rel=1e-9)
 
 
-def without(part: StageAnalysis, gone: int, *, shorter: bool) -> StageAnalysis:
-    """The analysis of a stage without a site; `shorter`: its source is gone as well."""
-    left = [t for t in range(len(part.stage.sites)) if t != gone]
+def without(part: StageAnalysis, removed: int, *, shorter: bool) -> StageAnalysis:
+    """The analysis of a stage without a site; `shorter`: its source is removed as well."""
+    left = [t for t in range(len(part.stage.sites)) if t != removed]
     sites = tuple(
-        dataclasses.replace(site, sources=site.sources - (shorter and t > gone))
+        dataclasses.replace(site, sources=site.sources - (shorter and t > removed))
         for t, site in enumerate(part.stage.sites)
-        if t != gone
+        if t != removed
     )
     return dataclasses.replace(
         part,
@@ -242,7 +243,7 @@ def test_averages_start_over_only_where_they_would_mix_unlike_things(shorter: bo
     found = average.analysis()
     old, new, kl = (p.divergences["kl"] for p in (first, second, found))
     both = (old + new) / 2
-    np.testing.assert_array_equal(kl[2], old[2])  # gone: as it was
+    np.testing.assert_array_equal(kl[2], old[2])  # removed: as it was
     np.testing.assert_array_equal(kl[:2, 2], old[:2, 2])
     assert kl[0, 1] == both[0, 1]
     for i, j in ((0, 3), (1, 4), (3, 4)):

@@ -26,11 +26,10 @@ from ela_probe.data.opening import open_data
 from ela_probe.errors import DataError, OptionError
 from ela_probe.system.processes import (
     Processes,
-    asked_for,
-    from_first,
+    all_gather,
+    broadcast,
     is_first,
-    of_all,
-    together,
+    raise_together,
 )
 from ela_probe.training.fitting import fit
 from tests.several import EXACT, without_norms
@@ -97,12 +96,12 @@ def test_a_sampler_that_repeats_samples_is_refused() -> None:
 
 
 def test_alone_nothing_waits() -> None:
-    assert asked_for(device="cpu") == Processes()
+    assert Processes.from_options(device="cpu") == Processes()
     assert Processes().launch(torch.device("cpu")) == torch.device("cpu")
     assert is_first()
-    assert from_first([1]) == [1]
-    assert of_all("a") == ["a"]
-    with pytest.raises(DataError, match="no data"), together():
+    assert broadcast([1]) == [1]
+    assert all_gather("a") == ["a"]
+    with pytest.raises(DataError, match="no data"), raise_together():
         raise DataError("no data")
 
 
@@ -121,25 +120,31 @@ LAUNCHERS: dict[str, dict[str, str]] = {
 def test_a_launcher_says_how_many(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in LAUNCHERS[launcher].items():
         monkeypatch.setenv(name, value)
-    assert asked_for(device="cpu") == Processes(2, 2)
-    assert asked_for(2, 2, "fsdp", device="cpu") == Processes(2, 2, "fsdp")
-    with pytest.raises(OptionError, match=f"--devices 3 came, but {launcher} started 2"):
-        asked_for(3, device="cpu")
-    with pytest.raises(OptionError, match=f"--num-nodes 1 came, but {launcher} started 2"):
-        asked_for(2, 1, device="cpu")
+    assert Processes.from_options(device="cpu") == Processes(2, 2)
+    assert Processes.from_options(2, 2, "fsdp", device="cpu") == Processes(2, 2, "fsdp")
+    with pytest.raises(OptionError, match=f"got --devices 3, but {launcher} started 2"):
+        Processes.from_options(3, device="cpu")
+    with pytest.raises(OptionError, match=f"got --num-nodes 1, but {launcher} started 2"):
+        Processes.from_options(2, 1, device="cpu")
 
 
 def test_slurm_tasks_that_lightning_cannot_use_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     with pytest.raises(OptionError, match="--ntasks-per-node=4"):
-        asked_for(device="cpu")
+        Processes.from_options(device="cpu")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--strategy", "fsdp"], "shares out the parameters, and one process came: add --devices"),
-        (["--num-nodes", "2"], "came without a launcher: start the command with torchrun or srun"),
+        (
+            ["--strategy", "fsdp"],
+            "divides the parameters among processes, and there is only one: add",
+        ),
+        (
+            ["--num-nodes", "2"],
+            "--num-nodes 2 needs a launcher: start the command with torchrun or srun",
+        ),
         (["--devices", "9", "--batch-size", "8"], "too few for 9 processes"),
         (["--devices", "2", "--precision", "16-mixed"], "16-mixed needs a GPU"),
     ],
@@ -364,7 +369,9 @@ def test_a_run_of_two_of_which_one_is_killed_ends_and_goes_on(
     _, err = first.communicate(timeout=120)
     assert second.wait() == -signal.SIGKILL
     assert first.returncode == 2, err
-    assert err.splitlines()[-1].startswith("error: process 1 of 2 ends, since another one did")
+    assert err.splitlines()[-1].startswith(
+        "error: process 1 of 2 stops, because another process ended"
+    )
     assert "Traceback" not in err
     again = [sys.executable, COMMAND, *words, "--resume"]
     subprocess.run(again, env=environment(), check=True, capture_output=True, timeout=120)

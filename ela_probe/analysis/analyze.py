@@ -17,7 +17,7 @@ from ela_probe.discovery.discover import Discovery, discover
 from ela_probe.errors import DataError
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.forward import inputs_and_labels, unwrap
-from ela_probe.system.processes import of_all, together
+from ela_probe.system.processes import all_gather, raise_together
 
 
 def analyze(
@@ -70,7 +70,7 @@ def analyze(
     )
     if probe.sampling.passes is not None:
         batches = islice(batches, probe.sampling.passes)
-    with together(), probe:
+    with raise_together(), probe:
         result = evaluate(
             model, batches, device, labelled=labelled, measured=False, progress=progress
         )
@@ -122,7 +122,7 @@ def sampling_of(probe: AttentionProbe) -> dict[str, int]:
     counts = {"batches": probe.seen, "recorded": probe.passes}
     if "max_batches" in asked:
         counts["max_batches"] = asked["max_batches"]
-    return {**asked, **{name: sum(of_all(value)) for name, value in counts.items()}}
+    return {**asked, **{name: sum(all_gather(value)) for name, value in counts.items()}}
 
 
 def sampling_note(sampled: Mapping[str, int]) -> str:

@@ -16,8 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import DataError
 from ela_probe.forward import call, eval_mode, inputs_and_labels, logits_of, mapped, sample_count
-from ela_probe.system.memory_format import in_order
-from ela_probe.system.processes import count, is_first, of_all, rank, together
+from ela_probe.system.memory_format import to_memory_format
+from ela_probe.system.processes import all_gather, is_first, process_count, raise_together, rank
 from ela_probe.system.progress import track
 
 
@@ -65,11 +65,13 @@ def evaluate(
     samples, scored, sequences = 0, True, False
     start = time.perf_counter()
     with eval_mode(model.to(device)):
-        with together():
+        with raise_together():
             for batch in track(loader, "evaluating", progress=progress and is_first()):
                 inputs, labels = inputs_and_labels(batch, labelled=labelled)
                 samples += sample_count(inputs)
-                inputs = mapped(inputs, lambda t: in_order(t.to(device, non_blocking=True), model))
+                inputs = mapped(
+                    inputs, lambda t: to_memory_format(t.to(device, non_blocking=True), model)
+                )
                 output = call(model, inputs)
                 logits = logits_of(output)
                 if logits is None or not _are_classes(labels, logits):
@@ -95,7 +97,7 @@ def evaluate(
                 loss.update(F.cross_entropy(logits, labels), weight=len(labels))
             if not samples:
                 raise DataError(_nothing())
-        samples, scored = sum(of_all(samples)), all(of_all(scored))
+        samples, scored = sum(all_gather(samples)), all(all_gather(scored))
         mean = float(loss.compute()) if scored else math.nan
         return {
             "accuracy": float(accuracy.compute()) if accuracy is not None and scored else math.nan,
@@ -107,11 +109,11 @@ def evaluate(
 
 
 def _nothing() -> str:
-    if count() == 1:
+    if process_count() == 1:
         return "there is nothing to evaluate: the split is empty"
     return (
-        f"there is no batch for process {rank() + 1} of {count()}: take fewer processes, smaller "
-        "batches or more samples"
+        f"there is no batch for process {rank() + 1} of {process_count()}: take fewer processes, "
+        "smaller batches or more samples"
     )
 
 

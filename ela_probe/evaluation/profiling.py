@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.peak_memory import peak_bytes
-from ela_probe.system.memory_format import in_order
+from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.progress import bar
 from ela_probe.system.validation import Strict
 
@@ -127,7 +127,7 @@ def measure_latency(
 
     A training step is forward, cross-entropy, backward, a step of SGD with momentum at learning
     rate 0 (the same arithmetic, and the weights stay as they are) and zero_grad, in the order of
-    memory of training (`memory_format.in_order`). The models given
+    memory of training (`memory_format.to_memory_format`). The models given
     stay untouched, as does the random state.
 
     Args:
@@ -148,7 +148,9 @@ def measure_latency(
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
             steps = {
-                name: build(copy.deepcopy(model).to(device), in_order(images, model), labels)
+                name: build(
+                    copy.deepcopy(model).to(device), to_memory_format(images, model), labels
+                )
                 for name, model in models.items()
             }
             taken[kind] = alternate(
@@ -182,7 +184,7 @@ def measure_memory(
     peaks = {}
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
-            step = build(copy.deepcopy(model).to(device), in_order(images, model), labels)
+            step = build(copy.deepcopy(model).to(device), to_memory_format(images, model), labels)
             step()  # so that the momentum buffers are there before
             peaks[kind] = peak_bytes(step, device)
     return PeakMemory(**peaks)

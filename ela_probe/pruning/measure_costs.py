@@ -34,7 +34,7 @@ from ela_probe.pruning.plan import Origin, SitePlan, SkipPlan, StagePlan
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import Action, Stage, fingerprint
 from ela_probe.system.arrays import Floats
-from ela_probe.system.memory_format import in_order
+from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.progress import track
 from ela_probe.system.versions import __version__
 
@@ -81,7 +81,7 @@ def measure_costs(
             pruned = tried(model, actions)
             if pruned is not None:
                 steps[str(number)] = training_step(
-                    pruned.to(device), in_order(inputs, pruned), labels
+                    pruned.to(device), to_memory_format(inputs, pruned), labels
                 )
         taken = alternate(
             steps,

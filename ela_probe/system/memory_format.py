@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 
-def in_order(images: Tensor, model: nn.Module, *, channels_last: bool | None = None) -> Tensor:
+def to_memory_format(
+    images: Tensor, model: nn.Module, *, channels_last: bool | None = None
+) -> Tensor:
     """The same numbers in the order in memory that `model` is to compute in.
 
     Args:

@@ -22,7 +22,7 @@ from ela_probe.data.opening import Data
 from ela_probe.errors import OptionError, OutputError
 from ela_probe.system.device import resolve_device
 from ela_probe.system.lightning_logging import quiet_lightning
-from ela_probe.system.processes import Processes, count, in_company, is_first, rank
+from ela_probe.system.processes import Processes, is_first, lost_peer_as_error, process_count, rank
 from ela_probe.system.storage import output_directory
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.display import EpochDisplay
@@ -135,14 +135,14 @@ def fit(
     epochs_done = check_resume(state, module, origin=origin, ela=ela) if resume else 0
 
     where = processes.launch(where)  # all that a user can do wrong was looked at
-    train, validation = _loaders(data, config, Share(rank(), count()))
+    train, validation = _loaders(data, config, Share(rank(), process_count()))
     # Lightning starts the workers of a resumed epoch before it tells the sampler which it is
     train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
     if is_first() and not resume:
         state.unlink(missing_ok=True)
 
     start = time.perf_counter()
-    with quiet_lightning(), _restored(), in_company():
+    with quiet_lightning(), _restored(), lost_peer_as_error():
         trainer = pl.Trainer(
             accelerator="gpu" if where.type == "cuda" else where.type,
             **placed,

@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import OptionError
-from ela_probe.system.memory_format import in_order
-from ela_probe.system.processes import count
+from ela_probe.system.memory_format import to_memory_format
+from ela_probe.system.processes import process_count
 from ela_probe.training.config import TrainConfig
 
 CHECK_EVERY = 50  # steps between looks at the loss, where a look waits for others
@@ -74,7 +74,7 @@ class ClassificationModule(pl.LightningModule):
 
     def _watch_loss(self, loss: Tensor, *, step: int) -> None:
         """Look at the loss at every step where that is free, else now and then."""
-        alone = count() == 1
+        alone = process_count() == 1
         if (alone and loss.device.type == "cpu") or step % CHECK_EVERY == 0:
             if not alone:  # so that all processes stop, or none
                 loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="sum")  # in place
@@ -89,7 +89,7 @@ class ClassificationModule(pl.LightningModule):
     def _flat(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
         inputs, labels = batch
-        inputs = in_order(inputs, self.model, channels_last=self.config.channels_last)
+        inputs = to_memory_format(inputs, self.model, channels_last=self.config.channels_last)
         return self(inputs).flatten(0, -2), labels.flatten()
 
     def reset_sums(self) -> None:

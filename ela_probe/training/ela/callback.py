@@ -21,8 +21,8 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.system.processes import is_first
 from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.ela.epoch import Epoch
-from ela_probe.training.ela.schedule import Course
-from ela_probe.training.ela.surgery import in_order, parameter_names
+from ela_probe.training.ela.gradual_pruning import GradualPruning
+from ela_probe.training.ela.surgery import parameter_names, restore_parameter_order
 from ela_probe.training.ela.wrapping import check_strategy, wrap_again
 
 
@@ -72,7 +72,7 @@ class ELA(pl.Callback):
         self.seconds = self.trained = 0.0
         self.row: dict[str, float] = {}
         self._given = model
-        self._course: Course | None = None
+        self._pruning: GradualPruning | None = None
         self._order: list[list[list[str]]] = []
         self._epoch: Epoch | None = None
         self._in_batch = ExitStack()
@@ -81,12 +81,12 @@ class ELA(pl.Callback):
     @property
     def plan(self) -> SkipPlan | None:
         """What is in force, in terms of the network as it was at first; None before any skip."""
-        return None if self._course is None else self._course.plan
+        return None if self._pruning is None else self._pruning.plan
 
     @property
     def share(self) -> float:
         """The share of all retrievals that are removed."""
-        return 0.0 if self._course is None else len(self._course.removed) / self._course.sites
+        return 0.0 if self._pruning is None else len(self._pruning.removed) / self._pruning.sites
 
     @property
     def analysis(self) -> Analysis:
@@ -99,11 +99,11 @@ class ELA(pl.Callback):
 
     def summary(self) -> dict[str, Any]:
         """How it ended, ready for JSON. Raises ModelError: training has not started."""
-        course = self._begun()
+        pruning = self._begun()
         return {
-            "plan": None if course.plan is None else self.path,
-            "retrievals": course.sites,
-            "skipped": len(course.removed),
+            "plan": None if pruning.plan is None else self.path,
+            "retrievals": pruning.sites,
+            "skipped": len(pruning.removed),
             "share": self.share,
             "ebqm_seconds": self.seconds,
             "ebqm_share": self.seconds / self.trained if self.trained else 0.0,
@@ -139,19 +139,19 @@ class ELA(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the network, and make sure that what is asked for can be done."""
         epochs = trainer.max_epochs
-        if self._course is None or not self._course.network.is_in(pl_module):
+        if self._pruning is None or not self._pruning.network.is_in(pl_module):
             self._begin(pl_module)
             if self.path is not None and is_first():
                 self.path.unlink(missing_ok=True)
-        course = self._begun()
-        if course.schedule is None:
-            course.schedule = self.config.schedule(None if epochs == -1 else epochs)
-        if self.config.stochastic and course.network.compiled:
+        pruning = self._begun()
+        if pruning.schedule is None:
+            pruning.schedule = self.config.schedule(None if epochs == -1 else epochs)
+        if self.config.stochastic and pruning.network.compiled:
             raise OptionError(
                 "ELA: stochastic skipping changes the network at every step, and a compiled one "
                 "would be compiled as often; leave out stochastic, or torch.compile"
             )
-        in_order(pl_module, trainer.optimizers, self._order)
+        restore_parameter_order(pl_module, trainer.optimizers, self._order)
 
     def rebuild(self, module: nn.Module, state: Mapping[str, Any] | None) -> None:
         """Prune the network in `module` to what it was when the state was saved.
@@ -165,7 +165,7 @@ class ELA(pl.Callback):
         """
         if state is None or state["course"] is None:
             return
-        if self._course is None or not self._course.network.is_in(module):
+        if self._pruning is None or not self._pruning.network.is_in(module):
             self._begin(module)
         self._begun().rebuild(state["course"]["plan"])
 
@@ -177,7 +177,7 @@ class ELA(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch needs, as plain values and tensors."""
         return {
-            "course": None if self._course is None else self._course.state_dict(),
+            "course": None if self._pruning is None else self._pruning.state_dict(),
             "parameters": self._order,
             "seconds": self.seconds,
             "trained": self.trained,
@@ -194,28 +194,28 @@ class ELA(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks and, while the plan may change, a new probe."""
-        course, done = self._begun(), trainer.current_epoch
+        pruning, done = self._begun(), trainer.current_epoch
         self._epoch = epoch = Epoch(pl_module.device)
-        if course.is_final(done):
+        if pruning.is_final(done):
             return
         with epoch.clock:
-            with course.network.uncompiled() as model:
+            with pruning.network.uncompiled() as model:
                 epoch.probe = AttentionProbe(model)
             epoch.every = self.config.probe_every(trainer.num_training_batches)
-            epoch.scores = course.scores(done)
+            epoch.scores = pruning.scores(done)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Probe the batch, or skip at random, or neither."""
-        course, epoch = self._begun(), self._running()
+        pruning, epoch = self._begun(), self._running()
         probe = epoch.probe_of(batch_idx)
         epoch.batches += 1
-        if course.network.compiled:
+        if pruning.network.compiled:
             self._in_batch.enter_context(epoch.steps[probe is not None])
         if probe is not None:
             with epoch.clock:
-                model = self._in_batch.enter_context(course.network.uncompiled())
+                model = self._in_batch.enter_context(pruning.network.uncompiled())
                 before = model.register_forward_hook(lambda *_: epoch.clock.start())
                 self._in_batch.callback(before.remove)
                 self._in_batch.enter_context(probe)
@@ -223,8 +223,8 @@ class ELA(pl.Callback):
                 self._in_batch.callback(after.remove)
         elif epoch.scores:
             with epoch.clock:
-                names = course.draw(epoch.scores, trainer.current_epoch, batch_idx)
-                self._in_batch.callback(course.network.without(names))
+                names = pruning.draw(epoch.scores, trainer.current_epoch, batch_idx)
+                self._in_batch.callback(pruning.network.without(names))
                 epoch.skips += len(names)
 
     def on_train_batch_end(
@@ -254,19 +254,19 @@ class ELA(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take in the epoch's statistics; plan; remove what the plan skips."""
-        course, epoch, self._epoch = self._begun(), self._running(), None
-        skipped = (len(course.removed) + epoch.skips / max(1, epoch.batches)) / course.sites
+        pruning, epoch, self._epoch = self._begun(), self._running(), None
+        skipped = (len(pruning.removed) + epoch.skips / max(1, epoch.batches)) / pruning.sites
         epoch.wait()
         if epoch.probe is not None and epoch.probe.passes:
             with epoch.clock:
                 found = from_probe(epoch.probe).stages
-                changed = course.step(found, trainer.current_epoch + 1, trainer.optimizers)
+                changed = pruning.step(found, trainer.current_epoch + 1, trainer.optimizers)
                 if changed:
                     wrap_again(trainer.strategy)
-                    if self.path is not None and course.plan is not None and is_first():
-                        course.plan.save(self.path)
+                    if self.path is not None and pruning.plan is not None and is_first():
+                        pruning.plan.save(self.path)
         self._order = parameter_names(pl_module, trainer.optimizers)
-        seconds = epoch.cost(compiled=course.network.compiled)
+        seconds = epoch.cost(compiled=pruning.network.compiled)
         self.seconds += seconds
         self.trained += time.perf_counter() - epoch.began - epoch.elsewhere
         self.row = {"skipped": skipped, "ebqm_seconds": round(seconds, 6)}
@@ -274,12 +274,14 @@ class ELA(pl.Callback):
             pl_module.log(f"ela_{name}", value, sync_dist=True)
 
     def _begin(self, module: nn.Module) -> None:
-        self._course = Course(self.config, module, given=self._given, provenance=self.provenance)
+        self._pruning = GradualPruning(
+            self.config, module, given=self._given, provenance=self.provenance
+        )
 
-    def _begun(self) -> Course:
-        if self._course is None:
+    def _begun(self) -> GradualPruning:
+        if self._pruning is None:
             raise ModelError("ELA has not seen the network yet; fit a module with it first")
-        return self._course
+        return self._pruning
 
     def _running(self) -> "Epoch":
         assert self._epoch is not None  # since on_train_epoch_start

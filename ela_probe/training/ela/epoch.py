@@ -14,8 +14,8 @@ class Epoch:
 
     began: when; elsewhere: seconds of it that were no training. clock: of probing and planning.
     steps: of a compiled network's steps, probed or not. probe: None once the plan is final.
-    every: batches from one probed one to the next. scores: see `Course.scores`. skips: retrievals
-    skipped in all `batches` together.
+    every: batches from one probed one to the next. scores: see `GradualPruning.scores`.
+    skips: retrievals skipped in all `batches` together.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -21,7 +21,7 @@ from ela_probe.system.arrays import Floats
 Names = frozenset[str]
 
 
-def count_of(share: float, stages: Sequence[Stage], constraints: Constraints) -> int:
+def skip_count(share: float, stages: Sequence[Stage], constraints: Constraints) -> int:
     """How many retrievals a share of all is, rounded.
 
     Raises:
@@ -44,14 +44,14 @@ def proposal(
     *,
     planner: Literal["score", "budget"],
     before: Names,
-    gone: Names,
+    removed: Names,
     hysteresis: float,
     constraints: Constraints,
 ) -> Names:
     """The sites to skip in the end: least total charge, those of `before` charged less.
 
     Args:
-        count: how many. before: the last proposal. gone: what is removed already.
+        count: how many. before: the last proposal. removed: what is removed already.
         hysteresis: by how much less, as a fraction; a site takes the place of one that was
             proposed before only where it is better by more.
     """
@@ -59,32 +59,32 @@ def proposal(
     names = site_names(analysis)
     for charge, stage in zip(charges, names, strict=True):
         charge[:, [name in before for name in stage]] *= 1 - hysteresis
-    chosen = within_budget(charges, count, constraints, must=at(gone, names))
-    return named(chosen, names)
+    chosen = within_budget(charges, count, constraints, must=positions_by_stage(removed, names))
+    return names_at(chosen, names)
 
 
-def part_of(
+def best_part(
     proposed: Names,
     analysis: Analysis,
     count: int,
     *,
     planner: Literal["score", "budget"],
-    gone: Names,
+    removed: Names,
     constraints: Constraints,
 ) -> Names:
-    """The `count` sites of a proposal that are the least charge to skip now, `gone` among them."""
+    """The `count` sites of a proposal with the least charge, among them all of `removed`."""
     names = site_names(analysis)
     chosen = within_budget(
         charges_of(analysis, planner),
         count,
         constraints,
-        must=at(gone, names),
-        may=at(proposed, names),
+        must=positions_by_stage(removed, names),
+        may=positions_by_stage(proposed, names),
     )
-    return named(chosen, names)
+    return names_at(chosen, names)
 
 
-def plan_of(
+def plan_skipping(
     skipped: Names,
     analysis: Analysis,
     *,
@@ -97,12 +97,14 @@ def plan_of(
     """The plan that skips these sites.
 
     Args:
-        last: the plan before. A site that is gone keeps the quantile and the score that it was
+        last: the plan before. A site that is removed keeps the quantile and the score that it was
             removed with.
     """
     decided = [
         skipping(sorted(positions), action, part.divergences["kl"])
-        for positions, part in zip(at(skipped, site_names(analysis)), analysis.stages, strict=True)
+        for positions, part in zip(
+            positions_by_stage(skipped, site_names(analysis)), analysis.stages, strict=True
+        )
     ]
     plan = as_plan(
         analysis, decided, target=analysis.target, constraints=constraints, planner=planner
@@ -131,19 +133,23 @@ def site_names(analysis: Analysis) -> list[list[str]]:
     return [[site.name for site in part.stage.sites] for part in analysis.stages]
 
 
-def at(chosen: Collection[str], names: Sequence[Sequence[str]]) -> list[frozenset[int]]:
+def positions_by_stage(
+    chosen: Collection[str], names: Sequence[Sequence[str]]
+) -> list[frozenset[int]]:
     """Per stage the positions of the chosen names."""
     return [frozenset(t for t, n in enumerate(stage) if n in chosen) for stage in names]
 
 
-def named(chosen: Sequence[Collection[int]], names: Sequence[Sequence[str]]) -> Names:
-    """The inverse of `at`."""
+def names_at(chosen: Sequence[Collection[int]], names: Sequence[Sequence[str]]) -> Names:
+    """The inverse of `positions_by_stage`."""
     return frozenset(
         stage[t] for stage, positions in zip(names, chosen, strict=True) for t in positions
     )
 
 
-def drawn(scores: Floats, constraints: Constraints, random: np.random.Generator) -> list[int]:
+def draw_positions(
+    scores: Floats, constraints: Constraints, random: np.random.Generator
+) -> list[int]:
     """Positions in a stage, each with the probability of its score as far as the guards allow.
 
     One number is drawn for every site. The first site is never among them, and neither is one

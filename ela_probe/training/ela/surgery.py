@@ -98,7 +98,7 @@ def parameter_names(
     ]
 
 
-def in_order(
+def restore_parameter_order(
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     names: Sequence[Sequence[Sequence[str]]],

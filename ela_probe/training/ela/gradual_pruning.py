@@ -1,4 +1,4 @@
-"""Course: how far the pruning of a network has come in its training, and the next step of it."""
+"""GradualPruning: how far a network is pruned at a point of its training, and the next step."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,20 +14,20 @@ from ela_probe.errors import CheckpointError
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.prune import actions_of
 from ela_probe.system.arrays import Floats
-from ela_probe.system.processes import from_first
+from ela_probe.system.processes import broadcast
 from ela_probe.training.ela.config import ELAConfig, Schedule
 from ela_probe.training.ela.nested_plans import (
     Names,
-    count_of,
-    drawn,
-    part_of,
-    plan_of,
+    best_part,
+    draw_positions,
+    plan_skipping,
     proposal,
+    skip_count,
 )
 from ela_probe.training.ela.network import Network
 
 
-class Course:
+class GradualPruning:
     """The way of a network from unpruned to its final plan.
 
     Args:
@@ -55,7 +55,7 @@ class Course:
         self.config, self.provenance = config, provenance
         self.constraints = Constraints(max_run=config.max_run, min_keep=config.min_keep)
         self.network = Network(module, given, decay=config.decay)
-        self._final = count_of(config.skip, self.network.stages, self.constraints)
+        self._final = skip_count(config.skip, self.network.stages, self.constraints)
         for action in {config.action, "skip"} if config.stochastic else {config.action}:
             self.network.try_out(action)
         self.plan: SkipPlan | None = None
@@ -70,7 +70,7 @@ class Course:
     @property
     def removed(self) -> Names:
         """The sites whose retrieval is not formed any more."""
-        return removed(self.plan)
+        return skipped_by(self.plan)
 
     @property
     def analysis(self) -> Analysis:
@@ -98,14 +98,14 @@ class Course:
         Raises:
             PlanError: the adapter refuses it.
         """
-        self.network.fold(from_first(tuple(found)))  # so that all processes plan alike
+        self.network.fold(broadcast(tuple(found)))  # so that all processes plan alike
         config, analysis = self.config, self.analysis
         self._proposed = proposal(
             analysis,
             self._final,
             planner=config.planner,
             before=self._proposed,
-            gone=self.removed,
+            removed=self.removed,
             hysteresis=config.hysteresis,
             constraints=self.constraints,
         )
@@ -113,15 +113,15 @@ class Course:
         due = 0 if waits else math.floor(self._scheduled.part(done) * self._final + 0.5)
         if due <= len(self.removed) and not self.is_final(done):
             return False
-        skipped = part_of(
+        skipped = best_part(
             self._proposed,
             analysis,
             due,
             planner=config.planner,
-            gone=self.removed,
+            removed=self.removed,
             constraints=self.constraints,
         )
-        plan = plan_of(
+        plan = plan_skipping(
             skipped,
             analysis,
             planner=config.planner,
@@ -152,7 +152,7 @@ class Course:
         return [
             stage.sites[t].name
             for stage, of_stage in zip(self.network.stages, scores, strict=True)
-            for t in drawn(of_stage, self.constraints, random)
+            for t in draw_positions(of_stage, self.constraints, random)
         ]
 
     def rebuild(self, text: str | None) -> None:
@@ -166,7 +166,7 @@ class Course:
             CheckpointError: the network is pruned further than that.
         """
         plan = None if text is None else SkipPlan.parse(text, "the saved plan")
-        further = sorted(self.removed - removed(plan))
+        further = sorted(self.removed - skipped_by(plan))
         if further:
             raise CheckpointError(
                 f"the network was pruned further than the checkpoint's, by {', '.join(further)}; "
@@ -203,5 +203,5 @@ class Course:
         return Target(skip=part * self.config.skip, concentration=self.config.concentration)
 
 
-def removed(plan: SkipPlan | None) -> Names:
+def skipped_by(plan: SkipPlan | None) -> Names:
     return frozenset() if plan is None else frozenset(plan.changes)
