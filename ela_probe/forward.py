@@ -1,4 +1,4 @@
-"""Calling a model: its inputs as nests of tensors, its outputs, its modes."""
+"""Calling a model: its inputs (nested tensors), its outputs, and its train or eval mode."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +21,10 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def inputs_and_labels(batch: Any, *, labelled: bool = True) -> tuple[Any, Any]:
-    """A batch taken apart into what the model is called with and the labels, None if there are
-    none.
+    """Split a batch into the model's inputs and the labels (None if there are none).
 
     A pair (a tuple or list of two) is inputs and labels, as a DataLoader over a labelled data set
-    yields it. Anything else is what the model is called with: a tensor, a dict of keyword
+    yields it. Anything else is all inputs: a tensor, a dict of keyword
     arguments, a tuple of arguments of any other length. Pairs of arguments need a dict, or
     `labelled=False`.
     """
@@ -35,7 +34,7 @@ def inputs_and_labels(batch: Any, *, labelled: bool = True) -> tuple[Any, Any]:
 
 
 def logits_of(output: Any) -> Tensor | None:
-    """The logits in a model's output: the tensor itself, or what it has under `logits`."""
+    """The logits in a model's output: the output itself, or its item or attribute `logits`."""
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif not isinstance(output, Tensor):
@@ -44,12 +43,12 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def sample_count(inputs: Any) -> int:
-    """How many samples a batch holds: the length of its first tensor. Raises DataError."""
+    """The number of samples in a batch: the length of its first tensor. Raises DataError."""
     first = next(tensors_of(inputs), None)
     if first is None or not first.ndim:
         raise DataError(
-            f"a batch is a {type(inputs).__name__} without a tensor; expected a tensor (N, ...), "
-            "or a tuple or dict of tensors"
+            f"got a batch that is a {type(inputs).__name__} without tensors; expected a tensor "
+            "(N, ...), or a tuple or dict of tensors"
         )
     return len(first)
 
@@ -61,7 +60,7 @@ def first_samples(inputs: Any, limit: int) -> Any:
 
 
 def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of tuples, lists and dicts with every tensor changed."""
+    """The same nested tuples and dicts with every tensor changed; lists become tuples."""
     if isinstance(inputs, Tensor):
         return change(inputs)
     if isinstance(inputs, Mapping):
@@ -94,7 +93,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """A block with every module in eval mode; each module's own mode is put back afterwards."""
+    """A block with every module in eval mode; each module's mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -106,7 +105,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; modes and random state are put back afterwards."""
+    """Eval mode without gradients; modes and random state are restored afterwards."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), eval_mode(model):
         yield

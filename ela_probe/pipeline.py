@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.registry import adapter_for
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
@@ -17,10 +16,10 @@ from ela_probe.data.batches import Share
 from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
 from ela_probe.data.opening import Data, data_from_spec
 from ela_probe.discovery.declared import DeclaredAdapter
-from ela_probe.discovery.discover import discover
+from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.errors import CheckpointError, DataError, OptionError
-from ela_probe.forward import call, eval_mode, first_samples, logits_of, moved, unwrap
+from ela_probe.forward import call, eval_mode, first_samples, logits_of, moved
 from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
@@ -147,8 +146,8 @@ def analyze_checkpoint(
     """
     Sampling(every, max_batches, max_tokens)  # before anything is read
     loaded = read_checkpoint(checkpoint, spec=spec)
-    if sites is None and adapter_for(unwrap(loaded.model)) is not None:
-        discover(loaded.model)  # before any data is read
+    # Before any data is read: a checkpoint without layer attention is refused at once.
+    found = None if sites is not None else discover_by_adapter(loaded.model)
     if inputs is not None:
         data = None
         check_inputs(loaded.model, inputs)
@@ -173,7 +172,6 @@ def analyze_checkpoint(
     else:
         assert inputs is not None
         loader = inputs if share.count == 1 else share.deal(inputs)
-    found = None
     if sites is not None:
         first = next(iter(loader if inputs is None else inputs))
         found = sites.discover(loaded.model, first if data is None else first[0])

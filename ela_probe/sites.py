@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 Kind = Literal["softmax", "unrolled", "channel"]
 Action = Literal["keep", "recur", "skip", "drop"]
@@ -52,29 +52,56 @@ class Stage:
 
 def fingerprint(stages: Sequence[Stage]) -> str:
     """A SHA-256 over names, kinds and sizes: equal for models whose sites are the same."""
-    described = [[s.name, s.kind, [[t.name, t.sources] for t in s.sites]] for s in stages]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    content = [[s.name, s.kind, [[t.name, t.sources] for t in s.sites]] for s in stages]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def described(sites: Iterable[tuple[str, str, int]]) -> dict[str, str]:
-    """From kind, name and number of sources of each site: by name what it is, in words."""
-    return {name: f"{kind}, {sources} sources" for kind, name, sources in sites}
+class NamedSources(Protocol):
+    """What `describe` reads of a site: its name and its number of sources."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sources(self) -> int: ...
+
+
+class SitesOfOneKind(Protocol):
+    """What `describe` reads of a stage, of a model, a plan or measured costs."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def sites(self) -> Sequence[NamedSources]: ...
+
+
+def describe(stages: Iterable[SitesOfOneKind]) -> dict[str, str]:
+    """Every site in words, by its name.
+
+    >>> describe([Stage("stack", "softmax", (Site("layers.0", "layers.0", 1),))])
+    {'layers.0': 'softmax, 1 sources'}
+    """
+    return {
+        site.name: f"{stage.kind}, {site.sources} sources"
+        for stage in stages
+        for site in stage.sites
+    }
 
 
 def differences(
     expected: Mapping[str, str], actual: Mapping[str, str], *, known: str, found: str
 ) -> str:
-    """What differs between sites as `described` gives them, in one line for a message.
+    """What differs between two sets of sites (see `describe`), in one line for a message.
 
     Args:
-        known: what the expected sites stand in, as "the plan". found: what the actual ones do.
+        known: where the expected sites come from, such as "the plan". found: where the actual
+            ones come from, such as "the model".
     """
-    told = [f"{n} ({expected[n]}) is not in {found}" for n in expected if n not in actual]
-    told += [f"{n} ({actual[n]}) is not in {known}" for n in actual if n not in expected]
-    told += [
+    lines = [f"{n} ({expected[n]}) is not in {found}" for n in expected if n not in actual]
+    lines += [f"{n} ({actual[n]}) is not in {known}" for n in actual if n not in expected]
+    lines += [
         f"{n} has {actual[n]} in {found}, {expected[n]} in {known}"
         for n in expected
         if n in actual and expected[n] != actual[n]
     ]
-    more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
-    return ("; ".join(told[:4]) or "the fingerprint differs") + more
+    more = f"; and {len(lines) - 4} more" if len(lines) > 4 else ""
+    return ("; ".join(lines[:4]) or "the fingerprint differs") + more

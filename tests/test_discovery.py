@@ -371,3 +371,31 @@ def test_the_command_lists_sites_and_bystanders(
     assert main([*words, "--input-size", "5,x"]) == 2
     assert main(words) == 2
     assert "--input-size" in capsys.readouterr().err
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    import doctest
+
+    from ela_probe import sites
+    from ela_probe.discovery import bystanders, growth, sampling
+
+    for module in (sites, bystanders, growth, sampling):
+        result = doctest.testmod(module)
+        assert result.attempted
+        assert not result.failed
+
+
+def test_an_analysis_searches_a_known_model_once(mrla_b: nn.Module, images: Tensor) -> None:
+    from ela_probe.adapters.resnet import ResNetAdapter
+
+    searches = []
+    original = ResNetAdapter.stages
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ResNetAdapter, "stages", lambda *given: (searches.append(1), original(*given))[1]
+        )
+        found = discover(mrla_b)
+        analyze(mrla_b, [images], discovery=found, progress=False)
+        assert len(searches) == 1
+        analyze(mrla_b, [images], progress=False)
+    assert len(searches) == 2

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from ela_probe.adapters.registry import adapter_for
 from ela_probe.analysis.ebqm import Target
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
-from ela_probe.discovery.discover import Discovery, discover
+from ela_probe.discovery.discover import Discovery, discover, discover_by_adapter
 from ela_probe.errors import DataError
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.forward import inputs_and_labels, unwrap
+from ela_probe.forward import inputs_and_labels
 from ela_probe.system.processes import all_gather, raise_together
 
 
@@ -62,7 +61,8 @@ def analyze(
         DataError: no batches, labels outside the model's classes, or samples that are repeated.
     """
     check_repeats(batches)
-    if discovery is None and adapter_for(unwrap(model)) is None:
+    discovery = discovery or discover_by_adapter(model)
+    if discovery is None:
         batches, first = _peeked(batches)
         discovery = discover(model, inputs_and_labels(first, labelled=labelled)[0])
     probe = AttentionProbe(

@@ -30,25 +30,25 @@ class AttentionProbe:
             DistributedDataParallel.
         example_inputs: a small batch, for a model that no adapter knows (see `discover`).
         discovery: what `discover` found, when it was called already.
-        every: record the first of every so many forward passes; the others run without hooks on
+        every: record the first of every `every` forward passes; the others run without hooks on
             the sites.
-        max_batches: stop recording after so many passes.
-        max_tokens: of a sequence model, record at most so many token positions of a sample, evenly
-            spaced (`sampling.positions`) and the same for all sites.
+        max_batches: stop recording after this many passes.
+        max_tokens: of a sequence model, record at most this many token positions of a sample,
+            evenly spaced (`sampling.positions`) and the same for all sites.
 
     Attributes:
         stages: the stages found, in forward order.
-        metrics: one RedundancyMetric a stage, by its name.
+        metrics: one RedundancyMetric for each stage, by its name.
         sampling: which passes and positions are recorded.
-        passes: how many forward passes were recorded.
-        seen: how many there were.
+        passes: the number of recorded forward passes.
+        seen: the number of forward passes, recorded or not.
 
     Raises:
         ModelError: no layer attention found, or the model was compiled.
         OptionError: `every`, `max_batches` or `max_tokens` below 1.
         ProbeError: (from the model's forward pass) a site did not fire, or fired twice, or with
-            weights of an unexpected shape or value, or without an axis of tokens to thin; (on
-            leaving the block) no pass was seen, or an accelerator met broken weights.
+            weights of an unexpected shape or value, or without a token axis for `max_tokens`;
+            (on leaving the block) no pass was seen, or weights on an accelerator were broken.
     """
 
     def __init__(
@@ -121,6 +121,6 @@ class AttentionProbe:
         if shape[axis] <= count:
             return retrievals
         key = shape[axis], device
-        if key not in self._positions:  # sent to an accelerator once
+        if key not in self._positions:  # copied to an accelerator once
             self._positions[key] = torch.tensor(positions(shape[axis], count), device=device)
         return [w.index_select(axis, self._positions[key]) for w in retrievals]

@@ -1,4 +1,4 @@
-"""Bystanders: what attends in a model and is no layer attention, each with the reason."""
+"""Bystanders: attention in a model that is not layer attention, each with the reason."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from ela_probe.discovery.watch import Firing
 
 @dataclass(frozen=True)
 class Bystander:
-    """Something that attends but is no layer attention: its module, what it is, and why not."""
+    """Attention that is not layer attention: its module, its function, and why it is not."""
 
     name: str
     what: str
@@ -19,17 +19,20 @@ class Bystander:
 
 
 def bystanders(calls: Sequence[Call], others: Sequence[Firing]) -> list[Bystander]:
-    """One for each kind of place: softmaxes in forward order, then fused attention and gates."""
+    """One bystander for each place: softmaxes in forward order, then fused attention and gates.
+
+    Calls from modules whose names differ only in their numbers are one place.
+    """
     groups: dict[tuple[Any, ...], list[Call]] = {}
     for item in calls:
-        groups.setdefault((item.pattern, item.function, item.lines), []).append(item)
+        groups.setdefault((item.starred_name, item.function, item.lines), []).append(item)
     result = [
         Bystander(_title([item.module for item in group]), group[0].function, _reason(group))
         for group in groups.values()
     ]
     fired: dict[tuple[str, str, str], list[Firing]] = {}
     for firing in others:
-        place = pattern(firing.modules[-1])
+        place = starred(firing.modules[-1])
         fired.setdefault((firing.what, place, firing.function), []).append(firing)
     for (what, _, function), firings in sorted(fired.items(), key=lambda item: item[0][0]):
         name = _title([firing.modules[-1] for firing in firings])
@@ -51,8 +54,8 @@ def bystanders(calls: Sequence[Call], others: Sequence[Firing]) -> list[Bystande
 
 
 def _title(names: Sequence[str]) -> str:
-    """The name of one module, or the pattern of many."""
-    return (names[0] if len(set(names)) == 1 else pattern(names[0])) or "forward"
+    """The name of one module, or the starred name of many."""
+    return (names[0] if len(set(names)) == 1 else starred(names[0])) or "forward"
 
 
 def _reason(calls: list[Call]) -> str:
@@ -76,6 +79,10 @@ def _spread(lengths: Sequence[int]) -> str:
     )
 
 
-def pattern(name: str) -> str:
-    """A module's name with `*` for its numbers."""
+def starred(name: str) -> str:
+    """A module's name with `*` in place of each number.
+
+    >>> starred("blocks.3.attn")
+    'blocks.*.attn'
+    """
     return re.sub(r"\d+", "*", name)

@@ -1,6 +1,6 @@
-"""Capture: the weights of every site in every forward pass, handed on stage by stage.
+"""Capture: reads the weights of every site in every forward pass, and hands them on by stage.
 
-Hooks in, weights out; what is done with them (sums, shapes) is the receiver's affair.
+It only reads; the receiver decides what to do with the weights (sums, shapes).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,22 +22,22 @@ from ela_probe.sites import Reads, Site, Stage
 class Capture:
     """A context manager that reads a model's sites while it runs.
 
-    What is read is detached and copied at once, so that later in-place operations don't reach it,
-    and forgotten when the pass ends. Recomputation in a backward pass is ignored.
+    What is read is detached and copied at once, so that later in-place operations do not change
+    it, and dropped when the pass ends. Recomputation in a backward pass is ignored.
 
     Args:
         model: unwrapped and uncompiled.
-        adapter: turns what was read into weights.
+        adapter: turns the tensors that were read into weights.
         stages: the sites to read.
-        receive: called once a recorded pass, with the weights [samples, ..., sources] of each
-            site of each stage.
+        receive: called once for each recorded pass, with the weights [samples, ..., sources] of
+            each site of each stage.
         sampling: which passes are recorded; the others run without hooks on the sites.
 
     Attributes:
-        passes: how many forward passes were received.
-        seen: how many there were, recorded or not.
+        passes: the number of recorded forward passes.
+        seen: the number of forward passes, recorded or not.
         stray: whether sites fired outside the model's own forward.
-        input_shape: of the first tensor that the model was called with, in the pass received.
+        input_shape: the shape of the first input tensor in the current pass.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Capture:
         self._remove()
 
     def _attach(self, record: bool) -> None:
-        """Hook everything there is to read; or only count the pass that comes."""
+        """Hook every site, to record the next pass; or only count the next pass."""
         root = self._model
         self._detach()
         if not record:
@@ -131,7 +131,7 @@ class Capture:
             self._read(name, "softmax", firing.value)
 
     def _read(self, name: str, reads: Reads, values: Any) -> None:
-        if not self._inside:  # recomputed for the backward pass, or a part called by itself
+        if not self._inside:  # recomputed in a backward pass, or a part called by itself
             self.stray = True
             return
         copies = tuple(tensor.clone() for tensor in tensors_of(values))
@@ -173,7 +173,7 @@ class Capture:
 def _fired_at(
     site: Site, captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]]
 ) -> tuple[Tensor, ...]:
-    """What was read at a site. Raises ProbeError when its module did not fire as expected."""
+    """The tensors read at a site. Raises ProbeError when its module did not fire as expected."""
     fired = captured.get((site.module, site.reads), [])
     if len(fired) != site.calls:
         times = "once" if site.calls == 1 else f"{site.calls} times"

@@ -1,5 +1,8 @@
-"""Sites declared in a file: for a model that no adapter knows and whose weights some module takes
-in or puts out. Analysis and plans work; pruning takes an adapter."""
+"""Sites declared in a file, for a model that no adapter knows.
+
+The weights must be among the inputs or outputs of some module. Analysis and plans work; pruning
+needs an adapter.
+"""
 
 import difflib
 import re
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DeclaredAdapter(ReadOnlyAdapter):
-    """Reads what a sites file declares. `discover` counts the sources; nothing can be pruned."""
+    """Reads the sites that a file declares. `discover` counts the sources; pruning is refused."""
 
     name = "declared"
 
@@ -46,7 +49,7 @@ class DeclaredAdapter(ReadOnlyAdapter):
         """The declared stages of a model.
 
         Args:
-            example_inputs: a small batch, to count the sources where they are not declared.
+            example_inputs: a small batch, to count the sources where the file does not say them.
 
         Raises:
             ModelError: a pattern matches nothing, two match the same module, the number of
@@ -92,7 +95,7 @@ class DeclaredAdapter(ReadOnlyAdapter):
         return {stage.name: part.tensor for stage, part in self._placed(model)}
 
     def _placed(self, model: nn.Module) -> list[tuple[Stage, DeclaredStage]]:
-        """The stages that the patterns make, each with its declaration."""
+        """The stages that the patterns match, each with its declaration."""
         names = _names(model)
         placed: list[tuple[Stage, DeclaredStage]] = []
         taken: set[str] = set()
@@ -104,7 +107,8 @@ class DeclaredAdapter(ReadOnlyAdapter):
                 again = [module for module in modules if module in taken]
                 if again:
                     raise ModelError(
-                        f"{self.origin} declares {again[0]} twice; make the patterns tell apart"
+                        f"{self.origin} declares {again[0]} twice; expected one pattern for each "
+                        "module"
                     )
                 taken.update(modules)
                 name = label or f"stage.{number}"
@@ -135,8 +139,8 @@ class DeclaredAdapter(ReadOnlyAdapter):
         if any(b < a for a, b in zip(stage.sizes, stage.sizes[1:], strict=False)):
             raise ModelError(
                 f"{self.origin}: the sources of stage {stage.name} are {list(stage.sizes)}; "
-                "expected numbers that grow along the sites. Check axis, or tell stages apart "
-                "with regex and group"
+                "expected numbers that grow along the sites. Check axis, or separate the "
+                "stages with regex and group"
             )
 
     def _no_match(self, part: DeclaredStage, names: Sequence[str]) -> str:
@@ -158,7 +162,7 @@ class _Counted(Exception):
 
 
 class _Counter(ReadOnlyAdapter):
-    """Takes the sizes of what was read at the sites, and ends the pass."""
+    """Notes the number of sources at every site, and ends the forward pass."""
 
     def __init__(self, tensors: Sequence[int]) -> None:
         self.sources: dict[str, int] = {}
@@ -171,8 +175,8 @@ class _Counter(ReadOnlyAdapter):
             tensor = _chosen(site, tensors, which)
             if not -tensor.ndim <= site.axis < tensor.ndim:
                 raise ModelError(
-                    f"{site.name}: axis {site.axis} of a tensor of shape {list(tensor.shape)} "
-                    "came; expected one of its axes"
+                    f"{site.name}: got axis {site.axis} of a tensor of shape {list(tensor.shape)}; "
+                    "expected one of its axes"
                 )
             self.sources[site.name] = tensor.shape[site.axis]
         raise _Counted
@@ -211,7 +215,7 @@ def _count(
 def _chosen(site: Site, tensors: tuple[Tensor, ...], which: int) -> Tensor:
     if which >= len(tensors):
         raise ModelError(
-            f"{site.name}: its {site.reads} hold {len(tensors)} tensors, and tensor = {which} was "
+            f"{site.name}: its {site.reads} hold {len(tensors)} tensors, but tensor = {which} is "
             f"declared; expected {'0 to ' + str(len(tensors) - 1) if tensors else 'another module'}"
         )
     return tensors[which]

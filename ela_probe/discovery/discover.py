@@ -1,6 +1,6 @@
-"""Discovery: which stages and sites a model has, how they were found, what else attends.
+"""Discovery: which stages and sites a model has, how they were found, and what else attends.
 
-Adapters first, since they know how to prune; else by observation of a forward pass.
+Adapters come first, since they know how to prune; else a forward pass is observed.
 """
 
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from ela_probe.adapters.registry import Adapter, ReadOnlyAdapter, adapter_for
-from ela_probe.discovery.bystanders import Bystander, pattern
+from ela_probe.discovery.bystanders import Bystander, starred
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.observation import Found, Observation, observe
 from ela_probe.errors import ModelError
 from ela_probe.forward import call, moved, undisturbed, unwrap
 from ela_probe.sites import Stage
 
-__all__ = ["Bystander", "Discovery", "Found", "call", "discover"]
+__all__ = ["Bystander", "Discovery", "Found", "call", "discover", "discover_by_adapter"]
 
 
 class ObservedAdapter(ReadOnlyAdapter):
-    """Reads what was observed; it claims no model and prunes none."""
+    """Reads the sites that were found by observation; it matches no model and prunes none."""
 
     def matches(self, model: nn.Module) -> bool:
         return False
@@ -54,63 +54,83 @@ def discover(model: nn.Module, example_inputs: Any = None, *, batch_axis: int = 
     Args:
         model: plain or inside DataParallel or DistributedDataParallel; it is not changed.
         example_inputs: a small batch, as a tensor, a tuple of arguments or a dict of keyword
-            arguments. Needed for a model that no adapter knows; with them it is also told what
-            else attends. They are run through the model twice, in eval mode.
+            arguments. A model that no adapter knows needs them. For other models they add the
+            shapes of the weights and the list of what else attends. They are run through the
+            model in eval mode.
         batch_axis: the axis of the inputs that runs over the samples.
 
     Raises:
         ModelError: none was found, the model does not take the inputs, or it was compiled.
     """
     model = unwrap(model)
+    if example_inputs is None:
+        found = discover_by_adapter(model)
+        if found is None:
+            raise ModelError(
+                f"no adapter knows the model {type(model).__name__}; give example inputs, a small "
+                "batch to observe it with: discover(model, batch), or --input-size 3,32,32 on the "
+                "command line"
+            )
+        return found
     adapter = adapter_for(model)
     stages = tuple(adapter.stages(model)) if adapter is not None else ()
-    seen = None
-    if example_inputs is not None:
-        seen = observe(model, example_inputs, batch_axis=batch_axis)
+    seen = observe(model, example_inputs, batch_axis=batch_axis)
     if adapter is not None and stages:
         return _adapted(model, adapter, stages, seen, example_inputs)
-    if seen is not None and seen.stages:
+    if seen.stages:
         return Discovery(seen.stages, OBSERVED, seen.bystanders, seen.found)
-    kind = type(model).__name__
-    if seen is None and adapter is None:
-        raise ModelError(
-            f"no adapter knows the model {kind}; give example inputs, a small batch to observe it "
-            "with: discover(model, batch), or --input-size 3,32,32 on the command line"
-        )
-    if seen is None:
-        raise ModelError(
-            f"no layer attention found in this {kind}; expected a model whose layers retrieve "
-            "from earlier layers, such as mrla_b_resnet20"
-        )
     attends = "; ".join(f"{b.name} ({b.what}), {b.reason}" for b in seen.bystanders)
     raise ModelError(
-        f"no layer attention found in this {kind}; here is what attends: {attends or 'nothing'}"
+        f"no layer attention found in this {type(model).__name__}; here is what attends: "
+        f"{attends or 'nothing'}"
     )
+
+
+def discover_by_adapter(model: nn.Module) -> Discovery | None:
+    """The layer attention that an adapter knows, without running the model; None if none knows it.
+
+    Pass the result on (`analyze(..., discovery=found)`), so that a model is searched once.
+
+    Raises:
+        ModelError: an adapter knows the model, and it has no layer attention; or the model was
+            compiled.
+    """
+    model = unwrap(model)
+    adapter = adapter_for(model)
+    if adapter is None:
+        return None
+    stages = tuple(adapter.stages(model))
+    if not stages:
+        raise ModelError(
+            f"no layer attention found in this {type(model).__name__}; expected a model whose "
+            "layers retrieve from earlier layers, such as mrla_b_resnet20"
+        )
+    how = Found(f"adapter {adapter.name}")
+    found = {site.name: how for stage in stages for site in stage.sites}
+    return Discovery(stages, adapter, found=found)
 
 
 def _adapted(
     model: nn.Module,
     adapter: Adapter,
     stages: tuple[Stage, ...],
-    seen: Observation | None,
+    seen: Observation,
     inputs: Any,
 ) -> Discovery:
-    """What an adapter knows, with shapes and bystanders when the model was run."""
+    """What an adapter knows, with the shapes of the weights and the bystanders of a run."""
+    shapes: list[tuple[int, ...]] = []
+
+    def receive(weights: list[list[Tensor]]) -> None:
+        shapes[:] = [tuple(w.shape) for stage in weights for w in stage]
+
+    capture = Capture(model, adapter, stages=stages, receive=receive)
+    with capture, undisturbed(model):
+        call(model, moved(inputs, model))
     names = [site.name for stage in stages for site in stage.sites]
-    shapes: list[tuple[int, ...] | None] = [None] * len(names)
-    bystanders: tuple[Bystander, ...] = ()
-    if seen is not None:
-
-        def receive(weights: list[list[Tensor]]) -> None:
-            shapes[:] = [tuple(w.shape) for stage in weights for w in stage]
-
-        capture = Capture(model, adapter, stages=stages, receive=receive)
-        with capture, undisturbed(model):
-            call(model, moved(inputs, model))
-        inside = [pattern(name) for name in names]
-        bystanders = tuple(
-            b for b in seen.bystanders if not any(_within(pattern(b.name), name) for name in inside)
-        )
+    starred_sites = [starred(name) for name in names]
+    bystanders = tuple(
+        b for b in seen.bystanders if not any(_within(starred(b.name), s) for s in starred_sites)
+    )
     found = {
         name: Found(f"adapter {adapter.name}", shape)
         for name, shape in zip(names, shapes, strict=True)

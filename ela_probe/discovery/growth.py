@@ -11,7 +11,7 @@ from typing import Any
 
 from ela_probe.sites import Reads
 
-# A retrieval adds a layer's output to its sources, or those of a block of layers, not of an image.
+# A site has one more source than the one before, or a block of layers more; not an image more.
 LARGEST_BLOCK = 16
 
 
@@ -19,16 +19,17 @@ LARGEST_BLOCK = 16
 class Call:
     """One softmax call of a forward pass.
 
-    order: its place among all calls. module: the one to read. pattern: that name with `*` for
-    numbers, of the caller where the module is an nn.Softmax. owner: that module's class. index:
-    which firing of (module, reads) it is. batch_axis: None where none follows the batch.
-    source_follows_batch: the softmax runs over samples. lines: the places in the code, innermost
-    first, up to the module; route: up to the whole model.
+    order: its number among all calls. module: the module to read. starred_name: that name with `*`
+    for numbers; the caller's name where the module is an nn.Softmax. owner: the class of
+    that module. index: the number of this call among those with the same (module, reads).
+    batch_axis: None where no axis grows with the batch. source_follows_batch: the softmax runs
+    over samples. lines: the places in the code that led to the call, innermost first, up to the
+    module; route: up to the whole model.
     """
 
     order: int
     module: str
-    pattern: str
+    starred_name: str
     owner: str
     function: str
     reads: Reads
@@ -45,24 +46,41 @@ class Call:
         return self.shape[self.axis]
 
     @property
-    def likeness(self) -> tuple[Any, ...]:
-        """What all calls of a stage share."""
+    def common(self) -> tuple[Any, ...]:
+        """What all calls of a stage have in common."""
         others = self.shape[: self.axis] + self.shape[self.axis + 1 :]
         return self.owner, self.reads, self.axis, self.batch_axis, others
 
 
 def growing_runs(calls: Sequence[Call]) -> list[list[Call]]:
-    """The runs that are stages, in forward order; what is in none of them is no layer attention.
+    """The runs that are stages, in forward order. A call outside them is not layer attention.
 
     Calls are compared with those from the same place first (same code, same position in the
     model), then with more and more distant ones, for models whose layers are written out one by
     one; the more distant, the more growth it takes.
+
+    Example: three layers, each with attention over 9 tokens and attention over the layers so far.
+    The lengths 9, 9, 9 of the first stay; the lengths 1, 2, 3 of the second grow.
+
+    >>> def softmax(order: int, place: str, length: int) -> Call:
+    ...     module, starred_name = f"layers.{order // 2}.{place}", f"layers.*.{place}"
+    ...     return Call(
+    ...         order, module, starred_name, owner="Attention", function="softmax",
+    ...         reads="softmax", index=0, axis=2, shape=(8, 4, length), lines=(place,),
+    ...     )
+    >>> calls = [
+    ...     softmax(0, "tokens", 9), softmax(1, "depth", 1),
+    ...     softmax(2, "tokens", 9), softmax(3, "depth", 2),
+    ...     softmax(4, "tokens", 9), softmax(5, "depth", 3),
+    ... ]
+    >>> [[(call.module, call.length) for call in run] for run in growing_runs(calls)]
+    [[('layers.0.depth', 1), ('layers.1.depth', 2), ('layers.2.depth', 3)]]
     """
     runs: list[list[Call]] = []
     rest = [call for call in calls if not call.source_follows_batch]
     places = (
-        (lambda c: (c.pattern, c.owner, c.reads, c.route), False),
-        (lambda c: (c.pattern, c.owner, c.reads, c.lines), False),
+        (lambda c: (c.starred_name, c.owner, c.reads, c.route), False),
+        (lambda c: (c.starred_name, c.owner, c.reads, c.lines), False),
         (lambda c: (c.owner, c.reads, c.lines), True),
         (lambda c: (c.owner, c.reads, c.lines[:1]), True),
         (lambda c: (c.owner, c.reads), True),
@@ -79,15 +97,17 @@ def growing_runs(calls: Sequence[Call]) -> list[list[Call]]:
                     runs.append(run)
                     done.update(call.order for call in run)
                 elif level == 0 and len(run) > 1 and run[0].length == run[-1].length:
-                    done.update(call.order for call in run)  # constant: settled, it is none
+                    done.update(
+                        call.order for call in run
+                    )  # of constant length: no layer attention
         rest = [call for call in rest if call.order not in done]
     return sorted(_attached(_merged(runs), rest), key=lambda run: run[0].order)
 
 
 def grows(lengths: Sequence[int], *, strict: bool = False) -> bool:
-    """Whether lengths grow as a list of layers does: never falling, by steps much alike.
+    """Whether lengths grow as a list of layers does: they never fall, and their steps are similar.
 
-    strict: asks for three steps of growth at least.
+    strict: require at least three steps of growth.
     """
     steps = [after - before for before, after in pairwise(lengths)]
     grown = [step for step in steps if step]
@@ -102,15 +122,15 @@ def grows(lengths: Sequence[int], *, strict: bool = False) -> bool:
 
 
 def _runs(calls: Sequence[Call]) -> list[list[Call]]:
-    """Calls from one place cut where their length falls; unlike calls are kept apart."""
+    """Calls from one place, cut where their length falls; calls of other shapes are separate."""
     closed: list[list[Call]] = []
     current: dict[tuple[Any, ...], list[Call]] = {}
     for call in calls:
-        run = current.get(call.likeness)
+        run = current.get(call.common)
         if run and call.length >= run[-1].length:
             run.append(call)
         else:
-            current[call.likeness] = run = [call]
+            current[call.common] = run = [call]
             closed.append(run)
     return [part for run in closed for part in _without_false_start(run)]
 
@@ -131,7 +151,7 @@ def _merged(runs: list[list[Call]]) -> list[list[Call]]:
         for other in merged:
             joined = sorted((*other, *run), key=lambda call: call.order)
             if (
-                other[0].likeness == run[0].likeness
+                other[0].common == run[0].common
                 and run[0].order < other[-1].order
                 and not _parallel(other, run)
                 and all(a.length <= b.length for a, b in pairwise(joined))
@@ -144,7 +164,7 @@ def _merged(runs: list[list[Call]]) -> list[list[Call]]:
 
 
 def _parallel(first: list[Call], second: list[Call]) -> bool:
-    """Whether two runs grow in step, each by itself: two lists, such as one for keys and values."""
+    """Whether two runs grow in step, each on a list of its own (such as keys and values)."""
     a, b = [c.length for c in first], [c.length for c in second]
     shared = min(len(a), len(b))
     return a[:shared] == b[:shared] and all(x < y for x, y in pairwise(a))
@@ -154,7 +174,7 @@ def _attached(runs: list[list[Call]], rest: list[Call]) -> list[list[Call]]:
     """Add the lone first or last retrieval of a stage that has code of its own."""
     for call in rest:
         for run in runs:
-            like = call.likeness[1:] == run[0].likeness[1:]
+            like = call.common[1:] == run[0].common[1:]
             kin = call.owner == run[0].owner or call.lines[:1] == run[0].lines[:1]
             if len(run) < 2 or not like or not kin:
                 continue

@@ -1,6 +1,6 @@
 """Discovery by observation: one forward pass, every softmax in it, and which of them grow.
 
-A second pass with one more sample tells which axis runs over the samples.
+A second pass with one more sample shows which axis runs over the samples.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ela_probe.discovery.bystanders import Bystander, bystanders, pattern
+from ela_probe.discovery.bystanders import Bystander, bystanders, starred
 from ela_probe.discovery.growth import Call, growing_runs
 from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.errors import ModelError
@@ -91,7 +91,7 @@ def observe(model: nn.Module, inputs: Any, *, batch_axis: int = 0) -> Observatio
 
 
 def _seen(model: nn.Module, inputs: Any) -> tuple[list[Call], list[Firing]]:
-    """The softmax calls of one pass, and by name pattern what else attends."""
+    """The softmax calls of one forward pass, and the other calls that attend."""
     calls: list[Call] = []
     others: list[Firing] = []
     counts: Counter[tuple[str, str]] = Counter()
@@ -110,7 +110,7 @@ def _seen(model: nn.Module, inputs: Any) -> tuple[list[Call], list[Firing]]:
             Call(
                 order=len(calls),
                 module=name,
-                pattern=pattern(owner),
+                starred_name=starred(owner),
                 owner=type(modules[owner]).__qualname__,
                 function="nn.Softmax" if is_module else firing.function,
                 reads="output" if is_module else "softmax",
@@ -129,7 +129,10 @@ def _seen(model: nn.Module, inputs: Any) -> tuple[list[Call], list[Firing]]:
 
 
 def _lines(modules: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The places in the caller's code, innermost first: up to so many modules, and all of them."""
+    """The places in the model's code that led to this call, innermost first.
+
+    Returns: the places inside the innermost `modules` modules, and all places.
+    """
     package = str(Path(torch.__file__).parent)
     route: list[Any] = []
     inside, frame = None, sys._getframe(1)
@@ -154,7 +157,7 @@ def _lines(modules: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 def _with_batch_axes(
     calls: list[Call], model: nn.Module, inputs: Any, batch_axis: int
 ) -> list[Call]:
-    """Which axis of each call grew with the batch; the first one where that can't be told."""
+    """The calls with the axis that grows with the batch; the first axis if none can be found."""
     sizes = [t.shape[batch_axis] for t in tensors_of(inputs) if t.dim() > batch_axis]
     grown: list[Call] | None = None
     for everything in (True, False):  # a mask may be as long as the batch by chance
@@ -187,7 +190,7 @@ def _with_batch_axes(
 
 
 def _one_more(inputs: Any, axis: int, size: int, *, everything: bool) -> Any:
-    """The inputs with their first sample once more: in all tensors, or in the first one."""
+    """The inputs with their first sample repeated: in all tensors, or only in the first tensor."""
     done = False
 
     def larger(tensor: Tensor) -> Tensor:
@@ -201,7 +204,7 @@ def _one_more(inputs: Any, axis: int, size: int, *, everything: bool) -> Any:
 
 
 def _stage_names(runs: list[list[Call]]) -> list[str]:
-    """The longest name that contains all modules of a stage; numbered where it isn't unique."""
+    """The longest module name that all sites of a stage share, numbered if it is not unique."""
     names: list[str] = []
     for run in runs:
         parts = [item.module.split(".") for item in run]

@@ -1,6 +1,6 @@
 """Sampling: which forward passes of a large model are recorded, and which token positions.
 
-Nothing is drawn at random, so that a run can be repeated and no random state is touched.
+Nothing is chosen at random: a run can be repeated, and the random state stays as it is.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from ela_probe.errors import OptionError, ProbeError
 class Sampling:
     """What a probe records.
 
-    every: the first of every so many forward passes. max_batches: no pass after so many recorded
-    ones. max_tokens: at most so many token positions of a sample, evenly spaced, the same for all
-    sites.
+    every: record the first of every `every` forward passes. max_batches: stop after this many
+    recorded passes. max_tokens: at most this many token positions of a sample, evenly spaced, the
+    same for all sites.
 
     Raises:
         OptionError: a number below 1.
@@ -33,7 +33,7 @@ class Sampling:
 
     @property
     def passes(self) -> int | None:
-        """How many forward passes it takes until nothing more is recorded."""
+        """The number of passes after which nothing more is recorded; None if there is no limit."""
         return None if self.max_batches is None else (self.max_batches - 1) * self.every + 1
 
     def records(self, number: int) -> bool:
@@ -42,7 +42,7 @@ class Sampling:
 
 
 def positions(length: int, count: int) -> list[int]:
-    """`count` positions of `length`: the middles of so many equal parts; all if there are fewer.
+    """The middles of `count` equal parts of `length`; all positions if there are fewer.
 
     >>> positions(128, 4)
     [16, 48, 80, 112]
@@ -70,7 +70,7 @@ def token_axis(weights: Sequence[int], inputs: Sequence[int]) -> int:
         if found:
             return found[-1]
     raise ProbeError(
-        f"weights of shape {list(weights)} came for inputs of shape {list(inputs)}: no axis runs "
-        "over tokens, so that max_tokens (--max-tokens) can't thin them; leave it out, and record "
-        "fewer batches instead (every, max_batches)"
+        f"got weights of shape {list(weights)} for inputs of shape {list(inputs)}: no axis runs "
+        "over tokens, so that max_tokens (--max-tokens) has nothing to choose from; leave it out, "
+        "and record fewer batches instead (every, max_batches)"
     )

@@ -1,4 +1,4 @@
-"""The sites file: a TOML table that says which modules retrieve, and where their weights are."""
+"""The sites file: a TOML file that says which modules retrieve, and where their weights are."""
 
 import re
 import sys
@@ -60,7 +60,7 @@ class DeclaredStage(Strict):
         return value
 
     @model_validator(mode="after")
-    def _patterns(self) -> "DeclaredStage":
+    def _names_some_modules(self) -> "DeclaredStage":
         if not self.modules and not self.regex:
             raise ValueError("it names no modules; expected modules = 'GLOB' or regex = 'PATTERN'")
         if self.group is not None:

@@ -1,6 +1,6 @@
-"""Watch: what attends inside a model's forward pass, and which module is calling.
+"""Watch: the calls in a forward pass that attend, and the modules that make them.
 
-A torch function mode sees the calls; hooks on every module keep the stack of who is running.
+A torch function mode sees the calls; hooks on every module keep the stack of running modules.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +18,12 @@ What = Literal["softmax", "attention", "gate"]
 
 @dataclass(frozen=True)
 class Firing:
-    """One call of something that attends, seen while the watched model runs.
+    """One call that attends, seen while the watched model runs.
 
-    what: a softmax, a fused attention or a sigmoid. function: its name. modules: the names of the
-    modules that are running, the root ("") first. axis: of a softmax, counted from the front.
-    value: what it returned (detached, not copied). length: how many things it attends over; 0 for
-    a gate.
+    what: the kind of call: a softmax, a fused attention or a sigmoid. function: its name. modules:
+    the names of the running modules, the root ("") first. axis: of a softmax, counted from the
+    front. value: the result (detached, not copied). length: the number of things attended over; 0
+    for a gate.
     """
 
     what: What
@@ -37,9 +37,9 @@ class Firing:
 class Watch(TorchFunctionMode):
     """A context manager that reports every softmax, fused attention and sigmoid of a model.
 
-    Only calls made during the model's own forward pass count: not those of a backward pass that
-    recomputes, nor of a part called by itself. A function that calls another of these is reported
-    once. Hooks and the mode are gone when the block ends, however it ends.
+    Only calls during the model's own forward pass are reported: not those of a backward pass that
+    recomputes, nor those of a part that is called by itself. A function that calls another of
+    these is reported once. Hooks and mode are removed when the block ends, also by an exception.
 
     Args:
         model: the whole model, unwrapped and uncompiled.
@@ -67,7 +67,7 @@ class Watch(TorchFunctionMode):
         super().__exit__(*exception)
 
     def resume(self) -> None:
-        """Report again, from the next forward pass on."""
+        """Report from the next forward pass on."""
         self.pause()
         for module in self._model.modules():
             self._handles += [
@@ -76,7 +76,7 @@ class Watch(TorchFunctionMode):
             ]
 
     def pause(self) -> None:
-        """Report nothing, and leave no hook; the mode stays where it is among others' modes."""
+        """Stop reporting and remove the hooks; the mode keeps its place among other modes."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from ela_probe.errors import PlanError
 from ela_probe.evaluation.profiling import Machine
-from ela_probe.sites import Action, Kind, Stage, described, differences, fingerprint
+from ela_probe.sites import Action, Kind, Stage, describe, differences, fingerprint
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
 
@@ -140,8 +140,8 @@ class CostModel(Strict):
         """Raises PlanError, listing the differences, unless measured on a model of these sites."""
         if self.fingerprint == fingerprint(stages):
             return
-        measured = described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
-        actual = described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
+        measured = describe(self.stages)
+        actual = describe(stages)
         raise PlanError(
             f"the costs are of another model ({self.model or 'unknown'}, {len(measured)} sites; "
             f"{len(actual)} were analysed): "

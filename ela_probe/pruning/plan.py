@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ela_probe.analysis.ebqm import Target
 from ela_probe.errors import PlanError
-from ela_probe.sites import Action, Kind, Stage, described, differences, fingerprint
+from ela_probe.sites import Action, Kind, Stage, describe, differences, fingerprint
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
 
@@ -128,8 +128,8 @@ class SkipPlan(Strict):
             site.name for stage in stages for site in stage.sites
         }:
             return
-        planned = described((s.kind, t.name, t.sources) for s in self.stages for t in s.sites)
-        actual = described((s.kind, t.name, t.sources) for s in stages for t in s.sites)
+        planned = describe(self.stages)
+        actual = describe(stages)
         raise PlanError(
             f"the plan was made for another model ({self.origin.model or 'unknown'}, "
             f"{len(planned)} sites; this one has {len(actual)}): "
