@@ -47,7 +47,7 @@ def sample_count(inputs: Any) -> int:
     first = next(tensors_of(inputs), None)
     if first is None or not first.ndim:
         raise DataError(
-            f"got a batch that is a {type(inputs).__name__} without tensors; expected a tensor "
+            f"got a batch that is a {type(inputs).__name__} without a tensor; expected a tensor "
             "(N, ...), or a tuple or dict of tensors"
         )
     return len(first)
