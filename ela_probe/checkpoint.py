@@ -25,6 +25,7 @@ from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
+from ela_probe.system.messages import first_line
 from ela_probe.system.restricted_load import Unpacked, load_restricted, unpack
 from ela_probe.system.storage import replacing
 from ela_probe.system.validation import Strict, explain
@@ -171,7 +172,8 @@ def _decode(path: Path, content: bytes) -> Unpacked:
             stored = _metadata(content[8 : 8 + length])
         except (safetensors.SafetensorError, ValueError) as error:
             raise CheckpointError(
-                f"{path} is no safetensors file, or a damaged one ({error}); write it again"
+                f"{path} is no safetensors file, or a damaged one ({first_line(error)}); "
+                "write it again"
             ) from error
         return Unpacked(_clean(state), stored)
     try:

@@ -24,6 +24,7 @@ from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.system.device import resolve_device
+from ela_probe.system.messages import first_line
 from ela_probe.system.processes import Processes, is_first, lost_peer_as_error, process_count, rank
 from ela_probe.system.storage import output_directory, replacing
 from ela_probe.system.versions import versions
@@ -276,8 +277,9 @@ def _output_of(model: nn.Module, inputs: Any, name: str, advice: str) -> Any:
         with eval_mode(model):
             return call(model, moved(inputs, model))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).partition("\n")[0][:150]
-        raise DataError(f"the model does not take {name} ({reason}); {advice}") from error
+        raise DataError(
+            f"the model does not take {name} ({first_line(error)}); {advice}"
+        ) from error
 
 
 def _fit(

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ela_probe.adapters.registry import Adapter, register_adapter
+from ela_probe.system.messages import class_and_first_line
 
 GROUP = "ela_probe.adapters"
 METHODS = ("matches", "stages", "weights", "apply")
@@ -73,7 +74,7 @@ def _package(point: EntryPoint) -> str:
 
 def _warn(name: str, package: str, error: Exception) -> None:
     warnings.warn(
-        f"the adapter {name!r} of {package} is left out: {type(error).__name__}: {error}; update "
+        f"the adapter {name!r} of {package} is left out: {class_and_first_line(error)}; update "
         "or uninstall it",
         PluginWarning,
         stacklevel=3,

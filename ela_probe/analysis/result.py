@@ -23,6 +23,7 @@ from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.errors import AnalysisError
 from ela_probe.sites import Site, Stage
 from ela_probe.system.arrays import Floats
+from ela_probe.system.messages import class_and_first_line
 from ela_probe.system.storage import output_directory, replacing, write_json, write_text
 from ela_probe.system.validation import Strict
 
@@ -307,6 +308,6 @@ class Analysis:
             ) from error
         except (OSError, ValueError, KeyError, TypeError, ValidationError, EOFError) as error:
             raise AnalysisError(
-                f"the analysis in {directory} is damaged ({type(error).__name__}: "
-                f"{str(error).splitlines()[0][:120]}); run `ela-probe analyze` again"
+                f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "
+                "run `ela-probe analyze` again"
             ) from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ela_probe.errors import DataError, ModelError, OptionError
 from ela_probe.forward import first_samples, sample_count
+from ela_probe.system.messages import class_and_first_line
 from ela_probe.system.user_code import importable, load_function
 
 InputType = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32"]
@@ -119,8 +120,8 @@ class ExampleInputs:
                 given = self._function()
             except Exception as error:
                 raise ModelError(
-                    f"{self.name}() failed: {type(error).__name__}: {error}; it is called without "
-                    "arguments"
+                    f"{self.name}() failed: {class_and_first_line(error)}; it is called "
+                    "without arguments"
                 ) from error
         if isinstance(given, Tensor | Mapping):
             return [given]

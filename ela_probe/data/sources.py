@@ -14,6 +14,7 @@ from ela_probe.data.arrays import ArrayImages, FileImages, Images, Photographs
 from ela_probe.data.idx import read_fashion_mnist
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import DataError
+from ela_probe.system.messages import first_line
 
 DEFAULT_ROOT = "data"  # torchvision's habit: a folder of the working directory
 FOLDER_SIZE = 32
@@ -145,7 +146,8 @@ def _npz_arrays(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
         raise
     except Exception as error:  # zipfile, zlib, pickle and NumPy each have their own
         raise DataError(
-            f"{path} can't be read as .npz of plain arrays ({error}): write it with numpy.savez"
+            f"{path} can't be read as .npz of plain arrays ({first_line(error)}): "
+            "write it with numpy.savez"
         ) from error
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DataError(
@@ -274,8 +276,7 @@ def _downloaded(open_it: Callable[[], Any], kind: str, root: Path, download: boo
         return open_it()
     except (RuntimeError, OSError) as error:
         todo = "try again" if download else "point --data-root at it, or add --download"
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{kind} is not in {root} ({reason}): {todo}") from error
+        raise DataError(f"{kind} is not in {root} ({first_line(error)}): {todo}") from error
 
 
 def _resized(splits: Splits, source: str, image_size: int | None) -> Splits:

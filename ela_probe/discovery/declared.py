@@ -20,6 +20,7 @@ from ela_probe.discovery.sites_file import DeclaredStage, SitesFile
 from ela_probe.errors import ModelError, ProbeError
 from ela_probe.forward import call, eval_mode, moved, unwrap
 from ela_probe.sites import Site, Stage
+from ela_probe.system.messages import first_line
 
 if TYPE_CHECKING:
     from ela_probe.discovery.discover import Discovery
@@ -206,7 +207,7 @@ def _count(
         raise ModelError(f"{error} (or declare how often it fires: calls = 2)") from error
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the model does not take the example inputs ({str(error).splitlines()[0][:150]}); "
+            f"the model does not take the example inputs ({first_line(error)}); "
             "give a batch that it takes"
         ) from error
     return counter.sources

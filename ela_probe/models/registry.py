@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from ela_probe.errors import ElaProbeError, ModelError
+from ela_probe.system.messages import class_and_first_line
 from ela_probe.system.user_code import importable, load_function
 from ela_probe.system.validation import Strict
 
@@ -106,7 +107,7 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
         if not isinstance(error, TypeError) and ":" not in name:  # a fault of ours
             raise
         raise ModelError(
-            f"{name} could not be built with {arguments}: {type(error).__name__}: {error}"
+            f"{name} could not be built with {arguments}: {class_and_first_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from ela_probe.errors import ElaProbeError, OptionError, ProcessError
 from ela_probe.system.device import resolve_device
 from ela_probe.system.lightning_logging import quiet_lightning
+from ela_probe.system.messages import first_line
 
 Strategy = Literal["ddp", "fsdp"]
 Value = TypeVar("Value")
@@ -157,7 +158,7 @@ def detect_launcher() -> tuple[str | None, tuple[int, int] | None]:
         try:
             SLURMEnvironment()
         except RuntimeError as error:  # it requires --ntasks-per-node
-            raise OptionError(f"SLURM: {error}") from error
+            raise OptionError(f"SLURM: {first_line(error, 300)}") from error
         return "SLURM", (tasks // nodes, nodes)
     return None, None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ela_probe.errors import ModelError
+from ela_probe.system.messages import class_and_first_line, first_line
 
 
 @contextmanager
@@ -53,20 +54,20 @@ def load_function(name: str, *, path: Path | None = None) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise ModelError(
-                f"cannot find the module of {name!r} ({error}); expected package.module:function, "
-                "importable from here or from --path DIR"
+                f"cannot find the module of {name!r} ({first_line(error)}); expected "
+                "package.module:function, importable from here or from --path DIR"
             ) from error
         raise ModelError(
-            f"{module_name} needs a module that is not installed here: {error}; install it, or "
-            "put its folder on PYTHONPATH"
+            f"{module_name} needs a module that is not installed here: {first_line(error)}; "
+            "install it, or put its folder on PYTHONPATH"
         ) from error
     except AttributeError as error:
         raise ModelError(
-            f"cannot find {name!r} ({error}); expected package.module:function"
+            f"cannot find {name!r} ({first_line(error)}); expected package.module:function"
         ) from error
     except Exception as error:  # whatever foreign code raises while it is imported
         raise ModelError(
-            f"importing {module_name} failed: {type(error).__name__}: {error}; try it in Python"
+            f"importing {module_name} failed: {class_and_first_line(error)}; try it in Python"
         ) from error
     if not callable(found):
         raise ModelError(f"{name} is a {type(found).__name__}; expected a function or a class")

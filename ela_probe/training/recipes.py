@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
+from ela_probe.system.messages import first_line
 from ela_probe.system.validation import Strict
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
@@ -131,7 +132,7 @@ def read_recipe(recipe: str | Path) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise OptionError(f"{path} is no YAML{line}: {problem}") from error
     if not isinstance(content, dict):
         raise OptionError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ela_probe.errors import CheckpointError
+from ela_probe.system.messages import first_line
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.record import LAST, RESUME, History
@@ -23,9 +24,8 @@ def check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any], ela: 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each have their own
-        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path} can't be read ({reason}): start again without --resume"
+            f"{path} can't be read ({first_line(error)}): start again without --resume"
         ) from error
     kept = origin_of(state) if isinstance(state, dict) else None
     if kept is None:
