@@ -14,7 +14,7 @@ from benchmarks.methods import Method
 from benchmarks.records import RESULT, recorded
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import Data
-from ela_probe.data.spec import absolute_source
+from ela_probe.data.source_names import absolute_source
 from ela_probe.evaluation.compare import retrievals
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.evaluation.profiling import count_flops

@@ -164,7 +164,7 @@ def analyze_checkpoint(
                 "fewer processes"
             )
     where = processes.launch(resolve_device(device))
-    share = Share(rank(), process_count(), turn=every)
+    share = Share(rank(), process_count(), batches_per_turn=every)
     loader: Iterable[Any]
     if data is not None:
         loader = data.loader(
@@ -172,7 +172,7 @@ def analyze_checkpoint(
         )
     else:
         assert inputs is not None
-        loader = inputs if share.count == 1 else share.deal(inputs)
+        loader = inputs if share.count == 1 else share.select(inputs)
     if sites is not None:
         first = next(iter(loader if inputs is None else inputs))
         found = sites.discover(loaded.model, first if data is None else first[0])

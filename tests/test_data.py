@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ela_probe.data.augmentation import augmented
+from ela_probe.data.augmentation import augment_batch
 from ela_probe.data.images import ImageData
 from ela_probe.data.opening import open_data
-from ela_probe.data.sources import stratified_order
 from ela_probe.data.spec import DataSpec
+from ela_probe.data.stratified import stratified_order
 from ela_probe.errors import DataError
 
 CLASSES = ("cat", "dog", "owl")
@@ -186,19 +186,19 @@ def test_a_data_set_also_reads_one_by_one(tmp_path):
 @pytest.mark.parametrize("kind", ["crop", "crop-flip"])
 def test_augmentation_shifts_and_mirrors_each_image_on_its_own(kind):
     images = torch.arange(1, 257, dtype=torch.float).reshape(1, 1, 16, 16).repeat(400, 1, 1, 1)
-    result = augmented(images, kind, seed=0)
+    result = augment_batch(images, kind, seed=0)
     assert result.shape == images.shape
     padded = torch.nn.functional.pad(images[0], (2, 2, 2, 2))
     windows = [padded[:, i : i + 16, j : j + 16] for i in range(5) for j in range(5)]
     allowed = windows + ([w.flip(-1) for w in windows] if kind == "crop-flip" else [])
     seen = {next(i for i, w in enumerate(allowed) if torch.equal(w, r)) for r in result}
     assert len(seen) == len(allowed)  # 400 draws of 25 or 50: each is met
-    assert torch.equal(result, augmented(images, kind, seed=0))
+    assert torch.equal(result, augment_batch(images, kind, seed=0))
 
 
 def test_no_augmentation_changes_nothing():
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    assert torch.equal(augmented(images, "none", seed=1), images)
+    assert torch.equal(augment_batch(images, "none", seed=1), images)
 
 
 def test_a_folder_is_resized_and_cut_to_squares(tmp_path):
@@ -220,7 +220,7 @@ def test_val_of_a_folder_is_the_test_split_unless_there_is_one(tmp_path):
 def test_large_folders_are_decoded_on_every_read(tmp_path, monkeypatch):
     source = write_folder(tmp_path)
     kept = everything(open_data(source), "test")[0]
-    monkeypatch.setattr("ela_probe.data.arrays.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("ela_probe.data.image_stores.IN_MEMORY_BYTES", 0)
     data = open_data(source)
     assert not data.dataset("test").in_memory
     assert torch.equal(everything(data, "test", num_workers=0)[0], kept)
@@ -259,7 +259,7 @@ def test_a_truncated_idx_file_is_named(tmp_path):
     write_idx(tmp_path)
     path = tmp_path / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.*cut short"):
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.*is truncated"):
         open_data("fashion-mnist", root=tmp_path)
 
 
@@ -276,10 +276,10 @@ def test_a_missing_download_says_how_to_get_it(tmp_path, source):
     [
         ("digit", "did you mean 'digits'"),
         ("cifar-10", "did you mean 'cifar10'"),
-        ("npz", "lacks its path"),
-        ("folder:", "lacks its path"),
+        ("npz", "has no path"),
+        ("folder:", "has no path"),
         ("digits:x", "unknown data source"),
-        ("???", "known are digits"),
+        ("???", "expected one of digits"),
     ],
 )
 def test_unknown_sources(source, message):
@@ -294,17 +294,20 @@ LABELS = np.arange(6) % 3
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": None}, "holds no images"),
-        ({"labels": None}, "holds no labels"),
+        ({"images": None}, "contains no images"),
+        ({"labels": None}, "contains no labels"),
         ({"images": PIXELS.astype(np.float32), "labels": LABELS}, "images are float32"),
         ({"images": PIXELS[..., 0], "labels": LABELS}, r"expected uint8 \(N, H, W, C\)"),
         ({"images": PIXELS[:0], "labels": LABELS[:0]}, "images are empty"),
         ({"images": PIXELS, "labels": LABELS[:5]}, "6 images but 5 labels"),
         ({"images": PIXELS, "labels": LABELS + 0.5}, "labels are float64"),
         ({"images": PIXELS, "labels": LABELS + 1}, "label 3, expected 0 to 2"),
-        ({"images": PIXELS, "labels": LABELS - 1}, "label -1, expected 0 and up"),
+        ({"images": PIXELS, "labels": LABELS - 1}, "label -1, expected 0 or more"),
         ({"images": PIXELS[:, :5], "labels": LABELS}, "are 5 x 8, expected square"),
-        ({"images": np.array([{}] * 6), "labels": LABELS}, "can't be read as .npz of plain"),
+        (
+            {"images": np.array([{}] * 6), "labels": LABELS},
+            "can't be read as an .npz file of plain",
+        ),
     ],
 )
 def test_bad_npz_files(tmp_path, changes, message):
@@ -338,13 +341,13 @@ def test_class_names_that_differ_between_splits(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(DataError, match="train is no folder"):
+    with pytest.raises(DataError, match="train is not a folder"):
         open_data(f"folder:{tmp_path}")
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="neither test/ nor val/"):
         open_data(f"folder:{tmp_path}")
     (tmp_path / "val" / "cat").mkdir(parents=True)
-    with pytest.raises(DataError, match="train holds no images"):
+    with pytest.raises(DataError, match="train contains no images"):
         open_data(f"folder:{tmp_path}")
     write_folder(tmp_path / "b", ("train",))
     write_folder(tmp_path / "b", ("val",), classes=("cat", "dog"))
@@ -356,7 +359,7 @@ def test_bad_folders(tmp_path):
 def test_a_corrupt_image_is_named_in_one_line(tmp_path, num_workers):
     source = write_folder(tmp_path)
     (tmp_path / "test" / "dog" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
-    with pytest.raises(DataError, match=r"dog/2\.png is no readable image") as caught:
+    with pytest.raises(DataError, match=r"dog/2\.png is not a readable image") as caught:
         everything(open_data(source), "test", num_workers=num_workers)
     assert "\n" not in str(caught.value)
 
@@ -364,7 +367,7 @@ def test_a_corrupt_image_is_named_in_one_line(tmp_path, num_workers):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 2}, "limit 2 is too small: expected 3 or more"),
+        ({"limit": 2}, "limit 2 is too small; expected 3 or more"),
         ({"limit": 0}, "limit 0 is too small"),
         ({"val_fraction": 1.0}, "out of range"),
         ({"val_fraction": -0.1}, "out of range"),

@@ -11,8 +11,8 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.data.arrays import Photographs, rgb
-from ela_probe.data.augmentation import augmented, random_crops
+from ela_probe.data.augmentation import augment_batch, random_crops
+from ela_probe.data.image_stores import ImageNetFiles, read_rgb
 from ela_probe.data.images import ImageData
 from ela_probe.data.opening import open_data
 from ela_probe.errors import DataError
@@ -74,18 +74,18 @@ def test_test_images_are_torchvisions_resize_256_and_centre_crop_224(imagenet):
         ]
     )
     ours, label = open_data(f"imagenet:{imagenet}").dataset("test")[5]
-    torch.testing.assert_close(ours, plain(rgb(str(path))).as_subclass(torch.Tensor))
+    torch.testing.assert_close(ours, plain(read_rgb(str(path))).as_subclass(torch.Tensor))
     assert label == 1
 
 
 def test_training_images_are_torchvisions_random_crops_and_flips(imagenet):
     path = str(imagenet / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG")
-    photographs = Photographs([(path, 0)] * 3, image_size=32)
+    photographs = ImageNetFiles([(path, 0)] * 3, image_size=32)
     ours = photographs.read(torch.arange(3), augment="resized-crop-flip", seed=5)
     plain = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        theirs = [v2.functional.pil_to_tensor(plain(rgb(path))) for _ in range(3)]
+        theirs = [v2.functional.pil_to_tensor(plain(read_rgb(path))) for _ in range(3)]
     assert torch.equal(ours, torch.stack(theirs))
     assert not torch.equal(ours[0], ours[1])
 
@@ -102,21 +102,21 @@ def test_crops_follow_from_seed_and_epoch_alone_and_leave_the_random_state(image
 
 def test_images_in_memory_take_the_same_augmentation():
     image = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(4, 1, 1, 1)
-    crops = augmented(image, "resized-crop-flip", seed=2)
+    crops = augment_batch(image, "resized-crop-flip", seed=2)
     assert crops.shape == image.shape
     assert torch.equal(crops, random_crops(4, lambda i: image[i], size=16, seed=2))
 
 
 def test_photographs_are_read_from_disk_every_time(imagenet):
     path = imagenet / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
-    photographs = Photographs([(str(path), 0)], image_size=32)
+    photographs = ImageNetFiles([(str(path), 0)], image_size=32)
     before = photographs.read(torch.tensor([0]))
     content = path.read_bytes()
     try:
         Image.new("RGB", (40, 30)).save(path, format="JPEG")
         assert not torch.equal(photographs.read(torch.tensor([0])), before)
         path.write_bytes(content[:200])
-        with pytest.raises(DataError, match=r"_0\.JPEG is no readable image"):
+        with pytest.raises(DataError, match=r"_0\.JPEG is not a readable image"):
             photographs.read(torch.tensor([0]))
     finally:
         path.write_bytes(content)
@@ -129,14 +129,14 @@ def test_a_spec_opens_the_same_photographs_again(imagenet):
 
 
 def test_folders_that_are_no_imagenet(tmp_path):
-    with pytest.raises(DataError, match=r"lacks train/ or val/: expected .*/train/CLASS/IMAGE"):
+    with pytest.raises(DataError, match=r"lacks train/ or val/; expected .*/train/CLASS/IMAGE"):
         open_data(f"imagenet:{tmp_path}")
     (tmp_path / "ILSVRC2012_img_val.tar").touch()
     with pytest.raises(DataError, match=r"unpack ILSVRC2012_img_val\.tar with torchvision"):
         open_data(f"imagenet:{tmp_path}")
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-    with pytest.raises(DataError, match="train holds no images"):
+    with pytest.raises(DataError, match="train contains no images"):
         open_data(f"imagenet:{tmp_path}")
 
 

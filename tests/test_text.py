@@ -83,7 +83,7 @@ def test_a_spec_travels(data: TextData) -> None:
     assert isinstance(again, TextSpec)
     assert again == data.spec
     assert data_from_spec(again).size("train") == data.size("train")
-    with pytest.raises(DataError, match="are images, but"):
+    with pytest.raises(DataError, match="has images, but"):
         again.with_source("digits")
     images = DataSpec(
         source="digits", image_size=8, channels=1, mean=(0.0,), std=(1.0,), classes=("a", "b")
@@ -132,10 +132,10 @@ def test_adamw_leaves_vectors_undecayed() -> None:
     [
         (None, {}, "cannot read the text"),
         (b"", {}, "is empty"),
-        (b"to be", {}, "too few for a window of 128"),
+        (b"to be", {}, "expected at least 129"),
         (b"\xff\xfe" * 3000, {"context": 0}, "context 0 is out of range"),
         (b"\xff\xfe" * 3000, {"val_fraction": 0.95}, "validation fraction"),
-        (b"\xff\xfe" * 3000, {"image_size": 8}, "takes no image_size"),
+        (b"\xff\xfe" * 3000, {"image_size": 8}, "image_size=8 doesn't apply"),
     ],
 )
 def test_texts_that_do_not_work(
@@ -208,8 +208,8 @@ def test_the_chain_on_a_language_model(
         (["--model", "attnres2", "--data", "digits"], "reads tokens, but digits holds images"),
         (["--model", "resnet8", "--data", "text:{text}"], "reads images, but"),
         (["--model", "attnres2", "--data", "text:/none"], "cannot read the text /none"),
-        (["--model", "attnres2", "--data", "text:"], "lacks its path"),
-        (["--model", "resnet8", "--data", "digits", "--context", "8"], "takes no context=8"),
+        (["--model", "attnres2", "--data", "text:"], "has no path"),
+        (["--model", "resnet8", "--data", "digits", "--context", "8"], "context=8 doesn't apply"),
     ],
 )
 def test_bad_input_gets_one_clear_line(

@@ -1,7 +1,7 @@
-"""Where images and text come from, how they are split, prepared and batched.
+"""Data sources: images and text, split, normalised and read in seeded batches.
 
-In: a source such as `npz:PREFIX`. Out: seeded batches.
-May import: errors, forward, system.
+In: a source such as `npz:PREFIX` or `text:FILE`. Out: batches of inputs and labels.
+May import: errors, system, forward.
 """
 
 from ela_probe.data.images import ImageData

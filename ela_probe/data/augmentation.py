@@ -1,8 +1,9 @@
-"""The standard augmentations: of small images a batch at a time, of photographs one by one.
+"""The standard augmentations, for small images and for photographs.
 
-torchvision's transforms draw once per call, so a batch needs a call an image: 39 ms for 128
-images where this takes 2.4 ms (one core). It also draws from a seed of its own, so that an
-epoch can be repeated exactly whatever else draws random numbers.
+Small images are augmented a whole batch at a time: torchvision's transforms draw one set of random
+numbers per call, so a batch of 128 would need 128 calls (39 ms, against 2.4 ms here, on one core).
+Every function draws from the seed it is given, so an epoch can be repeated exactly, whatever other
+code draws random numbers.
 """
 
 from collections.abc import Callable
@@ -17,17 +18,17 @@ from torchvision.transforms.v2 import functional as tvf
 from ela_probe.data.spec import Augmentation
 
 
-def augmented(images: Tensor, kind: Augmentation, *, seed: int) -> Tensor:
-    """Shift, and for "crop-flip" mirror, each image of a batch on its own.
+def augment_batch(images: Tensor, kind: Augmentation, *, seed: int) -> Tensor:
+    """Augment each image of a batch independently.
 
-    Shifts are uniform over -p..p pixels in both directions with p = size // 8 (4 of 32), zeros
-    move in; mirroring, left to right, has probability 1/2. For "resized-crop-flip" see
-    `random_crops`.
+    "crop" shifts by -p..p pixels in both directions, uniformly, with p = size // 8 (4 of 32), and
+    fills with zeros. "crop-flip" also mirrors left to right with probability 1/2.
+    "resized-crop-flip" is `random_crops`.
 
     Args:
         images: uint8 (B, C, H, W).
-        kind: "none" gives the batch back as it is.
-        seed: of all draws.
+        kind: "none" returns the batch unchanged.
+        seed: seed of all random numbers.
 
     Returns:
         A batch of the same shape and dtype.
@@ -38,9 +39,9 @@ def augmented(images: Tensor, kind: Augmentation, *, seed: int) -> Tensor:
         return random_crops(len(images), lambda i: images[i], size=images.shape[-1], seed=seed)
     generator = torch.Generator().manual_seed(seed)
     count, _, height, width = images.shape
-    reach = height // 8
-    top, left = torch.randint(2 * reach + 1, (2, count), generator=generator)
-    windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    pad = height // 8
+    top, left = torch.randint(2 * pad + 1, (2, count), generator=generator)
+    windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     shifted = windows[torch.arange(count), :, top, left]
     if kind == "crop":
         return shifted
@@ -49,14 +50,16 @@ def augmented(images: Tensor, kind: Augmentation, *, seed: int) -> Tensor:
 
 
 def random_crops(count: int, image: Callable[[int], Any], *, size: int, seed: int) -> Tensor:
-    """ImageNet's augmentation: a random part of each image, resized, and mirrored by chance.
+    """ImageNet's augmentation: a random part of each image, resized, and mirrored half the time.
 
-    torchvision's RandomResizedCrop (8 to 100 % of the area, 3:4 to 4:3) and RandomHorizontalFlip.
+    Uses torchvision's RandomResizedCrop (8 to 100 % of the area, aspect ratio 3:4 to 4:3) and
+    RandomHorizontalFlip.
 
     Args:
-        image: gives each of `count` images as a PIL image or uint8 (C, H, W).
-        size: height and width of the crops.
-        seed: of all draws; the global random state stays as it is.
+        count: number of images.
+        image: returns image i (0 <= i < count) as a PIL image or as uint8 (C, H, W).
+        size: height and width of the crops, in pixels.
+        seed: seed of all random numbers; the global random state does not change.
 
     Returns:
         uint8 (count, C, size, size).
@@ -64,9 +67,9 @@ def random_crops(count: int, image: Callable[[int], Any], *, size: int, seed: in
     crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return torch.stack([as_pixels(crop(image(i))) for i in range(count)])
+        return torch.stack([_to_tensor(crop(image(i))) for i in range(count)])
 
 
-def as_pixels(image: Any) -> Tensor:
-    """uint8 (C, H, W) of a PIL image, or the tensor that it is."""
+def _to_tensor(image: Any) -> Tensor:
+    """uint8 (C, H, W) of a PIL image or of a tensor."""
     return image if isinstance(image, Tensor) else tvf.pil_to_tensor(image)

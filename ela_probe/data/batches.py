@@ -1,6 +1,7 @@
-"""Seeded batches: order and augmentation follow from seed, epoch and batch number alone.
+"""Seeded batches: order and augmentation depend only on the seed, the epoch and the batch number.
 
-Several processes that share them read every sample once: none is repeated, none left out.
+When several processes share a data set, every sample is read exactly once: none is repeated and
+none is left out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,10 +12,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as tvf
 
-from ela_probe.data.arrays import Images
+from ela_probe.data.image_stores import Images
 from ela_probe.data.spec import Augmentation, DataSpec
 from ela_probe.errors import DataError
 
@@ -31,42 +32,50 @@ class Batch:
 
 @dataclass(frozen=True)
 class Share:
-    """What one of `count` processes reads.
+    """The part of the batches that one of several processes reads.
 
-    rank: which process, from 0. turn: None for its part of every batch, so that all have as many;
-    else whole batches, so many in a row before it is the next process's turn.
+    Args:
+        rank: index of this process, from 0.
+        count: number of processes.
+        batches_per_turn: when None, each process reads a slice of every batch, so all read equally
+            many batches. Otherwise each reads whole batches: this many in a row, then the next
+            process takes its turn.
     """
 
     rank: int = 0
     count: int = 1
-    turn: int | None = None
+    batches_per_turn: int | None = None
 
-    def part_of(self, positions: Tensor) -> Tensor:
-        """Its part of a batch: the parts' sizes differ by one at the most."""
-        return positions.tensor_split(self.count)[self.rank] if self.turn is None else positions
+    def slice_of(self, positions: Tensor) -> Tensor:
+        """This process's slice of a batch; slice sizes differ by at most one."""
+        if self.batches_per_turn is not None:
+            return positions
+        return positions.tensor_split(self.count)[self.rank]
 
-    def deal(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches that it reads at all."""
-        if self.turn is None:
+    def select(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches of which this process reads a slice or the whole."""
+        size = self.batches_per_turn
+        if size is None:
             yield from batches
             return
-        dealt = iter(batches)
-        while turn := list(islice(dealt, self.turn * self.count)):
-            yield from turn[self.rank * self.turn : (self.rank + 1) * self.turn]
+        remaining = iter(batches)
+        while turns := list(islice(remaining, size * self.count)):
+            yield from turns[self.rank * size : (self.rank + 1) * size]
 
-    def turns(self, count: int) -> int:
-        """How many of `count` turns are its own."""
-        return len(range(self.rank, count, self.count))
+    def turns(self, total: int) -> int:
+        """How many of `total` turns, over all processes, are this process's."""
+        return len(range(self.rank, total, self.count))
 
 
 class SeededBatches(Sampler[Batch]):
-    """Draws whole batches; the same seed and epoch always give the same ones.
+    """Yields whole batches; the same seed and epoch always give the same ones.
 
-    Where each process reads a part of every batch, what is left over for the last one joins the
-    one before it if it is too little for all of them.
+    When each process reads a slice of every batch and the last batch has fewer samples than there
+    are processes, its samples join the batch before.
 
     Raises:
-        DataError: fewer samples, or samples a batch, than processes that want a part of each.
+        DataError: processes share every batch, and there are fewer samples, or samples in a batch,
+            than processes.
     """
 
     def __init__(
@@ -78,11 +87,11 @@ class SeededBatches(Sampler[Batch]):
         seed: int,
         share: Share = Share(),
     ) -> None:
-        parts = share.count if share.turn is None else 1
-        if min(samples, batch_size) < parts:
+        slices = share.count if share.batches_per_turn is None else 1
+        if min(samples, batch_size) < slices:
             raise DataError(
-                f"{samples} samples in batches of {batch_size} are too few for {parts} processes, "
-                "each of which takes a part of every batch; raise --batch-size, or take fewer "
+                f"{samples} samples in batches of {batch_size} are too few for {slices} processes: "
+                "each process reads a slice of every batch; raise --batch-size, or use fewer "
                 "processes"
             )
         self.samples = samples
@@ -91,42 +100,62 @@ class SeededBatches(Sampler[Batch]):
         self.seed = seed
         self.share = share
         self.epoch = 0
-        whole, left = divmod(samples, batch_size)
-        self._sizes = [batch_size] * whole
-        if left >= parts:
-            self._sizes.append(left)
-        elif left:
-            self._sizes[-1] += left
+        full_batches, rest = divmod(samples, batch_size)
+        self._sizes = [batch_size] * full_batches
+        if rest >= slices:
+            self._sizes.append(rest)
+        elif rest:
+            self._sizes[-1] += rest
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) that the next pass over the loader draws."""
+        """Choose the epoch (from 0) of the next pass over the loader."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.share.deal(self._sizes))
+        return sum(1 for _ in self.share.select(self._sizes))
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.share.deal(self._drawn())
+        return self.share.select(self._batches())
 
-    def _drawn(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.arange(self.samples)
         if self.shuffle:
             order = torch.randperm(self.samples, generator=generator)
         for positions in torch.split(order, self._sizes):
             seed = int(torch.randint(2**32, (), generator=generator))
-            if self.share.turn is None:  # else all processes would augment their parts alike
+            if self.share.batches_per_turn is None:
+                # otherwise all processes would augment their slices alike
                 seed = (seed + self.share.rank) % 2**32
-            yield Batch(self.share.part_of(positions), seed)
+            yield Batch(self.share.slice_of(positions), seed)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A 32-bit seed for one epoch (torch's CPU generator uses no more bits than these)."""
+    """A 32-bit seed for one epoch (torch's CPU generator uses no more than 32 bits)."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
+def seeded_loader(
+    dataset: Dataset[tuple[Tensor, Tensor]], batches: SeededBatches, *, num_workers: int
+) -> "DataLoader[tuple[Tensor, Tensor]]":
+    """A DataLoader that passes each Batch to `dataset`. Its own `batch_size` reads None."""
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # without a generator, the loader draws its workers' seed from the global random state
+        generator=torch.Generator().manual_seed(batches.seed),
+    )
+
+
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Normalised images with labels, by position; augmented ones only in a loader's batches."""
+    """Normalised images with labels, by position or by Batch.
+
+    Augmentation follows the seed of a Batch; for a single position its seed comes from the global
+    random state.
+    """
 
     def __init__(
         self, images: Images, indices: Tensor, *, spec: DataSpec, augment: Augmentation
@@ -147,7 +176,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         if isinstance(index, Batch):
             return self._batch(index.positions, seed=index.seed)
         if not 0 <= index < len(self):
-            raise IndexError(f"position {index} of {len(self)} images")
+            raise IndexError(f"position {index} is out of range: there are {len(self)} images")
         seed = int(torch.randint(2**32, ())) if self.augment != "none" else 0
         images, labels = self._batch(torch.tensor([index]), seed=seed)
         return images[0], labels[0]

@@ -1,4 +1,4 @@
-"""What a model is called with: batches of any shape, labelled or not, or drawn at random."""
+"""Inputs for models without a data source: random tensors, or batches from a user's function."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ InputType = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32
 
 @dataclass(frozen=True)
 class RandomInputs:
-    """Seeded random batches [n, *size]: normal where `dtype` is a float, else integers below
-    `high`. A sample is the same whatever the batch size.
+    """Seeded random batches [n, *size]: standard normal for a float `dtype`, else integers below
+    `high`. The samples don't depend on the batch size.
 
     Raises:
-        OptionError: a size below 1, or integers without an upper bound.
+        OptionError: a size is below 1, integers have no upper bound, or floats have one.
     """
 
     size: tuple[int, ...]
@@ -35,22 +35,24 @@ class RandomInputs:
     def __post_init__(self) -> None:
         if not self.size or min(self.size) < 1:
             raise OptionError(
-                f"input size {self.size} came; expected positive numbers, e.g. 3,32,32"
+                f"got input size {self.size}, expected positive numbers, e.g. 3,32,32"
             )
         if self.is_integer and (self.high is None or self.high < 1):
             raise OptionError(
-                f"{self.dtype} inputs need an upper bound of 1 or more (--input-high, e.g. the "
-                f"size of the vocabulary); {self.high} came"
+                f"got upper bound {self.high} for {self.dtype} inputs, expected 1 or more, e.g. "
+                "the size of the vocabulary; set --input-high"
             )
         if not self.is_integer and self.high is not None:
-            raise OptionError(f"--input-high is for integers, not {self.dtype}; use --input-dtype")
+            raise OptionError(
+                f"--input-high is for integers, not {self.dtype}; choose an integer --input-dtype"
+            )
 
     @property
     def note(self) -> str:
-        """What to know of an analysis of these."""
+        """A note for the provenance of an analysis."""
         return (
-            f"the inputs are random ({self.samples} samples): the divergences tell what the model "
-            "does on noise, not on its task"
+            f"the inputs are random ({self.samples} samples): the divergences describe the model "
+            "on noise, not on its task"
         )
 
     @property
@@ -67,11 +69,11 @@ class RandomInputs:
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
-        left = self.samples
-        while left > 0:
-            count = min(left, self.batch_size)
+        remaining = self.samples
+        while remaining > 0:
+            count = min(remaining, self.batch_size)
             yield torch.stack([self._sample(generator) for _ in range(count)])
-            left -= count
+            remaining -= count
 
     def _sample(self, generator: torch.Generator) -> Tensor:
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -81,17 +83,19 @@ class RandomInputs:
 
 
 class ExampleInputs:
-    """Batches that a function of the user's gives, each what the model is called with.
+    """Batches of model inputs, returned by a function of the user.
 
     The function takes no arguments. It returns one batch (a tensor or a dict) or an iterable of
-    batches (tensors, tuples of arguments, dicts). Its module's code runs.
+    batches (tensors, tuples of arguments, dicts). Importing its module runs the module's code.
 
     Args:
-        name: `package.module:function`. path: folder of its code. limit: at most so many samples.
+        name: `package.module:function`.
+        path: folder of the function's code.
+        limit: use at most this many samples.
 
     Raises:
-        ModelError: the function can't be found, or raises. DataError: (from iterating) it gave
-        something else.
+        ModelError: the function can't be found, or raises.
+        DataError: (on iterating) it returned something else.
     """
 
     note = None
@@ -105,29 +109,29 @@ class ExampleInputs:
         return f"the batches of {self.name}"
 
     def __iter__(self) -> Iterator[Any]:
-        left = self._limit
+        remaining = self._limit
         for batch in self._batches():
             count = sample_count(batch)
-            yield batch if left is None else first_samples(batch, left)
-            if left is not None:
-                left -= count
-                if left <= 0:
+            yield batch if remaining is None else first_samples(batch, remaining)
+            if remaining is not None:
+                remaining -= count
+                if remaining <= 0:
                     return
 
     def _batches(self) -> Iterable[Any]:
         with importable(self._path):
             try:
-                given = self._function()
+                returned = self._function()
             except Exception as error:
                 raise ModelError(
                     f"{self.name}() failed: {class_and_first_line(error)}; it is called "
                     "without arguments"
                 ) from error
-        if isinstance(given, Tensor | Mapping):
-            return [given]
-        if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        if isinstance(returned, Tensor | Mapping):
+            return [returned]
+        if not isinstance(returned, Iterable) or isinstance(returned, str | bytes):
             raise DataError(
-                f"{self.name}() gave a {type(given).__name__}; expected a batch (tensor or dict) "
-                "or an iterable of batches"
+                f"{self.name}() returned a {type(returned).__name__}, expected a batch (tensor or "
+                "dict) or an iterable of batches"
             )
-        return given
+        return returned

@@ -1,4 +1,4 @@
-"""Opening data, of images or of text, by its source or by the spec that a checkpoint carries."""
+"""Opening images or text, from a source's name or from the spec in a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ def _task(spec: Any) -> str:
 AnySpec = Annotated[
     Annotated[DataSpec, Tag("images")] | Annotated[TextSpec, Tag("text")], Discriminator(_task)
 ]
-"""A spec of either kind, told apart by its source, for pydantic models that carry one."""
+"""A DataSpec or a TextSpec, for pydantic models; the source determines which of the two."""
 
 
 def open_data(
@@ -39,20 +39,21 @@ def open_data(
     """Open a source: `text:FILE` (see `open_text`) or images (see `open_images`).
 
     Args:
-        val_fraction: share set aside for validation: of the training images 0.1, of a text 0.05
-            when None.
-        image_size, augment: of images only. context: tokens a sequence, of text only.
-        The others as in `open_images` and `open_text`.
+        val_fraction: share for validation; when None, 0.1 of the training images or 0.05 of a
+            text.
+        image_size, augment: for images only.
+        context: tokens in a window, for text only.
+        The other arguments are those of `open_images` and `open_text`.
 
     Raises:
-        DataError: as these two do, or an option is not for this source.
+        DataError: as in `open_images` and `open_text`, or an argument doesn't apply to the source.
     """
-    text = _task({"source": source}) == "text"
-    foreign = {"image_size": image_size, "augment": augment} if text else {"context": context}
-    for name, value in foreign.items():
+    is_text = _task({"source": source}) == "text"
+    others = {"image_size": image_size, "augment": augment} if is_text else {"context": context}
+    for name, value in others.items():
         if value is not None:
-            raise DataError(f"{source} takes no {name}={value}; leave it out")
-    if text:
+            raise DataError(f"{name}={value} doesn't apply to {source}; leave it out")
+    if is_text:
         return open_text(source, limit=limit, val_fraction=val_fraction, seed=seed, context=context)
     return open_images(
         source,
@@ -67,7 +68,7 @@ def open_data(
 
 
 def data_from_spec(spec: DataSpec | TextSpec, *, download: bool = False) -> Data:
-    """Open again what a checkpoint was trained on. Raises DataError when it is not there."""
+    """Open the data that a checkpoint was trained on. Raises DataError when it is missing."""
     if isinstance(spec, TextSpec):
         return TextData(spec)
     return ImageData.from_spec(spec, download=download)

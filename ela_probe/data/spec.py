@@ -1,9 +1,8 @@
-"""DataSpec: all it takes to open the same images again, normalised and split the same way.
+"""DataSpec: everything needed to open the same images again, normalised and split the same way.
 
-It travels inside checkpoints, so it holds plain values only, and its paths are absolute.
+Checkpoints contain it, so it has plain values only, and its paths are absolute.
 """
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +10,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ela_probe.data.source_names import absolute_root, absolute_source
 from ela_probe.errors import DataError
 from ela_probe.system.validation import Strict
 
 Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
-
-NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
-PATH_SOURCES = ("npz", "folder", "imagenet", "text")
 
 
 class DataSpec(Strict):
@@ -33,7 +30,7 @@ class DataSpec(Strict):
     std: tuple[float, ...] = Field(description="per channel, of training images in [0, 1]")
     classes: tuple[str, ...] = Field(min_length=1, description="names in the order of the labels")
     val_fraction: float = Field(0.1, ge=0, lt=1, description="of the training images")
-    seed: int = Field(0, ge=0, description="draws the limited subset and the validation split")
+    seed: int = Field(0, ge=0, description="of the limited subset and the validation split")
     limit: int | None = Field(None, ge=1, description="training images used, validation included")
     augment: Augmentation = "none"
 
@@ -41,11 +38,11 @@ class DataSpec(Strict):
     def _fits(self) -> "DataSpec":
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"{self.channels} channels need as many means and deviations, "
-                f"not {len(self.mean)} and {len(self.std)}"
+                f"got {len(self.mean)} means and {len(self.std)} standard deviations, expected "
+                f"{self.channels} of each, one per channel"
             )
         if min(self.std) <= 0:
-            raise ValueError(f"standard deviations must be positive, not {self.std}")
+            raise ValueError(f"got standard deviations {self.std}, expected positive ones")
         return self
 
     @property
@@ -55,7 +52,7 @@ class DataSpec(Strict):
 
     @property
     def task(self) -> Literal["images", "tokens"]:
-        """What a model of this data reads."""
+        """What a model for this data reads."""
         return "images"
 
     @property
@@ -64,7 +61,7 @@ class DataSpec(Strict):
         return f"images of {self.channels} x {self.image_size} x {self.image_size}"
 
     def model_arguments(self) -> dict[str, int]:
-        """What a model of the zoo must be built with."""
+        """Arguments that a model of the zoo needs to fit this data."""
         return {"num_classes": self.num_classes, "in_channels": self.channels}
 
     def example(self) -> tuple[Tensor, Tensor]:
@@ -73,23 +70,23 @@ class DataSpec(Strict):
         return image, torch.zeros(1, dtype=torch.int64)
 
     def with_source(self, source: str, *, root: str | Path | None = None) -> "DataSpec":
-        """The same normalisation, classes and split on data that lies elsewhere.
+        """The same normalisation, classes and split for data in another place.
 
         Raises:
-            DataError: the source is not known.
+            DataError: the source is unknown, or is text.
         """
-        where = absolute_root(root) if root is not None else self.root
+        folder = absolute_root(root) if root is not None else self.root
         if source.startswith("text:"):
             raise DataError(f"{source} is text, but the model was trained on images")
-        return self.model_copy(update={"source": absolute_source(source), "root": where})
+        return self.model_copy(update={"source": absolute_source(source), "root": folder})
 
     def check_model(self, *, num_classes: int, in_channels: int) -> None:
-        """Refuse a model that these images don't fit.
+        """Check that a model fits these images.
 
         Raises:
-            DataError: the number of classes or of channels differs; both sides are named.
+            DataError: the number of classes or of channels differs; the message gives both numbers.
         """
-        differing = [
+        differences = [
             f"{ours} {what} in the data, {theirs} in the model"
             for what, ours, theirs in (
                 ("classes", self.num_classes, num_classes),
@@ -97,29 +94,8 @@ class DataSpec(Strict):
             )
             if ours != theirs
         ]
-        if differing:
+        if differences:
             raise DataError(
-                f"the data {self.source} doesn't fit the model: {'; '.join(differing)}; "
-                "choose other data with --data, or build the model with these numbers"
+                f"the data {self.source} doesn't fit the model: {'; '.join(differences)}; "
+                "choose other data with --data, or build the model with the data's numbers"
             )
-
-
-def absolute_source(source: str) -> str:
-    """The source with its path made absolute (`~` expanded). Raises DataError if unknown."""
-    kind, colon, path = source.partition(":")
-    if kind in NAMED_SOURCES and not colon:
-        return source
-    if kind in PATH_SOURCES and path:
-        return f"{kind}:{Path(path).expanduser().absolute()}"
-    known = (*NAMED_SOURCES, "npz:PREFIX", "folder:DIR", "imagenet:DIR", "text:FILE")
-    if kind in PATH_SOURCES:
-        raise DataError(f"data source {source!r} lacks its path: expected {kind}:PATH")
-    names = {name.partition(":")[0]: name for name in known}
-    near = difflib.get_close_matches(kind, names, n=1, cutoff=0.5)
-    guess = f"did you mean {names[near[0]]!r}? " if near else ""
-    raise DataError(f"unknown data source {source!r}: {guess}known are {', '.join(known)}")
-
-
-def absolute_root(root: str | Path) -> str:
-    """`root` as an absolute path, `~` expanded."""
-    return str(Path(root).expanduser().absolute())

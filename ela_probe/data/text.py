@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ela_probe.data.batches import Batch, SeededBatches, Share
-from ela_probe.data.spec import absolute_source
+from ela_probe.data.batches import Batch, SeededBatches, Share, seeded_loader
+from ela_probe.data.source_names import absolute_source
 from ela_probe.errors import DataError
 from ela_probe.system.validation import Strict
 
@@ -24,19 +24,20 @@ TEST_FRACTION = 0.05
 class TextSpec(Strict):
     """Where text comes from and how it becomes training, validation and test windows.
 
-    The last 5 % of the bytes are the test split, the `val_fraction` before them the validation.
+    The last 5 % of the bytes are the test split; the `val_fraction` before them is the validation
+    split.
     """
 
     source: str = Field(pattern="^text:.", description="text:FILE, the path absolute")
-    context: int = Field(CONTEXT, ge=1, description="tokens a window")
+    context: int = Field(CONTEXT, ge=1, description="tokens in a window")
     tokens: Literal["bytes"] = "bytes"
     val_fraction: float = Field(VAL_FRACTION, ge=0, lt=0.9, description="of the file")
-    seed: int = Field(0, ge=0, description="draws the limited subset")
+    seed: int = Field(0, ge=0, description="of the limited subset")
     limit: int | None = Field(None, ge=1, description="training windows used")
 
     @property
     def task(self) -> Literal["images", "tokens"]:
-        """What a model of this data reads."""
+        """What a model for this data reads."""
         return "tokens"
 
     @property
@@ -50,7 +51,7 @@ class TextSpec(Strict):
         return f"sequences of {self.context} byte tokens"
 
     def model_arguments(self) -> dict[str, int]:
-        """What a model of the zoo must be built with."""
+        """Arguments that a model of the zoo needs to fit this data."""
         return {"vocab_size": self.num_classes}
 
     def example(self) -> tuple[Tensor, Tensor]:
@@ -59,11 +60,11 @@ class TextSpec(Strict):
         return blank, blank
 
     def with_source(self, source: str, *, root: object = None) -> "TextSpec":
-        """The same windows of another file. Raises DataError when it is no text."""
+        """The same windows of another file. Raises DataError when the source is not text."""
         moved = absolute_source(source)
         if not moved.startswith("text:"):
             raise DataError(
-                f"{source} are images, but the model was trained on text: expected text:FILE"
+                f"{source} has images, but the model was trained on text; expected text:FILE"
             )
         return self.model_copy(update={"source": moved})
 
@@ -87,9 +88,9 @@ class TextData:
         for split, part in self._parts.items():
             if len(part) <= spec.context and (split != "val" or spec.val_fraction):
                 raise DataError(
-                    f"{spec.source}: its {split} split has {len(part)} of {len(content)} bytes, "
-                    f"too few for a window of {spec.context} and the next; take a longer file or "
-                    "a shorter context"
+                    f"{spec.source}: the {split} split has {len(part)} of {len(content)} bytes, "
+                    f"expected at least {spec.context + 1}, a window and the byte after it; use a "
+                    "longer file or a shorter context"
                 )
 
     def __repr__(self) -> str:
@@ -97,7 +98,7 @@ class TextData:
         return f"TextData({self.spec.source}: {sizes} windows of {self.spec.context} bytes)"
 
     def size(self, split: Split) -> int:
-        """Number of windows in "train", "val" or "test"; 0 for "val" when none is set aside."""
+        """Number of windows in "train", "val" or "test"; 0 for "val" when there is none."""
         return len(self.dataset(split))
 
     def dataset(
@@ -107,9 +108,9 @@ class TextData:
 
         Args:
             split: "train", "val" or "test".
-            augment: move every window of a batch on by a random part of its length; without it
-                windows lie end to end.
-            limit: only so many windows, drawn by the spec's seed.
+            augment: shift every window of a batch forward by a random part of its length. Without
+                it, windows are adjacent and don't overlap.
+            limit: use at most this many windows, a random subset that follows the spec's seed.
 
         Raises:
             DataError: an unknown split, or a limit below 1.
@@ -120,10 +121,10 @@ class TextData:
             raise DataError(f"limit {limit} is out of range: expected 1 or more windows")
         part, context = self._parts[split], self.spec.context
         windows = torch.arange(max(0, (len(part) - 1) // context))
-        for most in (self.spec.limit if split == "train" else None, limit):
-            if most is not None:
+        for maximum in (self.spec.limit if split == "train" else None, limit):
+            if maximum is not None:
                 order = np.random.default_rng(self.spec.seed).permutation(len(windows))
-                windows = windows[torch.from_numpy(order[:most]).sort().values]
+                windows = windows[torch.from_numpy(order[:maximum]).sort().values]
         return Windows(part, windows * context, context=context, shift=augment)
 
     def loader(
@@ -138,10 +139,10 @@ class TextData:
         num_workers: int | None = None,
         share: Share = Share(),
     ) -> "DataLoader[tuple[Tensor, Tensor]]":
-        """Batches of tokens and of the tokens that follow each, int64 (B, context) both.
+        """Batches of tokens and of their next tokens, both int64 (B, context).
 
-        Order and shifts depend on `seed`, the epoch and the batch's number alone
-        (`loader.sampler.set_epoch`), as with ImageData. The text lies in memory.
+        Order and shifts depend only on `seed`, the epoch (`loader.sampler.set_epoch`) and the
+        batch number, as with ImageData. The text is in memory.
 
         Raises:
             DataError: an unknown split, one without windows, or a limit below 1.
@@ -149,8 +150,7 @@ class TextData:
         dataset = self.dataset(split, augment=augment, limit=limit)
         if not len(dataset):
             raise DataError(
-                f"{self.spec.source} has no {split} windows: set some text aside with a "
-                "validation fraction above 0"
+                f"{self.spec.source} has no {split} windows; choose a validation fraction above 0"
             )
         batches = SeededBatches(
             len(dataset),
@@ -159,22 +159,18 @@ class TextData:
             seed=self.spec.seed if seed is None else seed,
             share=share,
         )
-        return DataLoader(
-            dataset,
-            sampler=batches,
-            batch_size=None,
-            num_workers=num_workers or 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(batches.seed),
-        )
+        return seeded_loader(dataset, batches, num_workers=num_workers or 0)
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
     """Windows of bytes by position: tokens and next tokens, int64.
 
     Args:
-        text: uint8 (N,). starts: of the windows, int64. shift: move each window of a batch on by
-            0 to context - 1 bytes, drawn by the batch's seed, as far as the text goes.
+        text: uint8 (N,).
+        starts: first byte of each window, int64.
+        context: tokens in a window.
+        shift: shift each window of a batch forward by 0 to context - 1 bytes, which follow the
+            batch's seed; a window at the end stays within the text.
     """
 
     def __init__(self, text: Tensor, starts: Tensor, *, context: int, shift: bool) -> None:
@@ -190,13 +186,13 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         """(context,) each for a position; (B, context) each for a Batch."""
         if not isinstance(index, Batch):
             if not 0 <= index < len(self):
-                raise IndexError(f"position {index} of {len(self)} windows")
+                raise IndexError(f"position {index} is out of range: there are {len(self)} windows")
             return self._read(self.starts[index])
         starts = self.starts[index.positions]
         if self.shift:
             generator = torch.Generator().manual_seed(index.seed)
-            moved = starts + torch.randint(self.context, starts.shape, generator=generator)
-            starts = moved.clamp(max=len(self.text) - self.context - 1)
+            shifted = starts + torch.randint(self.context, starts.shape, generator=generator)
+            starts = shifted.clamp(max=len(self.text) - self.context - 1)
         return self._read(starts[:, None])
 
     def _read(self, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,22 +211,22 @@ def open_text(
     """Open `text:FILE` as byte tokens.
 
     Args:
-        limit: use that many training windows, drawn by `seed`.
-        val_fraction: share of the file set aside for validation, 0.05 when None; 0 for none.
-        context: tokens a window, 128 when None.
+        limit: use this many training windows, a random subset that follows `seed`.
+        val_fraction: share of the file for validation, 0.05 when None; 0 for none.
+        context: tokens in a window, 128 when None.
 
     Raises:
         DataError: the file is missing, empty or too short, or an argument is out of range.
     """
     context = CONTEXT if context is None else context
     fraction = VAL_FRACTION if val_fraction is None else val_fraction
-    for name, value, fits, expected in (
+    for name, value, valid, expected in (
         ("context", context, context >= 1, "1 or more"),
         ("validation fraction", fraction, 0 <= fraction < 0.9, "0 to less than 0.9"),
         ("limit", limit, limit is None or limit >= 1, "1 or more"),
         ("seed", seed, seed >= 0, "0 or more"),
     ):
-        if not fits:
+        if not valid:
             raise DataError(f"{name} {value} is out of range: expected {expected}")
     return TextData(
         TextSpec(

@@ -1,4 +1,4 @@
-"""Images as uint8 in memory, or as files that are decoded when they are asked for."""
+"""Where pixels are kept: uint8 arrays in memory, or image files that are decoded when read."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from ela_probe.data.augmentation import augmented, random_crops
+from ela_probe.data.augmentation import augment_batch, random_crops
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import DataError
 
@@ -21,19 +21,19 @@ class Images(Protocol):
     """Labelled images of one size, read by index."""
 
     labels: Tensor
-    """Class per image, int64 (N,)."""
+    """Class of each image, int64 (N,)."""
     channels: int
     size: int
     """Height and width in pixels."""
     in_memory: bool
 
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
-        """uint8 (n, C, H, W) for int64 indices (n,); `seed` is that of the augmentation."""
+        """uint8 (n, C, H, W) for int64 indices (n,); `seed` is the augmentation's seed."""
         ...
 
 
 class ArrayImages:
-    """Images that lie in memory: uint8 (N, C, H, W) and labels int64 (N,)."""
+    """Images in memory: uint8 (N, C, H, W) and labels int64 (N,)."""
 
     in_memory = True
 
@@ -44,20 +44,24 @@ class ArrayImages:
         self.size = images.shape[-1]
 
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
-        return augmented(self.images[indices], augment, seed=seed)
+        return augment_batch(self.images[indices], augment, seed=seed)
 
 
 class ImageFileError(DataError):
-    """A file is no readable image. One line, also after a loader's worker wrapped it in more."""
+    """A file is not a readable image.
+
+    DataLoader re-raises a worker's error as `type(error)(traceback text)`. The constructor keeps
+    only the last line of such a text, the message.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rstrip().rsplit("ImageFileError: ", 1)[-1])
 
 
 class FileImages:
-    """Image files as RGB: the shorter side resized to `image_size`, then the centre cut out.
+    """Image files as RGB: the shorter side resized to `image_size`, then the centre cropped.
 
-    A set that takes at most 1 GiB so is kept in memory once decoded; a larger one is decoded
+    A set of at most 1 GiB (after resizing) is kept in memory once decoded. A larger one is decoded
     again on every read.
     """
 
@@ -70,21 +74,21 @@ class FileImages:
         shape = (len(files), 3, image_size, image_size)
         self.in_memory = len(files) * 3 * image_size**2 <= IN_MEMORY_BYTES
         self._decoded = torch.empty(shape, dtype=torch.uint8) if self.in_memory else None
-        self._known = torch.zeros(len(files), dtype=torch.bool)
+        self._is_decoded = torch.zeros(len(files), dtype=torch.bool)
 
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
-        return augmented(self._read(indices), augment, seed=seed)
+        return augment_batch(self._read(indices), augment, seed=seed)
 
     def _read(self, indices: Tensor) -> Tensor:
         if self._decoded is None:
             return torch.stack([self._decode(self.paths[i]) for i in indices.tolist()])
-        for i in indices[~self._known[indices]].tolist():
+        for i in indices[~self._is_decoded[indices]].tolist():
             self._decoded[i] = self._decode(self.paths[i])
-            self._known[i] = True
+            self._is_decoded[i] = True
         return self._decoded[indices]
 
     def _decode(self, path: str) -> Tensor:
-        image = rgb(path)
+        image = read_rgb(path)
         scale = self.size / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -92,18 +96,18 @@ class FileImages:
         return pixels
 
 
-class Photographs:
-    """Image files as ImageNet's networks read them, decoded again on every read, as RGB.
+class ImageNetFiles:
+    """Image files as RGB, preprocessed as is usual for ImageNet, decoded again on every read.
 
-    To test, the shorter side is resized to 256/224 of `image_size` and the centre cut out. To train
-    ("resized-crop-flip"), a random part of the whole image is resized (`random_crops`).
+    Without augmentation the shorter side is resized to 256/224 of `image_size` and the centre
+    cropped. With "resized-crop-flip" a random part of the whole image is resized (`random_crops`).
     """
 
     channels = 3
     in_memory = False
 
     def __init__(self, files: Sequence[tuple[str, int]], *, image_size: int) -> None:
-        # an array: a list of a million strings would be copied into every loader's process
+        # an array: a list of a million strings would be copied into every worker process
         self.paths = np.array([os.fsencode(path) for path, _ in files])
         self.labels = torch.tensor([label for _, label in files])
         self.size = image_size
@@ -111,9 +115,9 @@ class Photographs:
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
         paths = [os.fsdecode(path) for path in self.paths[indices.numpy()]]
         if augment == "resized-crop-flip":
-            return random_crops(len(paths), lambda i: rgb(paths[i]), size=self.size, seed=seed)
-        pixels = torch.stack([self._centre(rgb(path)) for path in paths])
-        return augmented(pixels, augment, seed=seed)
+            return random_crops(len(paths), lambda i: read_rgb(paths[i]), size=self.size, seed=seed)
+        pixels = torch.stack([self._centre(read_rgb(path)) for path in paths])
+        return augment_batch(pixels, augment, seed=seed)
 
     def _centre(self, image: Image.Image) -> Tensor:
         resized = tvf.resize(image, [round(self.size * 256 / 224)])
@@ -121,12 +125,10 @@ class Photographs:
         return pixels
 
 
-def rgb(path: str) -> Image.Image:
-    """The image in a file. Raises ImageFileError."""
+def read_rgb(path: str) -> Image.Image:
+    """The image in a file, as RGB. Raises ImageFileError."""
     try:
         with Image.open(path) as file:
             return file.convert("RGB")
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-        raise ImageFileError(
-            f"{path} is no readable image: remove it or put a good one there"
-        ) from None
+        raise ImageFileError(f"{path} is not a readable image; remove or replace it") from None

@@ -1,0 +1,35 @@
+"""Splits: the images of one source, as every reader returns them."""
+
+from dataclasses import dataclass
+
+from ela_probe.data.image_stores import Images
+from ela_probe.data.spec import Augmentation
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a source, split.
+
+    Args:
+        train, test: training and test images.
+        classes: names in the order of the labels.
+        augment: augmentation used where the user names none.
+        val: validation images; None where the source has no validation split.
+        normalisation: mean and standard deviation per channel, where they are fixed; None where
+            they are to be measured.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    augment: Augmentation
+    val: Images | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def first_difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+    """Where two lists of class names differ, in words."""
+    for label, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our != their:
+            return f"class {label} is {our!r} in one and {their!r} in the other"
+    return f"{len(ours)} in one and {len(theirs)} in the other"
