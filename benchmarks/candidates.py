@@ -16,7 +16,7 @@ from ela_probe.checkpoint import Checkpoint, read_checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.pipeline import analyze_checkpoint, data_of
+from ela_probe.pipeline import analyze_checkpoint, data_for
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import as_plan, make_plan, skipping, within_budget
 from ela_probe.pruning.prune import prune
@@ -74,7 +74,7 @@ class Subject:
     ) -> "Subject":
         """Raises CheckpointError, DataError: it can't be read, or its data are not there."""
         loaded = read_checkpoint(path)
-        return cls(path, output, limit, action, device, loaded, data_of(path, loaded))
+        return cls(path, output, limit, action, device, loaded, data_for(loaded))
 
     @property
     def name(self) -> str:
@@ -91,7 +91,9 @@ class Subject:
         kept = self.folder / f"analysis-{self.limit}"
         if (kept / "analysis.json").is_file():
             return Analysis.load(kept)
-        found = analyze_checkpoint(self.path, data=self.data, limit=self.limit, device=self.device)
+        found = analyze_checkpoint(
+            self.loaded, data=self.data, limit=self.limit, device=self.device
+        )
         found.save(kept)
         return found
 

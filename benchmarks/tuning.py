@@ -54,11 +54,11 @@ class Tuning:
     def carry_out(self) -> dict[str, Any]:
         """Prune, evaluate, fine-tune or go on with it, and evaluate the last epoch's weights."""
         pruned, tuned = self.folder / PRUNED, self.folder / TUNED
-        prune_checkpoint(self.subject.path, self.candidate.plan, output=pruned)
+        smaller = prune_checkpoint(self.subject.loaded, self.candidate.plan, output=pruned)
         before = self.evaluated(pruned)
         state = self.folder / f"{tuned.stem}-run" / RESUME
         result = finetune(
-            pruned,
+            smaller,
             self.config,
             output=tuned,
             data=self.subject.data,

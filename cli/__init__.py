@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         message = getattr(error, "format_message", None)
-        if debug or message is None:  # not a usage error of Typer's
+        if debug or message is None:  # no usage error of Typer
             raise
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message())

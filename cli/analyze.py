@@ -9,33 +9,18 @@ from . import console
 from .options import (
     BatchSize,
     CheckpointArgument,
-    CodePath,
-    Data,
-    DataRoot,
-    Device,
-    Devices,
-    Download,
-    Every,
-    ExampleBatches,
-    Factory,
+    DataOptions,
     ImageSize,
-    InputDtype,
-    InputHigh,
-    InputSize,
+    InputOptions,
     Json,
     Limit,
-    MaxBatches,
-    MaxTokens,
-    Model,
-    ModelArgs,
-    NumNodes,
+    ModelOptions,
+    ProcessOptions,
+    SamplingOptions,
     Seed,
     SitesFile,
     SplitName,
     Workers,
-    checkpoint_data,
-    chosen_inputs,
-    model_spec,
 )
 
 if TYPE_CHECKING:
@@ -43,35 +28,24 @@ if TYPE_CHECKING:
 
 
 def command(
+    *,
     checkpoint: CheckpointArgument,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder. Default: CHECKPOINT-analysis, beside it."),
     ] = None,
-    data: Data = None,
-    data_root: DataRoot = None,
-    download: Download = False,
+    data: DataOptions,
     split: Annotated[SplitName, typer.Option(help="Samples to analyse, unaugmented.")] = "train",
     limit: Limit = None,
     image_size: ImageSize = None,
-    input_size: InputSize = None,
-    input_dtype: InputDtype = "float32",
-    input_high: InputHigh = None,
-    example_inputs: ExampleBatches = None,
+    inputs: InputOptions,
     sites: SitesFile = None,
-    model: Model = None,
-    factory: Factory = None,
-    model_args: ModelArgs = None,
-    code: CodePath = None,
+    model: ModelOptions,
     batch_size: BatchSize = 256,
     workers: Workers = None,
-    every: Every = 1,
-    max_batches: MaxBatches = None,
-    max_tokens: MaxTokens = None,
+    sampling: SamplingOptions,
     figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,
-    device: Device = "auto",
-    devices: Devices = None,
-    num_nodes: NumNodes = None,
+    hardware: ProcessOptions,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -87,37 +61,35 @@ def command(
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.report.plots import save_figures
-    from ela_probe.system.processes import Processes, is_first, shutdown
+    from ela_probe.system.processes import is_first, shutdown
     from ela_probe.system.storage import output_directory
 
-    processes = Processes.from_options(devices, num_nodes, device=device)
-    spec = model_spec(model, factory, model_args, code)
-    inputs = chosen_inputs(
-        input_size, input_dtype, input_high, example_inputs,
-        path=code, data=data, limit=limit, batch_size=batch_size, seed=seed,
-    )  # fmt: skip
+    processes = hardware.processes()
+    batches = inputs.build(
+        path=model.path, data=data.data, limit=limit, batch_size=batch_size, seed=seed
+    )
     declared = None if sites is None else DeclaredAdapter.load(sites)
-    images = None
-    if inputs is None:
-        images = checkpoint_data(checkpoint, spec, data, data_root, download, image_size=image_size)
+    loaded = model.read(checkpoint)
+    samples = None
+    if batches is None and (data.are_given or image_size is not None):
+        samples = data.open(loaded, image_size=image_size)
     folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
     existed = folder.exists()
     output_directory(folder)
     try:
         analysis = analyze_checkpoint(
-            checkpoint,
-            data=images,
-            inputs=inputs,
+            loaded,
+            data=samples,
+            inputs=batches,
             sites=declared,
-            spec=spec,
             split=split,
             limit=limit,
             batch_size=batch_size,
             num_workers=workers,
-            every=every,
-            max_batches=max_batches,
-            max_tokens=max_tokens,
-            device=device,
+            every=sampling.every,
+            max_batches=sampling.max_batches,
+            max_tokens=sampling.max_tokens,
+            device=hardware.device,
             processes=processes,
         )
     except BaseException:
@@ -127,24 +99,26 @@ def command(
     if not shutdown():
         return
     for note in analysis.provenance.notes:
-        console.said(f"note: {note}")
+        console.print_note(f"note: {note}")
     analysis.save(folder)
     drawn = save_figures(analysis, folder / "figures") if figures else []
-    console.emit(
-        {
-            "directory": folder,
-            "figures": drawn,
-            **analysis.summary(),
-            "sites": analysis.sites.to_dict("records"),
-        },
-        as_json=json,
-    )
-    if not json:
-        describe(analysis, folder)
+    if json:
+        console.print_json(
+            {
+                "directory": folder,
+                "figures": drawn,
+                **analysis.summary(),
+                "sites": analysis.sites.to_dict("records"),
+            }
+        )
+        return
+    describe(analysis)
+    console.print_line(f"written to {folder}")
+    console.print_line(f"next: ela-probe plan {folder} --skip 0.3")
 
 
-def describe(analysis: "Analysis", folder: Path) -> None:
-    """The analysis on the terminal: a table of the sites and what it means."""
+def describe(analysis: "Analysis") -> None:
+    """Print a table of the sites and what it means."""
     from ela_probe.analysis.findings import findings
 
     source = analysis.provenance
@@ -158,7 +132,7 @@ def describe(analysis: "Analysis", folder: Path) -> None:
             row["site"],
             f"{row['kl']:.3g} ± {row['kl_se']:.1g}" if row["t"] else "–",
             *(f"{row[name]:.3g}" if row["t"] else "–" for name in ("shape", "mass")),
-            *(console.show(float(row[name])) for name in ("quantile", "score")),
+            *(console.cell_text(float(row[name])) for name in ("quantile", "score")),
         ]
         for row in analysis.sites.to_dict("records")
     ]
@@ -168,9 +142,6 @@ def describe(analysis: "Analysis", folder: Path) -> None:
         f"{source.samples:,} {what}{accuracy}\n"
         f"divergence of each retrieval from the one before it, in nats ({kinds} weights)"
     )
-    console.out.print(console.table(title, columns, rows))
+    console.print_table(title, columns, rows)
     for finding in findings(analysis):
-        console.out.print(f"• {finding.text}", markup=False)
-    console.out.print(
-        f"written to {folder}\nnext: ela-probe plan {folder} --skip 0.3", soft_wrap=True
-    )
+        console.print_paragraph(f"• {finding.text}")

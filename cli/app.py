@@ -1,4 +1,4 @@
-"""The Typer application: a file a command."""
+"""The Typer application: one file per command."""
 
 import typer
 
@@ -16,6 +16,7 @@ from . import (
     report,
     train,
 )
+from .option_groups import expand_groups
 
 app = typer.Typer(
     name="ela-probe",
@@ -53,7 +54,7 @@ def root(
         ela-probe finetune pruned.pt -o tuned.pt
         ela-probe compare runs/digits/best.pt pruned.pt tuned.pt
 
-    `ela-probe demo` does all of it on small real images in about two minutes.
+    `ela-probe demo` does all of this on small real images in about two minutes.
     """
 
 
@@ -61,4 +62,4 @@ VERBS = (
     demo, train, discover, analyze, costs, plan, prune, finetune, compare, report, models, recipes
 )  # fmt: skip
 for module in VERBS:
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2])(expand_groups(module.command))

@@ -6,46 +6,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
-from .options import (
-    BatchSize,
-    CodePath,
-    Data,
-    DataRoot,
-    Device,
-    Download,
-    Factory,
-    Json,
-    Limit,
-    Model,
-    ModelArgs,
-    Seed,
-    SplitName,
-    checkpoint_data,
-    model_spec,
-)
+from .options import BatchSize, DataOptions, Device, Json, Limit, ModelOptions, Seed, SplitName
 
 if TYPE_CHECKING:
     from ela_probe.evaluation.compare import Comparison
 
 
 def command(
+    *,
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Checkpoints; ratios are to the first.")
+        list[Path], typer.Argument(help="Checkpoints; ratios are relative to the first.")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write the JSON here.")
+        Path | None, typer.Option("-o", "--output", help="Also write the JSON to this file.")
     ] = None,
-    data: Data = None,
-    data_root: DataRoot = None,
-    download: Download = False,
+    data: DataOptions,
     split: Annotated[SplitName, typer.Option(help="Samples to measure accuracy on.")] = "test",
     limit: Limit = None,
     batch_size: BatchSize = 128,
     repeats: Annotated[int, typer.Option(min=3, help="Timed rounds.")] = 10,
-    model: Model = None,
-    factory: Factory = None,
-    model_args: ModelArgs = None,
-    code: CodePath = None,
+    model: ModelOptions,
     device: Device = "auto",
     seed: Seed = 0,
     json: Json = False,
@@ -58,46 +38,47 @@ def command(
     """
     import torch
 
-    from ela_probe.checkpoint import read_checkpoint
     from ela_probe.evaluation.compare import CompareEntry, compare
-    from ela_probe.pipeline import check_fit, data_of
+    from ela_probe.pipeline import check_data
     from ela_probe.system.device import resolve_device
     from ela_probe.system.storage import write_json
 
-    spec = model_spec(model, factory, model_args, code)
-    loaded = [read_checkpoint(path, spec=spec) for path in checkpoints]
-    images = checkpoint_data(checkpoints[0], spec, data, data_root, download)
-    images = images or data_of(checkpoints[0], loaded[0])
-    torch.manual_seed(seed)  # drop path, in the training steps that are timed
+    loaded = [model.read(path) for path in checkpoints]
+    samples = data.open(loaded[0])
+    torch.manual_seed(seed)  # for drop path in the timed training steps
+    file_names = [path.name for path in checkpoints]
     entries = []
-    for path, checkpoint in zip(checkpoints, loaded, strict=True):
-        check_fit(checkpoint.model, images)
-        name = path.name if [p.name for p in checkpoints].count(path.name) == 1 else str(path)
+    for checkpoint in loaded:
+        check_data(checkpoint.model, samples)
+        name = checkpoint.path.name
+        if file_names.count(name) > 1:
+            name = str(checkpoint.path)
         entries.append(CompareEntry(name, checkpoint.model, checkpoint.header.skipped))
     result = compare(
         entries,
-        images.loader(split, batch_size=batch_size, limit=limit),
+        samples.loader(split, batch_size=batch_size, limit=limit),
         device=resolve_device(device),
         repeats=repeats,
     )
     document = result.model_dump(mode="json")
     if output is not None:
-        write_json(output, console.plain(document))
-    console.emit(document, as_json=json)
-    if not json:
+        write_json(output, console.jsonable(document))
+    if json:
+        console.print_json(document)
+    else:
         describe(result)
 
 
 def describe(comparison: "Comparison") -> None:
-    """The comparison on the terminal, a column a model; ratios are to the first."""
+    """Print the comparison, one column per model."""
     headings, rows = comparison.table()
     machine = comparison.machine
     first = comparison.models[0]
     what = "images" if first.perplexity is None else "sequences"
     title = (
-        f"{first.samples:,} {what}; time and memory of batches of {comparison.batch_shape[0]} on "
-        f"{machine.device_name}"
+        f"{first.samples:,} {what}; time and memory for batches of {comparison.batch_shape[0]}, "
+        f"measured on {machine.device_name}"
     )
     columns = ["", *(f">{row[0]}" for row in rows)]
     figures = zip(headings[1:], *(row[1:] for row in rows), strict=True)
-    console.out.print(console.table(title, columns, figures))
+    console.print_table(title, columns, figures)

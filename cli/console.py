@@ -1,4 +1,7 @@
-"""What a command prints: tables and messages for people, one JSON document for scripts."""
+"""What a command prints: tables and messages for people, one JSON document for scripts.
+
+Text is printed verbatim: brackets in a path are no markup. Colour is given by rich's Text.
+"""
 
 import json
 import math
@@ -9,47 +12,51 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-def emit(document: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print the document if `--json` was given."""
-    if as_json:
-        print(json.dumps(plain(document), indent=2, allow_nan=False))
+stdout = Console(highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
-def plain(value: Any) -> Any:
-    """Only what JSON knows: paths become text, NaN becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item") and not isinstance(value, str):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    print(json.dumps(jsonable(document), indent=2, allow_nan=False))
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A table; columns whose name starts with `>` are aligned to the right."""
-    shown = Table(
-        title=title, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD
+def print_line(text: str) -> None:
+    """Print a message on stdout; a long line is not broken, so that paths can be copied."""
+    stdout.print(text, soft_wrap=True)
+
+
+def print_paragraph(text: str) -> None:
+    """Print prose on stdout, broken at the width of the terminal."""
+    stdout.print(text)
+
+
+def print_note(text: str) -> None:
+    """Print a message on stderr."""
+    stderr.print(text, soft_wrap=True)
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table; a column whose name starts with `>` is aligned to the right."""
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        header_style="",
+        box=box.SIMPLE_HEAD,
     )
     for column in columns:
-        right = column.startswith(">")
-        shown.add_column(column.lstrip(">"), justify="right" if right else "left", no_wrap=True)
+        justify = "right" if column.startswith(">") else "left"
+        table.add_column(column.lstrip(">"), justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
-        shown.add_row(*(cell if isinstance(cell, str) else show(cell) for cell in row))
-    return shown
+        table.add_row(*(cell if isinstance(cell, str | Text) else cell_text(cell) for cell in row))
+    stdout.print(table)
 
 
-def show(value: Any) -> str:
-    """A number as a person reads it; nothing for what is not there."""
+def cell_text(value: Any) -> str:
+    """A number with four digits; a dash for a missing value."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
@@ -57,6 +64,16 @@ def show(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def said(message: str) -> None:
-    """Tell a person on stderr."""
-    err.print(message, markup=False)
+def jsonable(value: Any) -> Any:
+    """The value in JSON's types: paths become text, NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

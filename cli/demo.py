@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from . import analyze, console, plan
 from . import compare as compare_command
@@ -11,17 +12,18 @@ from .options import Device, Json, Seed
 
 
 def command(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for all that it writes.")
-    ] = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Of the training.")] = 5,
-    tune_epochs: Annotated[int, typer.Option(min=1, help="Of the fine-tuning.")] = 2,
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.")] = Path(
+        "runs/demo"
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 5,
+    tune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 2,
     skip: Annotated[float, typer.Option(help="Share of all retrievals to skip.")] = 0.3,
     seed: Seed = 0,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """The whole way on small real images: train, analyse, plan, prune, fine-tune, compare.
+    """Run all steps on small real images: train, analyse, plan, prune, fine-tune, compare.
 
     Trains a ResNet-20 with MRLA-B on scikit-learn's digits. Nothing is downloaded; it takes
     about two minutes on two cores.
@@ -39,7 +41,10 @@ def command(
     from ela_probe.training.config import TrainConfig
 
     def step(number: int, title: str, verb: str) -> None:
-        console.err.rule(f"[bold]{number}/6 {title}[/]  [dim]ela-probe {verb}[/]", align="left")
+        console.stderr.rule(
+            Text.assemble((f"{number}/6 {title}", "bold"), (f"  ela-probe {verb}", "dim")),
+            align="left",
+        )
 
     images = open_data("digits", seed=seed)
     folder = output / "analysis"
@@ -54,21 +59,21 @@ def command(
         device=device,
     )
     step(2, "analyse its retrievals", "analyze")
-    analysis = analyze_checkpoint(best, data=images, device=device)
+    analysis = analyze_checkpoint(read_checkpoint(best), data=images, device=device)
     analysis.save(folder)
     save_figures(analysis, folder / "figures")
     if not json:
-        analyze.describe(analysis, folder)
+        analyze.describe(analysis)
     step(3, "plan what to skip", "plan")
     made = make_plan(analysis, skip=skip, seed=seed)
     made.save(folder / "plan.json")
     if not json:
         plan.describe(made)
     step(4, "prune", "prune")
-    prune_checkpoint(best, made, output=pruned)
+    smaller = prune_checkpoint(read_checkpoint(best), made, output=pruned)
     step(5, "fine-tune the pruned model", "finetune")
     finetune(
-        pruned,
+        smaller,
         TrainConfig.for_finetuning(epochs=tune_epochs, batch_size=32, lr=0.01, seed=seed),
         output=tuned,
         data=images,
@@ -84,10 +89,10 @@ def command(
         entries, images.loader("test", batch_size=64), device=resolve_device(device), repeats=5
     )
     document = compared.model_dump(mode="json")
-    write_json(output / "comparison.json", console.plain(document))
+    write_json(output / "comparison.json", console.jsonable(document))
     page = write_report(analysis, folder / "report.html", plan=made, comparison=document)
     if json:
-        console.emit(
+        console.print_json(
             {
                 "checkpoints": checkpoints,
                 "analysis": folder,
@@ -96,13 +101,12 @@ def command(
                 "training_seconds": trained.seconds,
                 "share": made.share,
                 "comparison": document,
-            },
-            as_json=True,
+            }
         )
         return
     compare_command.describe(compared)
     before, after = compared.models[0].accuracy, compared.models[-1].accuracy
-    console.out.print(
+    console.print_line(
         f"test accuracy {before:.2%} before, {after:.2%} after skipping {made.share:.0%} of the "
         "retrievals and fine-tuning"
     )
@@ -114,4 +118,4 @@ def command(
         "notebook": "notebooks/01_explore.ipynb reads the analysis",
     }
     for what, where in places.items():
-        console.out.print(f"{what}: {where}", soft_wrap=True)
+        console.print_line(f"{what}: {where}")

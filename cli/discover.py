@@ -5,22 +5,12 @@ from typing import TYPE_CHECKING, Any
 from . import console
 from .options import (
     CheckpointArgument,
-    CodePath,
-    Data,
-    DataRoot,
-    ExampleBatches,
-    Factory,
-    InputDtype,
-    InputHigh,
-    InputSize,
+    DataOptions,
+    InputOptions,
     Json,
-    Model,
-    ModelArgs,
+    ModelOptions,
     Seed,
     SitesFile,
-    checkpoint_data,
-    chosen_inputs,
-    model_spec,
 )
 
 if TYPE_CHECKING:
@@ -28,18 +18,12 @@ if TYPE_CHECKING:
 
 
 def command(
+    *,
     checkpoint: CheckpointArgument,
-    data: Data = None,
-    data_root: DataRoot = None,
-    input_size: InputSize = None,
-    input_dtype: InputDtype = "float32",
-    input_high: InputHigh = None,
-    example_inputs: ExampleBatches = None,
+    data: DataOptions,
+    inputs: InputOptions,
     sites: SitesFile = None,
-    model: Model = None,
-    factory: Factory = None,
-    model_args: ModelArgs = None,
-    code: CodePath = None,
+    model: ModelOptions,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -50,44 +34,32 @@ def command(
         ela-probe discover runs/digits/best.pt
         ela-probe discover weights.pth --factory package.module:build --input-size 3,32,32
     """
-    from ela_probe.checkpoint import read_checkpoint
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.discovery.discover import discover
     from ela_probe.forward import first_samples
 
-    spec = model_spec(model, factory, model_args, code)
-    chosen = chosen_inputs(
-        input_size,
-        input_dtype,
-        input_high,
-        example_inputs,
-        path=code,
-        data=data,
-        limit=None,
-        batch_size=2,
-        seed=seed,
-    )
-    loaded = read_checkpoint(checkpoint, spec=spec)
-    inputs: Any = None
-    if chosen is not None:
-        inputs = first_samples(next(iter(chosen)), 2)
-    else:
-        opened = checkpoint_data(checkpoint, spec, data, data_root, False)
-        known = opened.spec if opened is not None else loaded.header.data
-        if known is not None:
-            inputs = known.example()[0]
+    batches = inputs.build(path=model.path, data=data.data, limit=None, batch_size=2, seed=seed)
+    loaded = model.read(checkpoint)
+    example: Any = None
+    if batches is not None:
+        example = first_samples(next(iter(batches)), 2)
+    elif data.are_given:
+        example = data.open(loaded).spec.example()[0]
+    elif loaded.header.data is not None:
+        example = loaded.header.data.example()[0]
     if sites is not None:
-        found = DeclaredAdapter.load(sites).discover(loaded.model, inputs)
+        found = DeclaredAdapter.load(sites).discover(loaded.model, example)
     else:
-        found = discover(loaded.model, inputs)
-    document = described(found)
-    console.emit(document, as_json=json)
-    if not json:
-        show(document, type(loaded.model).__name__)
+        found = discover(loaded.model, example)
+    document = as_document(found)
+    if json:
+        console.print_json(document)
+    else:
+        describe(document, type(loaded.model).__name__)
 
 
-def described(found: "Discovery") -> dict[str, Any]:
-    """What was found, as JSON knows it."""
+def as_document(found: "Discovery") -> dict[str, Any]:
+    """The discovery in JSON's types."""
     return {
         "adapter": found.adapter.name,
         "stages": [
@@ -113,12 +85,12 @@ def described(found: "Discovery") -> dict[str, Any]:
     }
 
 
-def show(document: dict[str, Any], model: str) -> None:
-    """The stages and the bystanders on the terminal."""
+def describe(document: dict[str, Any], model: str) -> None:
+    """Print the stages and the bystanders."""
     count = sum(len(stage["sites"]) for stage in document["stages"])
     stages = len(document["stages"])
-    console.out.print(
-        f"{model}: {count} retrievals in {stages} stage{'s' if stages != 1 else ''}", markup=False
+    console.print_paragraph(
+        f"{model}: {count} retrievals in {stages} stage{'s' if stages != 1 else ''}"
     )
     for stage in document["stages"]:
         ways = sorted({site["how"] for site in stage["sites"]})
@@ -133,9 +105,8 @@ def show(document: dict[str, Any], model: str) -> None:
             ]
             for site in stage["sites"]
         ]
-        console.out.print(console.table(title, columns, rows))
+        console.print_table(title, columns, rows)
     for other in document["bystanders"]:
-        console.out.print(
-            f"no layer attention: {other['name']} ({other['what']}), {other['reason']}",
-            markup=False,
+        console.print_paragraph(
+            f"no layer attention: {other['name']} ({other['what']}), {other['reason']}"
         )

@@ -4,12 +4,12 @@ from . import console
 from .options import Json
 
 
-def command(json: Json = False) -> None:
+def command(*, json: Json = False) -> None:
     """List the models that `--model` knows.
 
-    A name ends in its depth, as in mrla_b_resnet20, and any depth that fits works: of CIFAR ResNets
-    6n+2 (basic blocks, the default) or 9n+2 (bottlenecks, --model-args '{"block": "bottleneck"}'),
-    of ImageNet ResNets 50, 101 and 152, of language models any.
+    A name ends in the depth, as in mrla_b_resnet20. CIFAR ResNets take a depth of 6n+2 (basic
+    blocks, the default) or 9n+2 (--model-args '{"block": "bottleneck"}'), ImageNet ResNets 50, 101
+    or 152, language models any.
     """
     import torch
 
@@ -27,17 +27,16 @@ def command(json: Json = False) -> None:
         span = " - ".join(map(str, depths))
         millions = " - ".join(f"{count / 1e6:.2f}" for count in counts)
         lines.append((family.name, span, millions, family.description))
-    console.emit({"models": rows}, as_json=json)
-    if not json:
-        columns = ("model", "depth", ">M parameters", "what it is")
-        console.out.print(console.table("", columns, lines))
-        console.out.print(
-            "arguments (--model-args JSON): of ResNets num_classes, in_channels, block (CIFAR), "
-            "stem (ImageNet), and of their attention reduction (SE, CBAM, DIA, DLA), head_dim and "
-            "drop_path (DLA, MRLA), hidden (RLA_g); of language models dim, heads, kv_heads, "
-            "block_size, vocab_size, tied",
-            markup=False,
-        )
+    if json:
+        console.print_json({"models": rows})
+        return
+    console.print_table("", ("model", "depth", ">M parameters", "description"), lines)
+    console.print_paragraph(
+        "arguments (--model-args JSON). ResNets: num_classes, in_channels, block (CIFAR), stem "
+        "(ImageNet), and for their attention reduction (SE, CBAM, DIA, DLA), head_dim and "
+        "drop_path (DLA, MRLA), hidden (RLA_g). Language models: dim, heads, kv_heads, "
+        "block_size, vocab_size, tied"
+    )
 
 
 def ends_of(depths: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.text import Text
 
 from . import console
 from .options import Json, Seed
@@ -16,6 +17,7 @@ PlannerName = Literal["budget", "cost", "score", "threshold", "random", "alterna
 
 
 def command(
+    *,
     analysis: Annotated[Path, typer.Argument(help="A folder that `analyze` wrote.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Plan file. Default: DIR/plan.json.")
@@ -26,24 +28,24 @@ def command(
     planner: Annotated[
         PlannerName,
         typer.Option(
-            help="budget: least total divergence, exact. cost: keep, recur, skip or drop at the "
-            "least charge within --time, by --costs. score: highest EBQM skip scores. threshold: "
-            "all below --threshold. random, alternate, deepest: baselines."
+            help="budget: the least total divergence, exactly. cost: keep, recur, skip or drop at "
+            "the least charge within --time, by --costs. score: the highest EBQM skip scores. "
+            "threshold: all sites below --threshold. random, alternate, deepest: baselines."
         ),
     ] = "budget",
     threshold: Annotated[
         float | None,
-        typer.Option(help="In nats, for --planner threshold.", show_default=False),
+        typer.Option(help="Divergence in nats, for --planner threshold.", show_default=False),
     ] = None,
     costs: Annotated[
         Path | None,
-        typer.Option(help="What `costs` measured, for --planner cost.", show_default=False),
+        typer.Option(help="File that `costs` wrote, for --planner cost.", show_default=False),
     ] = None,
     time: Annotated[
         float | None,
         typer.Option(
             help="For --planner cost: the time of a training step to reach, as a share of the "
-            "unpruned one's.",
+            "unpruned model's.",
             show_default=False,
         ),
     ] = None,
@@ -55,22 +57,24 @@ def command(
         ),
     ] = "skip",
     measure: Annotated[
-        Literal["kl", "shape", "js"], typer.Option(help="The divergence that is charged.")
+        Literal["kl", "shape", "js"], typer.Option(help="The divergence to charge.")
     ] = "kl",
     concentration: Annotated[
         float, typer.Option(help="κ of the target distribution of the skip scores.")
     ] = 4.0,
     max_run: Annotated[
-        int | None, typer.Option(min=1, help="At most so many skipped in a row.")
+        int | None, typer.Option(min=1, help="Skip at most this many in a row.")
     ] = None,
-    min_keep: Annotated[int, typer.Option(min=1, help="Sites kept in every stage.")] = 1,
+    min_keep: Annotated[
+        int, typer.Option(min=1, help="Keep at least this many sites of every stage.")
+    ] = 1,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Decide which retrievals to skip, from an analysis.
 
-    The first retrieval of a stage is always kept. Skipping a site is charged with its divergence
-    from the last kept one.
+    The first retrieval of a stage is always kept. A skipped site costs its divergence from the
+    last site kept before it.
 
         ela-probe plan runs/digits/best-analysis --skip 0.3
         ela-probe plan DIR --planner threshold --threshold 0.05 -o plan.json
@@ -101,11 +105,12 @@ def command(
     except ValidationError as error:
         raise PlanError(explain(error)) from error
     path = made.save(output or analysis / "plan.json")
-    console.emit({"path": path, "share": made.share, **made.model_dump(mode="json")}, as_json=json)
-    if not json:
-        describe(made)
-        console.out.print(f"written to {path}", soft_wrap=True)
-        console.out.print(f"next: ela-probe prune CHECKPOINT --plan {path}", soft_wrap=True)
+    if json:
+        console.print_json({"path": path, "share": made.share, **made.model_dump(mode="json")})
+        return
+    describe(made)
+    console.print_line(f"written to {path}")
+    console.print_line(f"next: ela-probe prune CHECKPOINT --plan {path}")
 
 
 def load_costs(path: Path) -> "CostModel":
@@ -115,16 +120,12 @@ def load_costs(path: Path) -> "CostModel":
 
 
 def describe(made: "SkipPlan") -> None:
-    """The plan on the terminal."""
+    """Print the plan."""
+    colours = {"skip": "yellow", "drop": "red", "recur": "cyan"}
     rows = [
         [
             site.name,
-            {
-                "keep": "keep",
-                "skip": "[yellow]skip[/]",
-                "drop": "[red]drop[/]",
-                "recur": "[cyan]recur[/]",
-            }.get(site.action, site.action),
+            Text(site.action, style=colours.get(site.action, "")),
             site.reference or "–",
             None if site.kl is None else site.kl.mean,
             site.score,
@@ -136,13 +137,13 @@ def describe(made: "SkipPlan") -> None:
     title = (
         f"{len(made.skipped)} of {len(made.actions)} retrievals skipped ({made.share:.0%}), "
         + (f"{recurring} recur, " if recurring else "")
-        + f"charged {made.charge or 0:.4g} nats in all ({made.origin.planner})"
+        + f"{made.charge or 0:.4g} nats charged in total ({made.origin.planner})"
     )
     if made.origin.predicted_ratio is not None:
         title += (
-            f"\na training step is predicted to take {made.origin.predicted_ratio:.3f} of the "
-            f"unpruned one's time, {(made.origin.predicted_seconds or 0) * 1e3:.4g} ms on "
+            f"\npredicted: a training step takes {made.origin.predicted_ratio:.3f} of the unpruned "
+            f"model's time, {(made.origin.predicted_seconds or 0) * 1e3:.4g} ms on "
             f"{made.origin.timed_on}"
         )
     columns = ("site", "action", "compared with", ">kl", ">score")
-    console.out.print(console.table(title, columns, rows))
+    console.print_table(title, columns, rows)

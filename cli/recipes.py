@@ -4,11 +4,11 @@ from . import console
 from .options import Json
 
 
-def command(json: Json = False) -> None:
-    """List the built-in recipes that `train --recipe` knows.
+def command(*, json: Json = False) -> None:
+    """List the built-in recipes of `train --recipe`.
 
-    `ela-probe recipes --json` also says what is in each, and where its file lies: a copy of it,
-    changed, is a recipe too.
+    `ela-probe recipes --json` also prints their settings and files. Copy a file and change it to
+    make a recipe of your own.
     """
     from ela_probe.training.recipes import built_in, read_recipe
 
@@ -17,7 +17,8 @@ def command(json: Json = False) -> None:
         {"name": name, "file": path, **recipe.model_dump(mode="json", exclude_unset=True)}
         for name, (path, recipe) in found.items()
     ]
-    console.emit({"recipes": rows}, as_json=json)
-    if not json:
-        lines = [(name, recipe.description) for name, (_, recipe) in found.items()]
-        console.out.print(console.table("", ("recipe", "what it is"), lines))
+    if json:
+        console.print_json({"recipes": rows})
+        return
+    lines = [(name, recipe.description) for name, (_, recipe) in found.items()]
+    console.print_table("", ("recipe", "description"), lines)

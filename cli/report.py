@@ -11,19 +11,20 @@ from .options import Json
 
 
 def command(
+    *,
     analysis: Annotated[Path, typer.Argument(help="A folder that `analyze` wrote.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Page. Default: DIR/report.html.")
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="A skip plan to show. Default: DIR/plan.json if there.")
+        Path | None, typer.Option(help="A skip plan to show. Default: DIR/plan.json, if it exists.")
     ] = None,
     comparison: Annotated[
         Path | None, typer.Option(help="JSON that `compare -o` wrote, to show.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """One self-contained HTML page about an analysis: figures, findings, plan.
+    """Write one self-contained HTML page about an analysis: figures, findings, plan.
 
     ela-probe report runs/digits/best-analysis
     """
@@ -50,6 +51,7 @@ def command(
         plan=None if plan is None else SkipPlan.load(plan),
         comparison=compared,
     )
-    console.emit({"report": path}, as_json=json)
-    if not json:
-        console.out.print(f"written to {path}", soft_wrap=True)
+    if json:
+        console.print_json({"report": path})
+    else:
+        console.print_line(f"written to {path}")

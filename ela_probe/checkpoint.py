@@ -53,11 +53,17 @@ class Header(Strict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read: the ready model in eval mode, the header, the file's SHA-256.
+    """A checkpoint in memory. Verbs pass it on, so that its file is read once.
 
-    note: what to know of how a foreign file was read, if anything.
+    Attributes:
+        path: its file.
+        model: built, pruned as the plans say, with its weights, on the CPU, in eval mode.
+        header: what the file says of itself.
+        sha256: of the file.
+        note: what a user should know of how a foreign file was read, if anything.
     """
 
+    path: Path
     model: nn.Module
     header: Header
     sha256: str
@@ -115,7 +121,7 @@ def load_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> nn.Mo
 
 
 def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Checkpoint:
-    """Like `load_checkpoint`, with the header and the file's SHA-256."""
+    """Like `load_checkpoint`, with all that the file tells."""
     path = Path(path)
     content = _read_bytes(path)
     found = _decode(path, content)
@@ -147,7 +153,7 @@ def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Check
     for plan in header.plans:
         model = prune(model, plan)
     _load_state(path, model, state, arch=found.arch)
-    return Checkpoint(model.eval(), header, hashlib.sha256(content).hexdigest(), found.note)
+    return Checkpoint(path, model.eval(), header, hashlib.sha256(content).hexdigest(), found.note)
 
 
 def _read_bytes(path: Path) -> bytes:

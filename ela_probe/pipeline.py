@@ -1,5 +1,9 @@
-"""The main job, verb by verb: what the commands do, for use from Python. Files in, files out."""
+"""What the commands do, one function per verb, for use from Python.
 
+A verb takes a `Checkpoint` that `read_checkpoint` returned, so that a file is read once.
+"""
+
+import hashlib
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +15,10 @@ from torch import Tensor, nn
 
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.result import Analysis, Provenance
-from ela_probe.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from ela_probe.checkpoint import Checkpoint, save_checkpoint
 from ela_probe.data.batches import Share
 from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
-from ela_probe.data.opening import Data, data_from_spec
+from ela_probe.data.opening import Data, data_from_spec, open_data
 from ela_probe.discovery.declared import DeclaredAdapter
 from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.discovery.sampling import Sampling
@@ -86,27 +90,32 @@ def train(
 
 
 def finetune(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     config: TrainConfig,
     *,
     output: Path,
     data: Data | None = None,
-    spec: ModelSpec | None = None,
     device: str = "auto",
     processes: Processes = Processes(),
     resume: bool = False,
     progress: bool = True,
 ) -> FitResult:
-    """Go on training a checkpoint, pruned or not, and write the best weights to `output`.
+    """Continue to train a checkpoint, pruned or not, and write the best weights to `output`.
 
-    The run itself (log, last weights, resumable state) lies beside it in `<output stem>-run/`.
+    The run itself (log, last weights, state to resume from) lies beside it in
+    `<output stem>-run/`. The checkpoint's model is trained in place.
+
+    Args:
+        data: replaces the data that the checkpoint names.
+
+    Raises:
+        CheckpointError, DataError, OptionError, OutputError: as `data_for` and `train`.
     """
-    loaded = read_checkpoint(checkpoint, spec=spec)
-    data = data or data_of(checkpoint, loaded)
+    data = data or data_for(checkpoint)
     run = output_directory(output.parent / f"{output.stem}-run")
-    header = loaded.header
+    header = checkpoint.header
     result = _fit(
-        loaded.model, header.model, header.plans, data, config, run, device, processes, resume,
+        checkpoint.model, header.model, header.plans, data, config, run, device, processes, resume,
         progress,
     )  # fmt: skip
     if is_first():
@@ -116,12 +125,11 @@ def finetune(
 
 
 def analyze_checkpoint(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     *,
     data: Data | None = None,
     inputs: RandomInputs | ExampleInputs | None = None,
     sites: DeclaredAdapter | None = None,
-    spec: ModelSpec | None = None,
     split: Split = "train",
     limit: int | None = None,
     batch_size: int = 256,
@@ -141,20 +149,20 @@ def analyze_checkpoint(
         data: replaces the data that the checkpoint names.
         inputs: what to run on instead of data; no accuracy is measured then.
         sites: where to read, instead of what `discover` finds.
-        split: the training images by default, so that the test split plays no part in planning.
-        limit: at most so many samples.
+        split: the training samples by default, so that the test split plays no part in planning.
+        limit: at most this many samples.
         every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`).
     """
-    Sampling(every, max_batches, max_tokens)  # before anything is read
-    loaded = read_checkpoint(checkpoint, spec=spec)
+    Sampling(every, max_batches, max_tokens)  # refuses bad values before data are read
+    model, header = checkpoint.model, checkpoint.header
     # Before any data is read: a checkpoint without layer attention is refused at once.
-    found = None if sites is not None else discover_by_adapter(loaded.model)
+    found = None if sites is not None else discover_by_adapter(model)
     if inputs is not None:
         data = None
-        check_inputs(loaded.model, inputs)
+        check_inputs(model, inputs)
     else:
-        data = data or data_of(checkpoint, loaded)
-        check_fit(loaded.model, data)
+        data = data or data_for(checkpoint)
+        check_data(model, data)
         everything = data.loader(split, batch_size=batch_size, limit=limit)
         most = min(math.ceil(len(everything) / every), max_batches or len(everything))
         if most < processes.count:
@@ -175,22 +183,22 @@ def analyze_checkpoint(
         loader = inputs if share.count == 1 else share.select(inputs)
     if sites is not None:
         first = next(iter(loader if inputs is None else inputs))
-        found = sites.discover(loaded.model, first if data is None else first[0])
+        found = sites.discover(model, first if data is None else first[0])
     provenance = Provenance(
-        model=loaded.header.model.name,
-        model_args=loaded.header.model.args,
-        checkpoint=checkpoint.name,
-        checkpoint_sha256=loaded.sha256,
+        model=header.model.name,
+        model_args=header.model.args,
+        checkpoint=checkpoint.path.name,
+        checkpoint_sha256=checkpoint.sha256,
         data=str(inputs) if data is None else data.spec.source,
         split=None if data is None else split,
         device=str(where),
         seed=getattr(inputs, "seed", None) if data is None else data.spec.seed,
-        notes=tuple(note for note in (loaded.note, inputs and inputs.note) if note),
+        notes=tuple(note for note in (checkpoint.note, inputs and inputs.note) if note),
         versions=versions(),
     )
     with lost_peer_as_error():
         return analyze(
-            loaded.model,
+            model,
             loader,
             labelled=data is not None,
             discovery=found,
@@ -203,39 +211,71 @@ def analyze_checkpoint(
         )
 
 
-def prune_checkpoint(
-    checkpoint: Path, plan: SkipPlan, *, output: Path, spec: ModelSpec | None = None
-) -> Checkpoint:
-    """Carry out a plan on a checkpoint and write the smaller one. Returns the one it was."""
-    loaded = read_checkpoint(checkpoint, spec=spec)
-    header = loaded.header
-    save_checkpoint(
-        output,
-        prune(loaded.model, plan),
-        spec=header.model,
-        plans=(*header.plans, plan),
-        data=header.data,
-    )
-    return loaded
-
-
-def data_of(checkpoint: Path, loaded: Checkpoint) -> Data:
-    """The data that a checkpoint was trained on. Raises CheckpointError when it names none."""
-    if loaded.header.data is None:
-        raise CheckpointError(
-            f"{checkpoint} does not say what data it belongs to; name it with --data "
-            "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 or "
-            "text:FILE), or analyze it on --example-inputs package.module:function or, at random, "
-            "--input-size C,H,W"
-        )
-    return data_from_spec(loaded.header.data)
-
-
-def check_fit(model: nn.Module, data: Data) -> None:
-    """Try the model on one blank sample of the data's shape.
+def prune_checkpoint(checkpoint: Checkpoint, plan: SkipPlan, *, output: Path) -> Checkpoint:
+    """Carry out a plan on a checkpoint, write the smaller one to `output` and return it.
 
     Raises:
-        DataError: it doesn't take such a sample, or knows another number of classes.
+        PlanError: the plan was made for other sites. OutputError: `output` can't be written.
+    """
+    header = checkpoint.header
+    plans = (*header.plans, plan)
+    smaller = prune(checkpoint.model, plan)
+    save_checkpoint(output, smaller, spec=header.model, plans=plans, data=header.data)
+    return Checkpoint(
+        path=output,
+        model=smaller,
+        header=header.model_copy(update={"plans": plans, "metrics": {}}),
+        sha256=hashlib.sha256(output.read_bytes()).hexdigest(),
+    )
+
+
+def data_for(
+    checkpoint: Checkpoint,
+    source: str | None = None,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+) -> Data:
+    """Open the data that a checkpoint was trained on, or other data for its model.
+
+    Where the checkpoint names its data, other data get the same normalisation, classes and split.
+
+    Args:
+        source: data to open instead (`digits`, `npz:PREFIX`, ...).
+        root: folder of the torchvision data sets.
+        download: fetch a torchvision data set that is missing.
+        image_size: resize images to this height and width, in pixels.
+
+    Raises:
+        CheckpointError: there is no source, and the checkpoint names none.
+        OptionError: an image size for data without images.
+        DataError: the data are missing or damaged.
+    """
+    spec = checkpoint.header.data
+    if spec is None:
+        if source is None:
+            raise CheckpointError(
+                f"{checkpoint.path} does not say what data it belongs to; name it with --data "
+                "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
+                "or text:FILE), or analyze it on --example-inputs package.module:function or on "
+                "random inputs, --input-size C,H,W"
+            )
+        return open_data(source, root=root, download=download, image_size=image_size)
+    if source is not None or root is not None:
+        spec = spec.with_source(source or spec.source, root=root)
+    if image_size is not None:
+        if spec.task != "images":
+            raise OptionError(f"got --image-size {image_size}, but {spec.source} has no images")
+        spec = spec.model_copy(update={"image_size": image_size})
+    return data_from_spec(spec, download=download)
+
+
+def check_data(model: nn.Module, data: Data) -> None:
+    """Run the model on one blank sample of the data's shape.
+
+    Raises:
+        DataError: the model does not take such a sample, or has another number of classes.
     """
     inputs, labels = data.spec.example()
     logits = logits_of(
@@ -254,10 +294,10 @@ def check_fit(model: nn.Module, data: Data) -> None:
 
 
 def check_inputs(model: nn.Module, inputs: RandomInputs | ExampleInputs) -> None:
-    """Try the model on the first sample. Raises DataError when it doesn't take it."""
+    """Run the model on the first sample. Raises DataError where it does not take it."""
     first = next(iter(inputs), None)
     if first is None:
-        raise DataError(f"there is nothing to analyse: {inputs} hold no batch")
+        raise DataError(f"nothing to analyse: got no batch from {inputs}, expected at least one")
     _output_of(
         model,
         first_samples(first, 1),
@@ -268,10 +308,10 @@ def check_inputs(model: nn.Module, inputs: RandomInputs | ExampleInputs) -> None
 
 @torch.no_grad()
 def _output_of(model: nn.Module, inputs: Any, name: str, advice: str) -> Any:
-    """What the model returns for the inputs in eval mode.
+    """The model's output for the inputs, in eval mode.
 
     Raises:
-        DataError: it doesn't take them; the message has their name and the advice.
+        DataError: the model does not take them; the message holds `name` and `advice`.
     """
     try:
         with eval_mode(model):
@@ -295,7 +335,7 @@ def _fit(
     progress: bool,
     ela: ELA | None = None,
 ) -> FitResult:
-    check_fit(model, data)
+    check_data(model, data)
 
     def save(path: Path, state: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
         carried = plans if ela is None or ela.plan is None else (*plans, ela.plan)

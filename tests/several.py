@@ -11,6 +11,7 @@ from torch import nn
 
 import ela_probe.pipeline as pipeline
 from ela_probe import ELA, SkipPlan
+from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
 from ela_probe.system.processes import Processes, all_gather, is_first, process_count, shutdown
 from ela_probe.training.config import TrainConfig
@@ -98,7 +99,7 @@ def tuned(last: Path, folder: Path) -> dict[str, Any]:
     config = TrainConfig(epochs=2, batch_size=8, lr=0.01)
     for strategy in ("ddp", "fsdp"):
         result = pipeline.finetune(
-            last,
+            read_checkpoint(last),
             config,
             output=folder / f"{strategy}.pt",
             device="cpu",
@@ -107,8 +108,8 @@ def tuned(last: Path, folder: Path) -> dict[str, Any]:
         )
         found[strategy] = [row["train_loss"] for row in result.history]
     resumed = pipeline.finetune(
-        last, config, output=folder / "fsdp.pt", device="cpu", resume=True, progress=False,
-        processes=Processes(2, 1, "fsdp"),
+        read_checkpoint(last), config, output=folder / "fsdp.pt", device="cpu", resume=True,
+        progress=False, processes=Processes(2, 1, "fsdp"),
     )  # fmt: skip
     found["resumed"] = [row["train_loss"] for row in resumed.history]
     return found

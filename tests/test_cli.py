@@ -321,6 +321,44 @@ def test_an_output_that_cannot_be_written_is_said(
     assert blocked.read_text() == "in the way"
 
 
+def test_a_verb_reads_its_checkpoint_once(
+    chain: Path, places: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import ela_probe.checkpoint
+    from ela_probe.adapters.resnet import ResNetAdapter
+
+    read, searched = [], []
+    decode, stages = ela_probe.checkpoint._decode, ResNetAdapter.stages
+
+    def counting(path: Path, content: bytes) -> Any:
+        read.append(path)
+        return decode(path, content)
+
+    def searching(self: Any, model: Any) -> Any:
+        searched.append(model)
+        return stages(self, model)
+
+    run(capsys, "plan", places["{an}"], "-o", tmp_path / "plan.json")
+    monkeypatch.setattr(ela_probe.checkpoint, "_decode", counting)
+    monkeypatch.setattr(ResNetAdapter, "stages", searching)
+    best, cpu = chain / "run" / "best.pt", ["--device", "cpu"]
+    data = ["--data", f"npz:{chain / 'set'}"]
+    pruned = tmp_path / "pruned.pt"
+    for words in (
+        ["analyze", best, *data, "-o", tmp_path / "an", "--no-figures", *cpu],
+        ["discover", best, *data],
+        ["prune", best, "--plan", tmp_path / "plan.json", "-o", pruned],
+        ["finetune", pruned, *data, "--epochs", 1, "-o", tmp_path / "tuned.pt", *cpu],
+    ):
+        read.clear()
+        searched.clear()
+        run(capsys, *words)
+        assert read == [words[1]]
+        if words[0] in ("analyze", "discover"):
+            assert len(searched) == 1
+
+
 def test_debug_shows_the_traceback() -> None:
     from ela_probe.errors import ElaProbeError
 

@@ -92,7 +92,7 @@ def fit(
     Args:
         model: maps images (N, C, H, W) to logits (N, K), or tokens (N, L) to (N, L, K); trained
             in place.
-        data: that the model fits it is the caller's to check (`pipeline.check_fit`).
+        data: that the model fits it is the caller's to check (`pipeline.check_data`).
         config: the settings.
         output: folder to write into; made if need be.
         save: called as `save(path, state_dict, metrics)`; writes `best.pt` and `last.pt`.
