@@ -33,7 +33,9 @@ class MRLABaseAdapter(ReadOnlyAdapter):
     name = "mrla-b"
 
     def matches(self, model: nn.Module) -> bool:
-        return any(is_base_layer(place.module) for place in retrievals(model))
+        layers = (place.module for place in retrievals(model) if is_base_layer(place.module))
+        first = next(layers, None)
+        return first is not None and not leaves_softmax_unused(first)
 
     def stages(self, model: nn.Module) -> list[Stage]:
         stages: dict[str, list[Site]] = {}
@@ -116,19 +118,41 @@ def is_base_layer(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
+def leaves_softmax_unused(layer: nn.Module) -> bool:
+    """Whether a trial run never calls the layer's `softmax`, as in linear attention over layers.
+
+    False where the layer doesn't take the trial's inputs: then its structure decides.
+    """
+    trial = copy.deepcopy(layer).eval()
+    calls: list[nn.Module] = []
+    trial.get_submodule("softmax").register_forward_hook(lambda module, *_: calls.append(module))
+    try:
+        trial(*trial_inputs(layer))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return not calls
+
+
+def trial_inputs(layer: nn.Module) -> list[Tensor]:
+    """Random x [2, c, 4, 4], keys [2, 1, c] and values [2, 1, c, 4, 4] of one earlier layer."""
+    weight = layer.get_parameter("Wv.weight")
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(shape, generator=generator).to(weight)
+        for shape in ((2, len(weight), 4, 4), (2, 1, len(weight)), (2, 1, len(weight), 4, 4))
+    ]
+
+
+@torch.no_grad()
 def left_by(name: str, layer: nn.Module) -> nn.Module:
-    """The source that a layer is to later ones, told by a trial run.
+    """The source that a layer is to later ones, found by a trial run.
 
     MRLA-B passes projected keys and values on, equation 4 raw features; the modules are the same.
 
     Raises:
         PlanError: the layer passes on something else.
     """
-    weight = layer.get_parameter("Wv.weight")
-    x, keys, values = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight)
-        for shape in ((2, len(weight), 4, 4), (2, 1, len(weight)), (2, 1, len(weight), 4, 4))
-    )
+    x, keys, values = trial_inputs(layer)
     passed_on = copy.deepcopy(layer).eval()(x, keys, values)[1:]
     for source in (ProjectedSource(layer), RawSource()):
         alike = source(x, keys, values)[1:]

@@ -16,7 +16,8 @@ from ela_probe.sites import Action
 @dataclass(frozen=True)
 class Placement:
     """A retrieval of a block: `block.<attribute>` wraps it, `layer` is the name of its weights'
-    module in there, `block.bn_<attribute>` and `block.drop_path` follow it."""
+    module in there, and `block.bn_<attribute>` follows it. Blocks for classification have a
+    `block.drop_path` too; those of detection backbones have none."""
 
     name: str
     layer: str
@@ -36,9 +37,10 @@ class Placement:
         return f"{self.name}.{self.layer}"
 
     def silence(self) -> None:
-        """Take out the norm and the drop path behind the retrieval."""
+        """Take out the norm behind the retrieval, and the drop path if there is one."""
         setattr(self.block, f"bn_{self.attribute}", nn.Identity())
-        self.block.drop_path = nn.Identity()
+        if "drop_path" in self.block._modules:
+            self.block.drop_path = nn.Identity()
 
 
 def placements(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Iterator[Placement]:
@@ -49,7 +51,7 @@ def placements(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Itera
         wrapper, _, layer = name.rpartition(".")
         block, _, attribute = wrapper.rpartition(".")
         parent = model.get_submodule(block)
-        if attribute and {f"bn_{attribute}", "drop_path"} <= parent._modules.keys():
+        if attribute and f"bn_{attribute}" in parent._modules:
             yield Placement(wrapper, layer, model.get_submodule(wrapper), parent)
 
 
