@@ -116,7 +116,7 @@ def finetune(
     header = checkpoint.header
     result = _fit(
         checkpoint.model, header.model, header.plans, data, config, run, device, processes, resume,
-        progress,
+        progress, start={"checkpoint (SHA-256)": checkpoint.sha256},
     )  # fmt: skip
     if is_first():
         with replacing(output) as temporary:
@@ -334,8 +334,13 @@ def _fit(
     resume: bool,
     progress: bool,
     ela: ELA | None = None,
+    *,
+    start: Mapping[str, Any] | None = None,
 ) -> FitResult:
     check_data(model, data)
+    built = spec.model_dump(mode="json")
+    arguments = {f"argument {name}": value for name, value in built["args"].items()}
+    definition = {"model": {"name": built["name"], **arguments}, "start": start or {}}
 
     def save(path: Path, state: Mapping[str, Tensor], metrics: Mapping[str, float]) -> None:
         carried = plans if ela is None or ela.plan is None else (*plans, ela.plan)
@@ -346,4 +351,5 @@ def _fit(
     return fit(
         model, data, config, output=output, save=save, device=device, processes=processes,
         resume=resume, progress=progress, callbacks=[] if ela is None else [ela],
+        definition=definition,
     )  # fmt: skip

@@ -1,6 +1,7 @@
-"""What every document that is read from a file shares: strict fields, errors in one line."""
+"""Documents and settings: strict fields, errors in one line, differences in words."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,3 +27,25 @@ def explain(error: ValidationError, limit: int = 3) -> str:
         problems.append(f"{where}: {message}{came}")
     hidden = error.error_count() - limit
     return "; ".join(problems) + (f"; and {hidden} more" if hidden > 0 else "")
+
+
+def differing_settings(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, prefix: str = ""
+) -> list[str]:
+    """The settings with other values, each as `prefix + name VALUE then, VALUE now`.
+
+    A setting that one side lacks counts as None there; a tuple equals a list of the same values.
+    """
+    return [
+        f"{prefix}{name} {then.get(name)!r} then, {now.get(name)!r} now"
+        for name in {**then, **now}
+        if _lists(then.get(name)) != _lists(now.get(name))
+    ]
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _lists(item) for name, item in value.items()}
+    return value

@@ -39,7 +39,7 @@ from ela_probe.training.record import (
     NoteELA,
     Save,
 )
-from ela_probe.training.resuming import check_resume, how_to_go_on
+from ela_probe.training.resuming import Definition, check_resume, how_to_resume, run_definition
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[pl.Callback] = (),
+    definition: Definition | None = None,
 ) -> FitResult:
     """Train `model` on the training samples of `data`; afterwards it holds the last weights.
 
@@ -103,11 +104,15 @@ def fit(
         callbacks: Lightning callbacks, `ELA` for one. They run after `best.pt` is written and
             before `last.pt` and `resume.ckpt` are, so one that changes the model at the end of an
             epoch changes what is kept as the last.
+        definition: what else defines the run, as plain values by section: how the model was built
+            (`model`), which weights it starts from (`start`). Compared when the run is resumed,
+            as are `config`, `data` and the settings of ELA; more epochs are allowed.
 
     Raises:
         OptionError: a setting doesn't work here, or the loss is not finite.
         OutputError: `output` can't be written to.
-        CheckpointError: there is nothing to resume, or it is of another model, data or setting.
+        CheckpointError: there is nothing to resume, or the run was defined otherwise (all
+            differences are listed).
         DataError: the images can't be read, or are too few for the processes.
         ProcessError: another process is gone.
         TrainingInterrupted: Ctrl-C.
@@ -125,14 +130,10 @@ def fit(
         model, config, num_classes=data.spec.num_classes, steps_per_epoch=len(train)
     )
     model.train()
-    origin = {
-        "config": config.decisive(),
-        "data": _what(data),
-        "ela": {} if ela is None else ela.config.model_dump(),
-    }
-    history = History(output, save, origin=origin, by_loss=data.spec.task == "tokens")
+    defined = run_definition(config, data, ela, definition or {})
+    history = History(output, save, definition=defined, by_loss=data.spec.task == "tokens")
     state = output / RESUME
-    epochs_done = check_resume(state, module, origin=origin, ela=ela) if resume else 0
+    epochs_done = check_resume(state, module, definition=defined, ela=ela) if resume else 0
 
     where = processes.launch(where)  # all that a user can do wrong was looked at
     train, validation = _loaders(data, config, Share(rank(), process_count()))
@@ -176,7 +177,7 @@ def fit(
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not trainer.interrupted:
                 raise
-            raise TrainingInterrupted(how_to_go_on(history, config)) from None
+            raise TrainingInterrupted(how_to_resume(history, config)) from None
         except RuntimeError as error:
             # torch.save's own words for a full disk
             if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
@@ -235,11 +236,6 @@ def _loaders(
     if not data.size("val"):
         return train, None
     return train, data.loader("val", batch_size=size, num_workers=workers, share=share)
-
-
-def _what(data: Data) -> dict[str, Any]:
-    """What makes the images what they are: where they lie may change until the run is resumed."""
-    return data.spec.model_dump(mode="json", exclude={"source", "root"})
 
 
 @contextmanager

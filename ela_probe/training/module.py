@@ -58,6 +58,14 @@ class ClassificationModule(pl.LightningModule):
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
+    def on_train_start(self) -> None:
+        """Take the learning rate from this run's schedule: a resumed run may have more epochs."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        factor = self.config.lr_factor(scheduler.last_epoch, steps_per_epoch=self.steps_per_epoch)
+        for group in scheduler.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (*L, K)."""
         logits: Tensor = self.model(images)

@@ -35,17 +35,17 @@ class History(pl.Callback):
     Args:
         output: folder of `best.pt`.
         save: writes a model's state dict and its metrics to a path.
-        origin: what the run was started with; kept so that `--resume` can compare.
+        definition: what defines the run (`resuming.run_definition`), which `--resume` compares.
         by_loss: whether the validation loss tells the best.
     """
 
     def __init__(
-        self, output: Path, save: Save, *, origin: dict[str, Any], by_loss: bool = False
+        self, output: Path, save: Save, *, definition: Mapping[str, Any], by_loss: bool = False
     ) -> None:
         self.by_loss = by_loss
         self.output = output
         self.save = save
-        self.origin = origin
+        self.definition = dict(definition)
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self._start = 0.0
@@ -56,8 +56,8 @@ class History(pl.Callback):
         return "ela_probe.History"
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows, best row and origin, as plain values."""
-        return {"rows": self.rows, "best": self.best, "origin": self.origin}
+        """Rows, best row and the definition of the run, as plain values."""
+        return {"rows": self.rows, "best": self.best, "origin": self.definition}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the rows of an earlier run."""

@@ -1,86 +1,128 @@
-"""Going on with a run: is its state whole, of this model and of these settings?"""
+"""Resuming a run: what defines it is compared with what defined it when it was saved."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ela_probe.data.opening import Data
 from ela_probe.errors import CheckpointError
 from ela_probe.system.messages import first_line
+from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.record import LAST, RESUME, History
 
+Definition = Mapping[str, Mapping[str, Any]]
+MISSING_IS_NONE = ("model", "ela")  # sections in which a setting may be left out
 
-def check_resume(path: Path, module: nn.Module, *, origin: dict[str, Any], ela: ELA | None) -> int:
+
+def run_definition(
+    config: TrainConfig, data: Data, ela: ELA | None, extra: Definition
+) -> dict[str, dict[str, Any]]:
+    """Everything that defines a run, by section, as plain values.
+
+    The data are told by kind and name (`npz:cifar10`), normalisation, split and number of samples:
+    they may lie in another folder when the run is resumed.
+
+    Args:
+        extra: further sections, such as `model` and `start`, from who built the model.
+    """
+    kind, colon, path = data.spec.source.partition(":")
+    return {
+        **{section: dict(settings) for section, settings in extra.items()},
+        "config": config.decisive(),
+        "data": {
+            **data.spec.model_dump(mode="json", exclude={"source", "root"}),
+            "source": f"{kind}{colon}{Path(path).name}",
+            "training samples": data.size("train"),
+            "validation samples": data.size("val"),
+        },
+        "ela": {} if ela is None else ela.config.model_dump(mode="json"),
+    }
+
+
+def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: ELA | None) -> int:
     """Number of epochs done in the state at `path`; ELA prunes the module as it was then.
 
     Raises:
-        CheckpointError: it can't go on.
+        CheckpointError: there is no state, it is damaged, or it belongs to a run that was defined
+            otherwise; all differences are named. More epochs are allowed.
     """
     if not path.is_file():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each have their own
+    except Exception as error:  # zipfile, pickle and torch each raise their own
         raise CheckpointError(
             f"{path} can't be read ({first_line(error)}): start again without --resume"
         ) from error
-    kept = origin_of(state) if isinstance(state, dict) else None
-    if kept is None:
+    saved = saved_definition(state) if isinstance(state, dict) else None
+    if saved is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
-    # a run of before a setting was added had what is its default now
-    kept = {**kept, "config": {**TrainConfig().decisive(), **kept["config"]}}
-    differing = [
-        f"{'ela ' * (part == 'ela')}{name} {then.get(name)!r} then, {now.get(name)!r} now"
-        for part, then, now in ((p, kept.get(p, {}), origin[p]) for p in ("config", "data", "ela"))
-        for name in (then | now if part == "ela" else now)
-        if plain(then.get(name)) != plain(now.get(name))
-    ]
+    differing = list(differences(saved, definition))
     if differing:
         raise CheckpointError(
-            f"{path} is of a run with other settings ({'; '.join(differing)}): repeat the ones "
-            "it was started with, or start again without --resume"
+            f"{path} belongs to a run with other settings ({'; '.join(differing)}): repeat the "
+            "settings that the run was started with, or start again without --resume"
         )
     if ela is not None:
         ela.rebuild(module, state["callbacks"].get(ela.state_key))
-    unfit = fitting_shapes(state["state_dict"], module)
+    unfit = unfit_tensors(state["state_dict"], module)
     if unfit:
         raise CheckpointError(
-            f"{path} is of another model: {len(unfit)} tensors differ, the first is {unfit[0]}; "
-            "name the model that the run was started with"
+            f"{path} belongs to another model: {len(unfit)} tensors differ, the first is "
+            f"{unfit[0]}; name the model that the run was started with"
         )
     return len(state["callbacks"]["ela_probe.History"]["rows"])
 
 
-def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def differences(saved: Definition, current: Definition) -> Iterator[str]:
+    """The settings in which two definitions of a run differ, each with both values.
+
+    A state that an older version wrote lacks some settings. Of the training they had the values
+    that are the defaults now; others are not compared.
+    """
+    for section, now in current.items():
+        then = saved.get(section)
+        if then is None:
+            continue
+        if section == "config":
+            then = {**TrainConfig().decisive(), **then}
+            if now["epochs"] > then["epochs"]:
+                then = {**then, "epochs": now["epochs"]}
+        elif section not in MISSING_IS_NONE:
+            now = {name: value for name, value in now.items() if name in then}
+            then = {name: value for name, value in then.items() if name in now}
+        prefix = "" if section in ("config", "data") else f"{section} "
+        yield from differing_settings(then, now, prefix=prefix)
 
 
-def how_to_go_on(history: History, config: TrainConfig) -> str:
-    """What to tell who pressed Ctrl-C."""
-    done = len(history.rows)
-    state = history.output / RESUME
-    if not done or not state.exists():
-        return "training was interrupted before an epoch ended: nothing is kept"
-    return (
-        f"training was interrupted after epoch {done} of {config.epochs}: "
-        f"{history.output / LAST} holds it; the same command with --resume goes on from there"
-    )
+def saved_definition(state: Mapping[str, Any]) -> Definition | None:
+    """What defined the run of a loaded `resume.ckpt`; None if the file is something else."""
+    history = state.get("callbacks", {}).get("ela_probe.History", {})
+    definition = history.get("origin")
+    return definition if isinstance(definition, dict) and "state_dict" in state else None
 
 
-def origin_of(state: dict[str, Any]) -> dict[str, Any] | None:
-    """What the run was started with, from a loaded `resume.ckpt`; None if it is another's."""
-    kept = state.get("callbacks", {}).get("ela_probe.History", {})
-    origin = kept.get("origin")
-    return origin if isinstance(origin, dict) and "state_dict" in state else None
-
-
-def fitting_shapes(state: dict[str, Tensor], module: nn.Module) -> list[str]:
-    """Names of the tensors that are missing, foreign or of another shape."""
+def unfit_tensors(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:
+    """Names of the tensors that are missing, unknown or of another shape, sorted."""
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     found = {name: tensor.shape for name, tensor in state.items()}
     return sorted(
         name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
+
+
+def how_to_resume(history: History, config: TrainConfig) -> str:
+    """The message after Ctrl-C: what is kept, and how to continue."""
+    done = len(history.rows)
+    state = history.output / RESUME
+    if not done or not state.exists():
+        return "training was interrupted before the first epoch ended: nothing is kept"
+    return (
+        f"training was interrupted after epoch {done} of {config.epochs}: "
+        f"{history.output / LAST} holds its weights; the same command with --resume continues"
     )

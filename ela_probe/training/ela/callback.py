@@ -16,9 +16,10 @@ from torch import nn
 from ela_probe.analysis.analyze import from_probe
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.analysis.result import Analysis, Provenance
-from ela_probe.errors import ModelError, OptionError
+from ela_probe.errors import CheckpointError, ModelError, OptionError
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.system.processes import is_first
+from ela_probe.system.validation import differing_settings
 from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.ela.epoch import Epoch
 from ela_probe.training.ela.gradual_pruning import GradualPruning
@@ -53,7 +54,8 @@ class ELA(pl.Callback):
         OptionError: settings that don't fit each other or the trainer.
         ModelError: (when training starts) no part of the module has layer attention.
         PlanError: (when training starts) the network can't be pruned so, or not by so much.
-        CheckpointError: (on resuming) the network is pruned further than the checkpoint's.
+        CheckpointError: (on resuming) the settings are not those of the checkpoint, or the network
+            is pruned further than the checkpoint's.
     """
 
     def __init__(
@@ -161,9 +163,19 @@ class ELA(pl.Callback):
 
         Raises:
             PlanError: the plan was made for other sites.
-            CheckpointError: the network is pruned further than that.
+            CheckpointError: ELA had other settings, or the network is pruned further than that.
         """
-        if state is None or state["course"] is None:
+        if state is None:
+            return
+        if "settings" in state:  # a state that an older version wrote has none
+            now = self.config.model_dump(mode="json")
+            differing = differing_settings(state["settings"], now)
+            if differing:
+                raise CheckpointError(
+                    f"the checkpoint was written with other ELA settings ({'; '.join(differing)}): "
+                    "repeat the settings that the run was started with"
+                )
+        if state["course"] is None:
             return
         if self._pruning is None or not self._pruning.network.is_in(module):
             self._begin(module)
@@ -177,6 +189,7 @@ class ELA(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch needs, as plain values and tensors."""
         return {
+            "settings": self.config.model_dump(mode="json"),
             "course": None if self._pruning is None else self._pruning.state_dict(),
             "parameters": self._order,
             "seconds": self.seconds,
