@@ -1,48 +1,5 @@
 """The command `ela-probe`. Installed as `ela_probe_cli`; imports no torch until a verb runs."""
 
-import os
-import sys
-from collections.abc import Sequence
+from .entry import main, run
 
-from ela_probe.errors import ElaProbeError
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a user's error, 130 for Ctrl-C."""
-    from .app import app
-
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    try:
-        return int(app(words, prog_name="ela-probe", standalone_mode=False) or 0)
-    except ElaProbeError as error:
-        if debug:
-            raise
-        return fail(str(error))
-    except KeyboardInterrupt as error:
-        return fail(str(error) or "interrupted", code=130)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        message = getattr(error, "format_message", None)
-        if debug or message is None:  # no usage error of Typer
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(message())
-            return 2
-        context = getattr(error, "ctx", None)
-        verb = context.command_path if context is not None else "ela-probe"
-        return fail(f"{message()} See `{verb} --help`")
-
-
-def fail(message: str, *, code: int = 2) -> int:
-    """Print an error in one line on stderr."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-def run() -> None:
-    """The entry point of the installed command."""
-    sys.exit(main())
+__all__ = ["main", "run"]

@@ -1,7 +1,8 @@
-"""Adapters: one a model family. Where its weights are, and how a site is removed.
+"""One adapter for each model family: where its weights are, and how a site is removed.
 
-In: a model. Out: its stages of sites, their weights from what hooks read, a smaller model.
-May import: errors, sites, forward, system, models.
+In: a model.
+Out: its stages of sites, their weights from what hooks read, a smaller model.
+May import: errors, sites, system, forward, models.
 """
 
 from ela_probe.adapters.registry import (

@@ -1,5 +1,6 @@
 """How alike the retrievals of a model are: probe, streamed sums, fits, quantiles, findings.
 
-In: a model and batches. Out: an Analysis.
-May import: all of the above, data and evaluation.
+In: a model and batches.
+Out: an Analysis.
+May import: errors, sites, system, forward, data, adapters, discovery, evaluation.
 """

@@ -1,5 +1,6 @@
-"""Where a model retrieves: adapters first, else observation; and the hooks that read there.
+"""Where a model retrieves (adapters first, else observation), and the hooks that read there.
 
-In: a model and a small batch. Out: stages of sites, and their weights in every forward pass.
-May import: errors, sites, forward, system, models, adapters.
+In: a model and a small batch.
+Out: stages of sites, and their weights in every forward pass.
+May import: errors, sites, system, forward, adapters.
 """

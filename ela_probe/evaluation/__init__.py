@@ -1,5 +1,6 @@
 """What a model is worth and what it costs: accuracy, loss, FLOPs, time, memory.
 
-In: models and batches. Out: figures and tables.
-May import: errors, sites, forward, system, data, models, adapters, discovery.
+In: models and batches.
+Out: figures and tables.
+May import: errors, sites, system, forward, data, models, adapters, discovery.
 """

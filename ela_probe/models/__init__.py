@@ -1,7 +1,8 @@
 """Networks with layer attention: their parts, the registry of names, the zoo.
 
-In: a name and its arguments. Out: a network.
-May import: errors, sites, forward, system.
+In: a name and its arguments.
+Out: a network.
+May import: errors, sites, system, forward.
 """
 
 from ela_probe.models import zoo as _zoo  # noqa: F401  (it registers its families)

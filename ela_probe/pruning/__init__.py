@@ -1,5 +1,6 @@
-"""Which retrievals go, and their physical removal: plans, planners, costs.
+"""Which retrievals to remove, and their physical removal: plans, planners, costs.
 
-In: an Analysis, or costs. Out: a SkipPlan; a smaller model.
-May import: all up to analysis.
+In: an Analysis, or measured costs.
+Out: a SkipPlan; a smaller model.
+May import: errors, sites, system, forward, adapters, discovery, evaluation, analysis.
 """

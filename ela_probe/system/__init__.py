@@ -1,5 +1,6 @@
-"""Files, devices, processes, progress, the user's own code: what is not about networks.
+"""Files, devices, processes, progress, a user's own code: everything that is not about networks.
 
-In: paths, options, bytes. Out: files, devices, checked values.
+In: paths, options, bytes.
+Out: files, devices, checked values.
 May import: errors.
 """

@@ -1,5 +1,6 @@
-"""Training and fine-tuning with Lightning; `ela/` prunes while it trains.
+"""Training and fine-tuning with Lightning; `ela/` prunes while a network trains.
 
-In: a network and data. Out: trained weights, a log, a plan.
-May import: all up to pruning, and checkpoint.
+In: a network and data.
+Out: trained weights, a log, a plan.
+May import: errors, system, forward, data, models, analysis, pruning, checkpoint, training.ela.
 """

@@ -1,5 +1,6 @@
 """ELA: the Lightning callback that probes, plans and removes retrievals between epochs.
 
-In: a network in training. Out: a smaller one, and the plan.
-May import: all up to pruning.
+In: a network in training.
+Out: a smaller network, and its plan.
+May import: errors, sites, system, forward, adapters, discovery, analysis, pruning.
 """
