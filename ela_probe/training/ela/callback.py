@@ -24,7 +24,7 @@ from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.ela.epoch import Epoch
 from ela_probe.training.ela.gradual_pruning import GradualPruning
 from ela_probe.training.ela.surgery import parameter_names, restore_parameter_order
-from ela_probe.training.ela.wrapping import check_strategy, wrap_again
+from ela_probe.training.ela.wrapping import check_strategy, rewrap
 
 
 class ELA(pl.Callback):
@@ -275,7 +275,7 @@ class ELA(pl.Callback):
                 found = from_probe(epoch.probe).stages
                 changed = pruning.step(found, trainer.current_epoch + 1, trainer.optimizers)
                 if changed:
-                    wrap_again(trainer.strategy)
+                    rewrap(trainer.strategy)
                     if self.path is not None and pruning.plan is not None and is_first():
                         pruning.plan.save(self.path)
         self._order = parameter_names(pl_module, trainer.optimizers)
