@@ -155,7 +155,7 @@ class Subject:
         return as_plan(
             self.analysis,
             [
-                skipping(positions, self.action, part.divergences["kl"])
+                skipping(part, positions, self.action)
                 for positions, part in zip(chosen, parts, strict=True)
             ],
             target=self.analysis.target,

@@ -21,13 +21,12 @@ from benchmarks.recomputed import (
     unrolled_weights,
 )
 from benchmarks.results import JsonPath, publish
-from ela_probe import __version__, discover, prune
+from ela_probe import SkipPlan, discover, prune
 from ela_probe.discovery.discover import Discovery
 from ela_probe.errors import OptionError
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import create_model
-from ela_probe.pruning.plan import Origin, SitePlan, SkipPlan, StagePlan
-from ela_probe.sites import fingerprint
+from ela_probe.sites import Action
 
 READ, PRUNED = 1e-6, 1e-5
 NOT_RUN = "not run"
@@ -220,17 +219,20 @@ def pruned(
     no later site of its stage reads `prune` would drop.
     """
     choose = random.Random(seed)
-    choices = ["keep", "skip", "drop"] if case.ours else ["keep", "skip"]
-    actions = {site.name: choose.choice(choices) for s in found.stages for site in s.sites[2:-1]}
+    choices: list[Action] = ["keep", "skip", "drop"] if case.ours else ["keep", "skip"]
+    actions: dict[str, Action] = {
+        site.name: choose.choice(choices) for s in found.stages for site in s.sites[2:-1]
+    }
     actions |= {stage.sites[1].name: "skip" for stage in found.stages}
-    result = prune(model, plan_of(found, actions))(images)
+    result = prune(model, SkipPlan.for_actions(found.stages, actions))(images)
     if case.ours is not None:
         block = "basic" if case.arguments["block_name"] == BASIC else "bottleneck"
         ours = create_model(case.ours, block=block).eval()
         ours.load_state_dict(from_published(model.state_dict()))
         twin = discover(ours)
         renamed = dict(zip(sites_of(found), sites_of(twin), strict=True))
-        plan = plan_of(twin, {renamed[name]: action for name, action in actions.items()})
+        named = {renamed[name]: action for name, action in actions.items()}
+        plan = SkipPlan.for_actions(twin.stages, named)
         reference, what = prune(ours, plan)(images), "ours, same weights and plan"
     else:
         handles = silenced(model, found, [n for n, action in actions.items() if action == "skip"])
@@ -285,24 +287,3 @@ def ungated(model: nn.Module, name: str, calls: list[int]) -> list[Any]:
 
 def sites_of(found: Discovery) -> list[str]:
     return [site.name for stage in found.stages for site in stage.sites]
-
-
-def plan_of(found: Discovery, actions: dict[str, str]) -> SkipPlan:
-    stages = [
-        StagePlan(
-            name=stage.name,
-            kind=stage.kind,
-            sites=tuple(
-                SitePlan.model_validate(
-                    {"name": s.name, "sources": s.sources, "action": actions.get(s.name, "keep")}
-                )
-                for s in stage.sites
-            ),
-        )
-        for stage in found.stages
-    ]
-    return SkipPlan(
-        fingerprint=fingerprint(found.stages),
-        origin=Origin(planner="random", ela_probe=__version__),
-        stages=tuple(stages),
-    )

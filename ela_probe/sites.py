@@ -6,9 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ela_probe.errors import PlanError
+
 Kind = Literal["softmax", "unrolled", "channel"]
 Action = Literal["keep", "recur", "skip", "drop"]
 Reads = Literal["inputs", "output", "softmax"]
+
+# The actions under which a retrieval is computed. After the others nothing is retrieved.
+FORMED: tuple[Action, ...] = ("keep", "recur")
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,8 @@ class Stage:
         return tuple(site.sources for site in self.sites)
 
 
-def fingerprint(stages: Sequence[Stage]) -> str:
-    """A SHA-256 over names, kinds and sizes: equal for models whose sites are the same."""
-    content = [[s.name, s.kind, [[t.name, t.sources] for t in s.sites]] for s in stages]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 class NamedSources(Protocol):
-    """What `describe` reads of a site: its name and its number of sources."""
+    """A site of a model, a plan or measured costs: its name and its number of sources."""
 
     @property
     def name(self) -> str: ...
@@ -65,16 +64,61 @@ class NamedSources(Protocol):
     def sources(self) -> int: ...
 
 
-class SitesOfOneKind(Protocol):
-    """What `describe` reads of a stage, of a model, a plan or measured costs."""
+class NamedStage(Protocol):
+    """A stage of a model, a plan or measured costs."""
 
+    @property
+    def name(self) -> str: ...
     @property
     def kind(self) -> Kind: ...
     @property
     def sites(self) -> Sequence[NamedSources]: ...
 
 
-def describe(stages: Iterable[SitesOfOneKind]) -> dict[str, str]:
+def fingerprint(stages: Sequence[NamedStage]) -> str:
+    """A SHA-256 over names, kinds and sizes: equal for models whose sites are the same."""
+    content = [[s.name, s.kind, [[t.name, t.sources] for t in s.sites]] for s in stages]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def is_needed(position: int, last_formed: int, *, carried_over: bool) -> bool:
+    """Whether the site at `position` of a stage is formed, or a later retrieval reads its source.
+
+    This is the one rule for what may be dropped at the end of a stage. A retrieval reads the
+    sources before it, so nothing reads those behind the last retrieval that is formed. Where the
+    next stage reads this one's sources (`Stage.carried_over`), all of them are needed.
+
+    Args:
+        last_formed: the position of the stage's last site whose action is in FORMED.
+    """
+    return carried_over or position <= last_formed
+
+
+def last_formed(actions: Sequence[Action]) -> int:
+    """The position of a stage's last retrieval that is formed; the first one always is.
+
+    >>> last_formed(["keep", "recur", "skip"])
+    1
+    """
+    return max((t for t, action in enumerate(actions) if action in FORMED), default=0)
+
+
+def drop_unread(actions: Sequence[Action], *, carried_over: bool) -> list[Action]:
+    """A stage's actions with `drop` in place of each `skip` whose source nothing reads.
+
+    >>> drop_unread(["keep", "skip", "keep", "skip"], carried_over=False)
+    ['keep', 'skip', 'keep', 'drop']
+    >>> drop_unread(["keep", "skip", "keep", "skip"], carried_over=True)
+    ['keep', 'skip', 'keep', 'skip']
+    """
+    last = last_formed(actions)
+    return [
+        "drop" if action == "skip" and not is_needed(t, last, carried_over=carried_over) else action
+        for t, action in enumerate(actions)
+    ]
+
+
+def describe(stages: Iterable[NamedStage]) -> dict[str, str]:
     """Every site in words, by its name.
 
     >>> describe([Stage("stack", "softmax", (Site("layers.0", "layers.0", 1),))])
@@ -93,8 +137,8 @@ def differences(
     """What differs between two sets of sites (see `describe`), in one line for a message.
 
     Args:
-        known: where the expected sites come from, such as "the plan". found: where the actual
-            ones come from, such as "the model".
+        known: where the expected sites come from, such as "the plan".
+        found: where the actual sites come from, such as "the model".
     """
     lines = [f"{n} ({expected[n]}) is not in {found}" for n in expected if n not in actual]
     lines += [f"{n} ({actual[n]}) is not in {known}" for n in actual if n not in expected]
@@ -104,4 +148,36 @@ def differences(
         if n in actual and expected[n] != actual[n]
     ]
     more = f"; and {len(lines) - 4} more" if len(lines) > 4 else ""
-    return ("; ".join(lines[:4]) or "the fingerprint differs") + more
+    return (
+        "; ".join(lines[:4]) or "the order of the sites or the names of the stages differ"
+    ) + more
+
+
+def check_same_sites(
+    recorded: Sequence[NamedStage],
+    recorded_fingerprint: str,
+    actual: Sequence[Stage],
+    *,
+    known: str,
+    claim: str,
+    model: str | None,
+    found: str,
+    advice: str,
+) -> None:
+    """Raise PlanError, listing the differences, unless a file was made for these very sites.
+
+    Args:
+        recorded: the stages that the file names, with its fingerprint.
+        actual: the stages of a model or an analysis.
+        known, claim: what the file is and what is wrong with it, such as "the plan" and "was made
+            for another model". model: the model that it names.
+        found: where the actual stages come from, such as "the model".
+        advice: what to do, as a sentence without its full stop.
+    """
+    if recorded_fingerprint == fingerprint(recorded) == fingerprint(actual):
+        return
+    expected, present = describe(recorded), describe(actual)
+    raise PlanError(
+        f"{known} {claim} ({model or 'unknown'}, {len(expected)} sites; {found} has "
+        f"{len(present)}): {differences(expected, present, known=known, found=found)}. {advice}"
+    )

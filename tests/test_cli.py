@@ -130,7 +130,10 @@ def test_actions_are_chosen_by_what_they_cost(
     measured["fingerprint"] = "0"
     costs.write_text(json.dumps(measured))
     line = run(capsys, *words, "--time", 0.7, code=2)
-    assert "the costs are of another model (mrla_b_resnet14, 6 sites; 6 were analysed)" in line
+    assert (
+        "the costs were measured on another model (mrla_b_resnet14, 6 sites; the analysis has 6)"
+        in line
+    )
     assert "stages.0.1.retrieval has softmax, 2 sources in the analysis" in line
 
     assert main([str(word) for word in ["costs", best, "--rounds", 1, "--batch-size", 4]]) == 0

@@ -61,7 +61,8 @@ def priced(stage: Stage, prices: tuple[float, ...], **fields: object) -> StageCo
         zip(("keep", "source", "skip", "recur", "start"), map(seconds, prices), strict=True)
     )
     fields = {"recur_after_skip": True, "sites": sites, **values, **fields}
-    return StageCosts(name=stage.name, kind=stage.kind, carried_over=False, **fields)  # type: ignore[arg-type]
+    fields = {"carried_over": stage.carried_over, **fields}
+    return StageCosts(name=stage.name, kind=stage.kind, **fields)  # type: ignore[arg-type]
 
 
 def flat(stages: list[StageCosts] | tuple[StageCosts, ...], actions: tuple[Action, ...]) -> dict:  # type: ignore[type-arg]
@@ -297,7 +298,9 @@ def test_costs_survive_their_file_and_broken_ones_are_refused(tmp_path: Path) ->
             CostModel.load(path)
     with pytest.raises(PlanError, match=r"expected a file of `ela-probe costs`"):
         CostModel.load(tmp_path / "none.json")
-    with pytest.raises(PlanError, match=r"5 sites; 3 were analysed.*s0\.2 .* not in the analysis"):
+    with pytest.raises(
+        PlanError, match=r"5 sites; the analysis has 3.*s0\.2 .* not in the analysis"
+    ):
         within_time(analysis_of([2, 1]), costs, 0.9)
 
 

@@ -38,9 +38,7 @@ from ela_probe.models.plugs import mrla_b
 from ela_probe.models.registry import ModelSpec
 from ela_probe.models.resnet import Layout, ResNet
 from ela_probe.pipeline import train
-from ela_probe.pruning.plan import Origin, SitePlan, StagePlan
 from ela_probe.pruning.prune import actions_of
-from ela_probe.sites import fingerprint
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.ela.surgery import (
@@ -55,7 +53,6 @@ from tests.lookalikes import GateNetwork, SoftNetwork
 from tests.lookalikes_stateful import GatedNetwork, NormNetwork, RefreshingNetwork
 from tests.test_cli import run as command
 from tests.test_cli import write_images
-from tests.test_pruning import with_actions
 
 FAMILIES = {
     "mrla_b": lambda: settled("mrla_b_resnet26"),
@@ -121,25 +118,10 @@ def test_pruning_in_steps_equals_pruning_at_once(family: str, images: Tensor) ->
     inputs = images if family != "attnres" else torch.randint(0, 256, (2, 9))
     original = FAMILIES[family]()
     stages = discover(original).stages
-    unplanned = SkipPlan(
-        fingerprint=fingerprint(stages),
-        origin=Origin(planner="test", ela_probe="test"),
-        stages=tuple(
-            StagePlan(
-                name=stage.name,
-                kind=stage.kind,
-                sites=tuple(
-                    SitePlan(name=site.name, sources=site.sources, action="keep")
-                    for site in stage.sites
-                ),
-            )
-            for stage in stages
-        ),
-    )
     for seed in range(2):
         model, done = copy.deepcopy(original), {}
         for actions in steps_of(original, seed):
-            plan = with_actions(unplanned, actions)
+            plan = SkipPlan.for_actions(stages, actions)
             wanted = actions_of(plan, stages)
             new = {name: a for name, a in wanted.items() if a != done.get(name, "keep")}
             carry_out(model, adapter_for(model), new)

@@ -19,9 +19,8 @@ from ela_probe.evaluation.profiling import (
     measure_memory,
 )
 from ela_probe.models.registry import create_model, parameter_count
-from ela_probe.pruning.plan import Origin, SitePlan, SkipPlan, StagePlan
+from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
-from ela_probe.sites import fingerprint
 
 CLASSES = 10
 
@@ -200,20 +199,5 @@ def test_comparing_nothing_or_the_same_name_twice_is_an_error(batch: tuple[Tenso
 def every_second(model: nn.Module) -> SkipPlan:
     """A plan that skips the second of each pair of sites."""
     stages = discover(model).stages
-    return SkipPlan(
-        fingerprint=fingerprint(stages),
-        origin=Origin(planner="alternate", ela_probe="0"),
-        stages=tuple(
-            StagePlan(
-                name=stage.name,
-                kind=stage.kind,
-                sites=tuple(
-                    SitePlan(
-                        name=site.name, sources=site.sources, action="skip" if t % 2 else "keep"
-                    )
-                    for t, site in enumerate(stage.sites)
-                ),
-            )
-            for stage in stages
-        ),
-    )
+    second = {site.name: "skip" for stage in stages for site in stage.sites[1::2]}
+    return SkipPlan.for_actions(stages, second)

@@ -24,14 +24,6 @@ def analysed(model: nn.Module) -> Analysis:
     return from_probe(probe)
 
 
-def with_actions(plan: SkipPlan, actions: dict[str, str]) -> SkipPlan:
-    document = plan.model_dump(mode="json")
-    for stage in document["stages"]:
-        for site in stage["sites"]:
-            site["action"] = actions.get(site["name"], "keep")
-    return SkipPlan.model_validate(document)
-
-
 def zeroed(model: nn.Module, names: list[str]) -> list[object]:
     """Hooks that take the retrieval out of the named blocks' outputs."""
     return [
@@ -67,7 +59,7 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
     actions = {
         site.name: choose.choice(["keep", "skip", "drop"]) for s in stages for site in s.sites[1:]
     }
-    plan = with_actions(make_plan(analysed(model), skip=0.0), actions)
+    plan = SkipPlan.for_actions(stages, actions)
     pruned = prune(model, plan)
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
@@ -91,13 +83,13 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
 
 
 def test_what_is_skipped_is_gone(mrla_b: nn.Module) -> None:
-    base = make_plan(analysed(mrla_b), skip=0.0)
+    stages = discover(mrla_b).stages
     name = "stages.1.2.retrieval"
-    skipped = prune(mrla_b, with_actions(base, {name: "skip"}))
+    skipped = prune(mrla_b, SkipPlan.for_actions(stages, {name: "skip"}))
     source = skipped.get_submodule(name)
     assert type(source) is Source
     assert {n for n, _ in source.named_parameters()} == {"key.weight", "value.weight"}
-    dropped = prune(mrla_b, with_actions(base, {name: "drop"}))
+    dropped = prune(mrla_b, SkipPlan.for_actions(stages, {name: "drop"}))
     assert not any(n.startswith(name) for n, _ in dropped.named_parameters())
 
     def sources(model: nn.Module) -> list[tuple[int, ...]]:
@@ -110,8 +102,8 @@ def test_what_is_skipped_is_gone(mrla_b: nn.Module) -> None:
 def test_every_parameter_of_a_pruned_model_is_used(mrla_b: nn.Module, images: Tensor) -> None:
     """As DistributedDataParallel demands; a source that nothing reads would have no gradient."""
     plan = make_plan(analysed(mrla_b), skip=0.4, planner="deepest")
-    document = with_actions(plan, dict.fromkeys(plan.skipped, "skip"))  # a hand-written plan
-    pruned = prune(mrla_b, document).train()
+    by_hand = SkipPlan.for_actions(discover(mrla_b).stages, dict.fromkeys(plan.skipped, "skip"))
+    pruned = prune(mrla_b, by_hand).train()
     pruned(images).sum().backward()
     assert all(p.grad is not None for p in pruned.parameters())
 
@@ -135,7 +127,7 @@ def test_a_pruned_model_can_be_analysed_and_pruned_again(mrla_b: nn.Module) -> N
 
 def test_a_plan_for_other_sites_is_refused_with_the_differences(mrla_b: nn.Module) -> None:
     plan = make_plan(analysed(mrla_b), skip=0.3)
-    with pytest.raises(PlanError, match=r"15 sites; this one has 9.*stages\.0\.3.* not in the"):
+    with pytest.raises(PlanError, match=r"15 sites; the model has 9.*stages\.0\.3.* not in the"):
         prune(settled("mrla_b_resnet20"), plan)
     with pytest.raises(PlanError, match="unrolled.*softmax"):
         prune(settled("mrla_l_resnet32"), plan)

@@ -17,7 +17,7 @@ from benchmarks.recomputed import (
     softmax_weights,
     unrolled_weights,
 )
-from ela_probe import discover, prune
+from ela_probe import SkipPlan, discover, prune
 from ela_probe.adapters.registry import adapter_for
 from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
@@ -27,7 +27,7 @@ from ela_probe.pruning.planners import PLANNERS, make_plan
 from tests import lookalikes
 from tests.lookalikes import GateNetwork, GateWrapper, Network, SoftLayer, SoftNetwork
 from tests.lookalikes_stateful import GatedNetwork, NormLayer, NormNetwork, RefreshingNetwork
-from tests.test_pruning import analysed, with_actions
+from tests.test_pruning import analysed
 
 GROWING, CARRYING = [(1, 2, 3, 4)] * 3, [(1, 2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5)]
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], str, str, str, list[tuple[int, ...]]]] = {
@@ -94,9 +94,8 @@ def chosen(model: nn.Module, seed: int) -> dict[str, str]:
     }
 
 
-def applied(model: nn.Module, actions: dict[str, str], known: Analysis | None = None) -> nn.Module:
-    base = make_plan(known or analysed(model), skip=0.0)
-    return prune(model, with_actions(base, actions))
+def applied(model: nn.Module, actions: dict[str, str]) -> nn.Module:
+    return prune(model, SkipPlan.for_actions(discover(model).stages, actions))
 
 
 @each_family
@@ -172,7 +171,7 @@ def last_kept(model: nn.Module, actions: dict[str, str]) -> dict[str, str]:
 def test_pruning_equals_zeroing_and_masking(family: str, seed: int, images: Tensor) -> None:
     model = settled(family)
     actions = chosen(model, seed)
-    pruned = applied(model, actions, analysis(family))
+    pruned = applied(model, actions)
     reference = without(model, last_kept(model, actions))
     with torch.no_grad():
         whole, result = model(images), pruned(images)
@@ -184,7 +183,7 @@ def test_pruning_equals_zeroing_and_masking(family: str, seed: int, images: Tens
 def test_a_skipped_gate_leaves_the_output_ungated(seed: int, images: Tensor) -> None:
     model = settled("dia")
     actions = chosen(model, seed)
-    pruned = applied(model, actions, analysis("dia"))
+    pruned = applied(model, actions)
     actions = last_kept(model, actions)
 
     def by_hand(x: Tensor) -> Tensor:
@@ -212,7 +211,7 @@ def test_a_pruned_foreign_model_equals_ours(
     theirs, ours = settled(family), create_model(f"{name}_resnet20", depth=26).eval()
     ours.load_state_dict(from_published(theirs.state_dict()))
     actions = chosen(theirs, seed)
-    pruned = applied(theirs, actions, analysis(family))
+    pruned = applied(theirs, actions)
     renamed = {key.replace(".mrla", ".retrieval"): action for key, action in actions.items()}
     twin = applied(ours, renamed)
     with torch.no_grad():
@@ -262,7 +261,7 @@ def untrained(model: nn.Module, images: Tensor) -> set[str]:
 def test_recur_is_refused() -> None:
     for family, (_, _, _, site, _) in FAMILIES.items():
         with pytest.raises(PlanError, match="recur"):
-            applied(settled(family), {site: "recur"}, analysis(family))
+            applied(settled(family), {site: "recur"})
 
 
 def test_names_of_classes_do_not_matter() -> None:

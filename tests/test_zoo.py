@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ela_probe import discover, prune
+from ela_probe import SkipPlan, discover, prune
 from ela_probe.adapters.resnet import ResNetAdapter
 from ela_probe.checkpoint import load_checkpoint, save_checkpoint
 from ela_probe.discovery.capture import Capture
@@ -16,7 +16,7 @@ from ela_probe.models.published import from_published
 from ela_probe.models.registry import FAMILIES, ModelSpec, create_model, parameter_count
 from ela_probe.pruning.planners import make_plan
 from tests.conftest import settled
-from tests.test_pruning import analysed, with_actions, zeroed
+from tests.test_pruning import analysed, zeroed
 
 ATTENTIONS = [
     *("", "se_", "eca_", "cbam_", "dia_", "rla_g_"),
@@ -135,7 +135,7 @@ def test_sites_are_found_and_read(attention: str, images: Tensor) -> None:
 def test_skipping_equals_zeroing_the_retrieval(name: str, images: Tensor) -> None:
     model = settled(name)
     plan = make_plan(analysed(model), skip=0.5, planner="random", seed=5)
-    plan = with_actions(plan, dict.fromkeys(plan.skipped, "skip"))
+    plan = SkipPlan.for_actions(discover(model).stages, dict.fromkeys(plan.skipped, "skip"))
     pruned = prune(model, plan)
     with torch.no_grad():
         full, result = model(images), pruned(images)
@@ -147,8 +147,8 @@ def test_skipping_equals_zeroing_the_retrieval(name: str, images: Tensor) -> Non
 def test_a_skipped_gate_leaves_the_block_ungated(images: Tensor) -> None:
     model = settled("dia_resnet32")
     skipped = ["stages.1.1.gate", "stages.2.2.gate"]
-    base = make_plan(analysed(model), skip=0.0)
-    result = prune(model, with_actions(base, dict.fromkeys(skipped, "skip")))
+    plan = SkipPlan.for_actions(discover(model).stages, dict.fromkeys(skipped, "skip"))
+    result = prune(model, plan)
     for name in skipped:
         tap = model.get_submodule(f"{name}.tap")
         tap.register_forward_hook(lambda module, inputs, out: torch.ones_like(out))
@@ -158,9 +158,9 @@ def test_a_skipped_gate_leaves_the_block_ungated(images: Tensor) -> None:
 @pytest.mark.parametrize("attention", KINDS)
 def test_the_cell_reads_skipped_blocks_and_no_dropped_ones(attention: str, images: Tensor) -> None:
     model = settled(f"{attention}resnet32")
-    names = [site.name for site in discover(model).stages[1].sites]
-    plan = make_plan(analysed(model), skip=0.0)
-    pruned = prune(model, with_actions(plan, {names[1]: "skip", names[3]: "drop"}))
+    stages = discover(model).stages
+    names = [site.name for site in stages[1].sites]
+    pruned = prune(model, SkipPlan.for_actions(stages, {names[1]: "skip", names[3]: "drop"}))
     assert isinstance(pruned.get_submodule(names[1]), Step | DLASource)
     assert names[3] not in dict(pruned.named_modules())
     read: list[Tensor] = []
@@ -192,7 +192,7 @@ def test_a_pruned_one_trains_whole_and_is_rebuilt_from_its_checkpoint(
     stages = discover(model).stages
     actions = {site.name: "drop" for site in stages[0].sites[1:]}
     actions |= {stages[1].sites[1].name: "skip", stages[2].sites[2].name: "skip"}
-    plan = with_actions(make_plan(analysed(model), skip=0.0), actions)
+    plan = SkipPlan.for_actions(stages, actions)
     pruned = prune(model, plan)
     assert (parameter_count(pruned) < parameter_count(model)) == (attention != "dia_")
     pruned(images).square().sum().backward()

@@ -12,7 +12,14 @@ from pydantic import Field, ValidationError
 
 from ela_probe.errors import PlanError
 from ela_probe.evaluation.profiling import Machine
-from ela_probe.sites import Action, Kind, Stage, describe, differences, fingerprint
+from ela_probe.sites import (
+    FORMED,
+    Action,
+    Kind,
+    Stage,
+    check_same_sites,
+    drop_unread,
+)
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
 
@@ -79,20 +86,19 @@ class StageCosts(Strict):
     start: Seconds | None = None
 
     def terms(self, actions: Actions) -> Terms:
-        """What is formed, recurs and is skipped; as in `prune`, what none reads is dropped."""
-        chosen = [actions.get(site.name, "keep") for site in self.sites]
-        read = len(chosen)
-        while read > 1 and not self.carried_over and chosen[read - 1] in ("skip", "drop"):
-            read -= 1
+        """What is formed, recurs and is skipped. As in `prune`, what nothing reads is dropped."""
+        chosen = drop_unread(
+            [actions.get(site.name, "keep") for site in self.sites], carried_over=self.carried_over
+        )
         source, start, dropped = 0, 0, 0
-        last_kept = True  # of the last site that was formed
-        for site, action in zip(self.sites[1:read], chosen[1:read], strict=True):
+        follows_kept = True  # whether the last site that was formed is a kept one
+        for site, action in zip(self.sites[1:], chosen[1:], strict=True):
             dropped += action == "drop"
             source += (site.sources - dropped) * (action == "keep")
-            start += (site.sources - dropped) * (action == "recur" and last_kept)
-            if action in ("keep", "recur"):
-                last_kept = action == "keep"
-        keep, skip, recur = (chosen[1:read].count(a) for a in ("keep", "skip", "recur"))
+            start += (site.sources - dropped) * (action == "recur" and follows_kept)
+            if action in FORMED:
+                follows_kept = action == "keep"
+        keep, skip, recur = (chosen[1:].count(a) for a in ("keep", "skip", "recur"))
         return Terms(keep, skip, recur, source, start)
 
     def seconds(self, actions: Actions) -> float:
@@ -138,15 +144,15 @@ class CostModel(Strict):
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
         """Raises PlanError, listing the differences, unless measured on a model of these sites."""
-        if self.fingerprint == fingerprint(stages):
-            return
-        measured = describe(self.stages)
-        actual = describe(stages)
-        raise PlanError(
-            f"the costs are of another model ({self.model or 'unknown'}, {len(measured)} sites; "
-            f"{len(actual)} were analysed): "
-            f"{differences(measured, actual, known='the costs', found='the analysis')}. "
-            "Run `ela-probe costs` on the checkpoint that was analysed"
+        check_same_sites(
+            self.stages,
+            self.fingerprint,
+            stages,
+            known="the costs",
+            claim="were measured on another model",
+            model=self.model,
+            found="the analysis",
+            advice="Run `ela-probe costs` on the checkpoint that was analysed",
         )
 
     def save(self, path: str | Path) -> Path:

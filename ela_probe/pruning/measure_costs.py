@@ -30,7 +30,7 @@ from ela_probe.pruning.cost_model import (
     StageCosts,
     Terms,
 )
-from ela_probe.pruning.plan import Origin, SitePlan, SkipPlan, StagePlan
+from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import Action, Stage, fingerprint
 from ela_probe.system.arrays import Floats
@@ -197,24 +197,7 @@ def tried(model: nn.Module, actions: Actions) -> nn.Module | None:
     Raises:
         PlanError: it refuses to keep everything, so it can't prune at all.
     """
-    stages = discover(model).stages
-    plan = SkipPlan(
-        fingerprint=fingerprint(stages),
-        origin=Origin(planner="costs", ela_probe=__version__),
-        stages=tuple(
-            StagePlan(
-                name=stage.name,
-                kind=stage.kind,
-                sites=tuple(
-                    SitePlan(
-                        name=site.name, sources=site.sources, action=actions.get(site.name, "keep")
-                    )
-                    for site in stage.sites
-                ),
-            )
-            for stage in stages
-        ),
-    )
+    plan = SkipPlan.for_actions(discover(model).stages, actions)
     try:
         return prune(model, plan)
     except PlanError:

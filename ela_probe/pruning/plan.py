@@ -1,6 +1,6 @@
 """SkipPlan: what to do with every retrieval of a model, as a small validated JSON file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,9 +8,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from ela_probe.analysis.ebqm import Target
 from ela_probe.errors import PlanError
-from ela_probe.sites import Action, Kind, Stage, describe, differences, fingerprint
+from ela_probe.sites import Action, Kind, Stage, check_same_sites, fingerprint
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
+from ela_probe.system.versions import __version__
 
 
 class Estimate(Strict):
@@ -102,6 +103,64 @@ class SkipPlan(Strict):
     charge: Finite | None = Field(None, description="total divergence charged, in nats")
     stages: tuple[StagePlan, ...]
 
+    @classmethod
+    def for_actions(
+        cls,
+        stages: Sequence[Stage],
+        actions: Mapping[str, Action],
+        *,
+        origin: Origin | None = None,
+        figures: Mapping[str, Mapping[str, Any]] | None = None,
+        fits: Mapping[str, FitSummary | None] | None = None,
+        target: Target | None = None,
+        constraints: Constraints = Constraints(),
+        charge: float | None = None,
+    ) -> "SkipPlan":
+        """The plan that does these actions to a model's sites, and keeps all other sites.
+
+            SkipPlan.for_actions(discover(model).stages, {"stages.0.2.retrieval": "skip"})
+
+        Args:
+            stages: of the model, as `discover` or an analysis has them.
+            actions: by site name.
+            origin: what the plan was made from; a planner called "manual" when None.
+            figures: by site name, further fields of `SitePlan`. fits: by stage name.
+
+        Raises:
+            PlanError: an unknown site or action, or a rule of `SkipPlan` is broken.
+        """
+        figures, fits = figures or {}, fits or {}
+        names = [site.name for stage in stages for site in stage.sites]
+        if unknown := [name for name in actions if name not in names]:
+            raise PlanError(f"no site is called {unknown[0]!r}; expected one of {', '.join(names)}")
+        try:
+            return cls(
+                fingerprint=fingerprint(stages),
+                target=target,
+                constraints=constraints,
+                origin=origin or Origin(planner="manual", ela_probe=__version__),
+                charge=charge,
+                stages=tuple(
+                    StagePlan(
+                        name=stage.name,
+                        kind=stage.kind,
+                        fit=fits.get(stage.name),
+                        sites=tuple(
+                            SitePlan(
+                                name=site.name,
+                                sources=site.sources,
+                                action=actions.get(site.name, "keep"),
+                                **figures.get(site.name, {}),
+                            )
+                            for site in stage.sites
+                        ),
+                    )
+                    for stage in stages
+                ),
+            )
+        except ValidationError as error:
+            raise PlanError(f"no valid skip plan: {explain(error)}") from error
+
     @property
     def actions(self) -> dict[str, Action]:
         """The action of every site by name."""
@@ -124,17 +183,15 @@ class SkipPlan(Strict):
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
         """Raises PlanError, listing the differences, unless the plan was made for these sites."""
-        if self.fingerprint == fingerprint(stages) and self.actions.keys() == {
-            site.name for stage in stages for site in stage.sites
-        }:
-            return
-        planned = describe(self.stages)
-        actual = describe(stages)
-        raise PlanError(
-            f"the plan was made for another model ({self.origin.model or 'unknown'}, "
-            f"{len(planned)} sites; this one has {len(actual)}): "
-            f"{differences(planned, actual, known='the plan', found='the model')}. "
-            "Analyse this checkpoint and plan again"
+        check_same_sites(
+            self.stages,
+            self.fingerprint,
+            stages,
+            known="the plan",
+            claim="was made for another model",
+            model=self.origin.model,
+            found="the model",
+            advice="Analyse this checkpoint and plan again",
         )
 
     def save(self, path: str | Path) -> Path:

@@ -9,24 +9,16 @@ differ from `budget` in the matrix only, so that all of them respect the same gu
 import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import PlanError
-from ela_probe.pruning.plan import (
-    Constraints,
-    Estimate,
-    FitSummary,
-    Origin,
-    SitePlan,
-    SkipPlan,
-    StagePlan,
-)
+from ela_probe.pruning.plan import Constraints, Estimate, FitSummary, Origin, SkipPlan
 from ela_probe.pruning.time_budget import Decision, within_time
-from ela_probe.sites import fingerprint
+from ela_probe.sites import Action, drop_unread
 from ela_probe.system.arrays import Floats
 
 if TYPE_CHECKING:
@@ -101,8 +93,8 @@ def make_plan(
             matrices = charge_matrices(analysis, planner, charges, target, skip, seed)
             chosen = within_budget(matrices, math.floor(skip * sites + 0.5), constraints)
         decided = [
-            skipping(skipped, action, charge)
-            for skipped, charge in zip(chosen, charges, strict=True)
+            skipping(part, skipped, action, measure=measure)
+            for part, skipped in zip(analysis.stages, chosen, strict=True)
         ]
     return as_plan(
         analysis,
@@ -129,15 +121,24 @@ def as_plan(
     costs: "CostModel | None" = None,
     time: float | None = None,
 ) -> SkipPlan:
-    """What was decided for every site of every stage, with the figures it was decided on."""
-    stages = tuple(
-        describe(part, decisions, skip_scores(part.quantiles, target))
-        for part, decisions in zip(analysis.stages, decided, strict=True)
-    )
-    actions = {site.name: site.action for stage in stages for site in stage.sites}
+    """The plan of what was decided for every site of every stage, with the figures behind it."""
+    stages = [part.stage for part in analysis.stages]
+    actions: dict[str, Action] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    for part, decisions in zip(analysis.stages, decided, strict=True):
+        scores = skip_scores(part.quantiles, target)
+        for t, (site, decision) in enumerate(zip(part.stage.sites, decisions, strict=True)):
+            actions[site.name] = decision.action
+            figures[site.name] = figures_of(part, t, decision.reference, float(scores[t]))
     source = analysis.provenance
-    return SkipPlan(
-        fingerprint=fingerprint([part.stage for part in analysis.stages]),
+    return SkipPlan.for_actions(
+        stages,
+        actions,
+        figures=figures,
+        fits={
+            part.stage.name: None if part.fit is None else FitSummary.model_validate(vars(part.fit))
+            for part in analysis.stages
+        },
         target=target,
         constraints=constraints,
         origin=Origin(
@@ -159,7 +160,6 @@ def as_plan(
             timed_on=None if costs is None else costs.machine.device_name,
         ),
         charge=sum(decision.charge for decisions in decided for decision in decisions),
-        stages=stages,
     )
 
 
@@ -298,51 +298,52 @@ def charge_matrices(
 
 
 def skipping(
-    skipped: Sequence[int], action: Literal["skip", "drop", "recur"], charge: Floats
+    part: StageAnalysis,
+    skipped: Sequence[int],
+    action: Literal["skip", "drop", "recur"],
+    *,
+    measure: Measure = "kl",
 ) -> list[Decision]:
-    """What a planner that skips sites decides; what no later site reads is dropped, not skipped."""
-    last_kept = max(t for t in range(len(charge)) if t not in skipped)
+    """What a planner decides in a stage of which it skips these positions.
+
+    Args:
+        action: what becomes of them. A skipped site that nothing reads is dropped (`drop_unread`).
+        measure: the divergence from the last kept site that each is charged with.
+    """
+    charge = part.divergences[measure]
+    actions = drop_unread(
+        [action if t in skipped else "keep" for t in range(len(charge))],
+        carried_over=part.stage.carried_over,
+    )
     decided, kept = [Decision("keep", None, 0.0)], 0
     for t in range(1, len(charge)):
         if t in skipped:
-            what = "drop" if t > last_kept and action == "skip" else action
-            decided.append(Decision(what, kept, float(charge[kept, t])))
+            decided.append(Decision(actions[t], kept, float(charge[kept, t])))
         else:
             decided.append(Decision("keep", t - 1, 0.0))
             kept = t
     return decided
 
 
-def describe(part: StageAnalysis, decisions: Sequence[Decision], scores: Floats) -> StagePlan:
-    """The plan of a stage."""
-    names = [site.name for site in part.stage.sites]
+def figures_of(part: StageAnalysis, t: int, reference: int | None, score: float) -> dict[str, Any]:
+    """What a plan says of site t besides its action: its divergence from the site `reference`."""
 
-    def estimate(name: str, i: int | None, t: int) -> Estimate | None:
-        if i is None:
+    def estimate(measure: str) -> Estimate | None:
+        if reference is None:
             return None
-        error = float(part.divergences[f"{name}_se"][i, t])
         return Estimate(
-            mean=float(part.divergences[name][i, t]), se=error if math.isfinite(error) else None
+            mean=float(part.divergences[measure][reference, t]),
+            se=finite(part.divergences[f"{measure}_se"][reference, t]),
         )
 
-    sites = tuple(
-        SitePlan(
-            name=site.name,
-            sources=site.sources,
-            action=action,
-            reference=None if reference is None else names[reference],
-            kl=estimate("kl", reference, t),
-            shape=estimate("shape", reference, t),
-            mass=estimate("mass", reference, t),
-            quantile=finite(part.quantiles[t]),
-            score=finite(scores[t]),
-        )
-        for t, (site, (action, reference, _)) in enumerate(
-            zip(part.stage.sites, decisions, strict=True)
-        )
-    )
-    fit = None if part.fit is None else FitSummary.model_validate(vars(part.fit))
-    return StagePlan(name=part.stage.name, kind=part.stage.kind, fit=fit, sites=sites)
+    return {
+        "reference": None if reference is None else part.stage.sites[reference].name,
+        "kl": estimate("kl"),
+        "shape": estimate("shape"),
+        "mass": estimate("mass"),
+        "quantile": finite(part.quantiles[t]),
+        "score": finite(score),
+    }
 
 
 def finite(value: float) -> float | None:

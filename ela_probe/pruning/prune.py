@@ -9,7 +9,7 @@ from ela_probe.adapters.registry import adapter_for, cannot_prune
 from ela_probe.discovery.discover import discover
 from ela_probe.forward import unwrap
 from ela_probe.pruning.plan import SkipPlan
-from ela_probe.sites import Action, Stage
+from ela_probe.sites import Action, Stage, drop_unread
 
 
 def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
@@ -34,11 +34,11 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
 
 
 def actions_of(plan: SkipPlan, stages: Sequence[Stage]) -> dict[str, Action]:
-    """What a plan comes to on its model: a skipped site that no later one reads is dropped."""
-    actions = plan.actions
+    """What prune does with each site: a skipped one that no later retrieval reads is dropped."""
+    actions: dict[str, Action] = {}
     for planned, stage in zip(plan.stages, stages, strict=True):
-        for site in () if stage.carried_over else reversed(planned.sites):
-            if site.action in ("keep", "recur"):
-                break
-            actions[site.name] = "drop"
+        chosen = [site.action for site in planned.sites]
+        names = [site.name for site in planned.sites]
+        done = drop_unread(chosen, carried_over=stage.carried_over)
+        actions.update(zip(names, done, strict=True))
     return actions

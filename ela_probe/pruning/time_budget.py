@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import PlanError
 from ela_probe.pruning.plan import Constraints
-from ela_probe.sites import Action
+from ela_probe.sites import FORMED, Action, is_needed, last_formed
 from ela_probe.system.arrays import Floats
 
 if TYPE_CHECKING:
@@ -38,11 +38,13 @@ class Decision(NamedTuple):
 
 class Charges(NamedTuple):
     """What a stage's actions are charged, in nats. skip, recur: [T, T], of site t after the last
-    formed one i < t; lost: [T], what later sites lose when t is no source; inf where unknown."""
+    formed one i < t; lost: [T], what later sites lose when t is no source; inf where unknown.
+    carried_over: as in `Stage`."""
 
     skip: Floats
     recur: Floats
     lost: Floats
+    carried_over: bool = False
 
     @classmethod
     def of(cls, part: StageAnalysis) -> Charges:
@@ -58,19 +60,19 @@ class Charges(NamedTuple):
             for t, site in enumerate(sites):
                 weights = part.weights[t + 1 :, site.sources - 1]
                 lost[t] = -np.log(np.maximum(1.0 - weights, np.finfo(float).tiny)).sum()
-        return cls(part.divergences["kl"], part.divergences["shape"], lost)
+        return cls(part.divergences["kl"], part.divergences["shape"], lost, part.stage.carried_over)
 
     def decisions(self, actions: Sequence[Action]) -> list[Decision]:
         """The actions of a stage with what each is charged."""
         decided, formed = [Decision("keep", None, 0.0)], 0
-        last = max(t for t, action in enumerate(actions) if action in ("keep", "recur"))
+        last = last_formed(actions)
         for t, action in enumerate(actions[1:], start=1):
             charge = {"keep": 0.0, "recur": self.recur[formed, t]}.get(action, self.skip[formed, t])
-            if action == "drop" and t < last:
+            if action == "drop" and is_needed(t, last, carried_over=self.carried_over):
                 charge += self.lost[t]
             reference = t - 1 if action == "keep" else formed
             decided.append(Decision(action, reference, float(charge)))
-            if action in ("keep", "recur"):
+            if action in FORMED:
                 formed = t
         return decided
 
@@ -183,7 +185,7 @@ def stage_frontier(
     finished: list[Frontier] = []
 
     def finish(state: State, plans: Frontier) -> None:
-        """Leave out all that follows, for nothing: no later site reads it."""
+        """Drop all sites after the last formed one. It takes no time: nothing reads them."""
         if state.kept >= enough and sites - 1 - state.formed <= run:
             for t in range(state.formed + 1, sites):
                 plans = plans.then(t, "drop", seconds=0.0, charge=charges.skip[state.formed, t])
@@ -192,10 +194,12 @@ def stage_frontier(
     for t in range(1, sites):
         reached: dict[State, list[Frontier]] = {}
         for state, plans in states.items():
-            if state.formed == t - 1 and not costs.carried_over:
+            if state.formed == t - 1 and not is_needed(
+                t, state.formed, carried_over=costs.carried_over
+            ):
                 finish(state, plans)
             for action, seconds, charge in choices(costs, charges, t, state):
-                unformed = action in ("skip", "drop")
+                unformed = action not in FORMED
                 if unformed and t - state.formed > run:
                     continue
                 new = State(
@@ -208,9 +212,8 @@ def stage_frontier(
                 reached.setdefault(new, []).append(after)
         states = {state: Frontier.best_of(parts) for state, parts in reached.items()}
     for state, plans in states.items():
-        if state.formed == sites - 1:
-            finish(state, plans)
-        elif costs.carried_over and state.kept >= enough:
+        complete = is_needed(sites - 1, state.formed, carried_over=costs.carried_over)
+        if complete and state.kept >= enough:
             finished.append(plans)
     return Frontier.best_of(finished)
 

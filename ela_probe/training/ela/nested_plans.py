@@ -101,7 +101,7 @@ def plan_skipping(
             removed with.
     """
     decided = [
-        skipping(sorted(positions), action, part.divergences["kl"])
+        skipping(part, sorted(positions), action)
         for positions, part in zip(
             positions_by_stage(skipped, site_names(analysis)), analysis.stages, strict=True
         )
