@@ -99,7 +99,8 @@ def command(
     if not shutdown():
         return
     for note in analysis.provenance.notes:
-        console.print_note(f"note: {note}")
+        if note != loaded.note:  # printed when the file was read
+            console.print_note(f"note: {note}")
     analysis.save(folder)
     drawn = save_figures(analysis, folder / "figures") if figures else []
     if json:

@@ -5,6 +5,7 @@ Text is printed verbatim: brackets in a path are no markup. Colour is given by r
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def print_paragraph(text: str) -> None:
 def print_note(text: str) -> None:
     """Print a message on stderr."""
     stderr.print(text, soft_wrap=True)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks, of several that a launcher or Lightning started."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

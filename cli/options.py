@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from . import console
+
 if TYPE_CHECKING:
     from ela_probe.checkpoint import Checkpoint
     from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
@@ -126,10 +128,16 @@ class ModelOptions:
         return ModelSpec(name=name, args=arguments, path=self.path)
 
     def read(self, checkpoint: Path) -> "Checkpoint":
-        """Read the checkpoint. Raises OptionError, CheckpointError, ModelError."""
+        """Read the checkpoint, and print a note on how a foreign file was read.
+
+        Raises OptionError, CheckpointError, ModelError.
+        """
         from ela_probe.checkpoint import read_checkpoint
 
-        return read_checkpoint(checkpoint, spec=self.spec())
+        loaded = read_checkpoint(checkpoint, spec=self.spec())
+        if loaded.note is not None and console.is_first_process():
+            console.print_note(f"note: {checkpoint.name}: {loaded.note}")
+        return loaded
 
 
 @dataclass(frozen=True)

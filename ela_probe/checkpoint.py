@@ -4,35 +4,30 @@ A file is a state dict and a JSON header. `.safetensors` keeps the header in its
 other suffix is a torch zip file of {"ela_probe": header, "state_dict": ...}.
 """
 
-import hashlib
 import io
-import json
-import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import safetensors.torch
 import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from ela_probe.data.opening import AnySpec
-from ela_probe.errors import CheckpointError
+from ela_probe.errors import CheckpointError, ModelError
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
-from ela_probe.system.messages import first_line
-from ela_probe.system.restricted_load import Unpacked, load_restricted, unpack
+from ela_probe.system.checkpoint_file import KEY, StoredFile, read_file
+from ela_probe.system.state_dicts import Fit, fit_names
 from ela_probe.system.storage import replacing
 from ela_probe.system.validation import Strict, explain
 from ela_probe.system.versions import versions
 
-KEY = "ela_probe"
-WRAPPERS = ("module.", "_orig_mod.")
+CLASSES = "num_classes"
 
 
 class Header(Strict):
@@ -123,110 +118,105 @@ def load_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> nn.Mo
 def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Checkpoint:
     """Like `load_checkpoint`, with all that the file tells."""
     path = Path(path)
-    content = _read_bytes(path)
-    found = _decode(path, content)
-    state = found.state
-    if found.header is not None:
-        header = _parse_header(path, found.header)
-        if header.model.is_factory and (spec is None or spec.name != header.model.name):
-            raise CheckpointError(
-                f"{path}: its model is built by the code {header.model.name!r}, which is not run "
-                f"unasked; pass --factory {header.model.name} if you trust it"
-            )
-        if spec is not None and not spec.is_factory and spec != header.model:
-            raise CheckpointError(
-                f"{path} says itself that it is a {header.model.name}; leave out --model"
-            )
-    elif spec is None:
-        named = "" if found.arch is None else f" of a network that it calls {found.arch!r}"
-        raise CheckpointError(
-            f"{path} is a bare state dict{named}; say which model it belongs to with --model NAME "
-            f"(see `ela-probe models`) or --factory package.module:{found.arch or 'function'} "
-            "--path DIR, the folder of its code"
-        )
-    else:
-        header = Header(model=spec)
-        state = state if spec.is_factory else from_published(state)
+    file = read_file(path)
+    header = _header(path, file, spec)
     if spec is not None:
         header = header.model_copy(update={"model": header.model.found_in(spec.path)})
     model = header.model.build()
     for plan in header.plans:
         model = prune(model, plan)
-    _load_state(path, model, state, arch=found.arch)
-    return Checkpoint(path, model.eval(), header, hashlib.sha256(content).hexdigest(), found.note)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
+    notes = [file.note]
+    if file.header is not None:
+        state = dict(file.state)
+        problems = tuple(_differences(state, model.state_dict()))
+    else:
+        rename = dict if header.model.is_factory else from_published
+        fit = fit_names(file.state, model.state_dict(), rename=rename)
+        resized = _with_classes_of_file(header.model, fit)
+        if resized is not None:
+            model = resized.build()
+            fit = fit_names(file.state, model.state_dict(), rename=rename)
+            notes.append(f"num_classes={resized.args[CLASSES]}, as the file has it")
+            header = header.model_copy(update={"model": resized})
+        state, problems = fit.state, fit.problems
+        notes.append(fit.note)
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        named = f"; the file calls its network {file.arch!r}" if file.arch is not None else ""
         raise CheckpointError(
-            f"cannot read the checkpoint {path}: {error.strerror}; expected a file written by "
-            "`ela-probe train`, or a state dict"
-        ) from error
-    if not content:
-        raise CheckpointError(f"the checkpoint {path} is empty (0 bytes); write it again")
-    return content
-
-
-def _decode(path: Path, content: bytes) -> Unpacked:
-    """The state dict without wrappers' prefixes, and what else the file tells."""
-    if path.suffix == ".safetensors":
-        try:
-            state: Any = safetensors.torch.load(content)
-            length = int.from_bytes(content[:8], "little")
-            stored = _metadata(content[8 : 8 + length])
-        except (safetensors.SafetensorError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is no safetensors file, or a damaged one ({first_line(error)}); "
-                "write it again"
-            ) from error
-        return Unpacked(_clean(state), stored)
-    try:
-        found = unpack(load_restricted(content), KEY)
-    except pickle.UnpicklingError as error:
-        refused = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
-        if refused:
-            raise CheckpointError(
-                f"{path} is refused: it holds pickled Python objects, which run code on loading "
-                f"({_refused_global(str(error))}). Where it was made, save the weights alone: "
-                "torch.save(model.state_dict(), PATH)"
-            ) from error
-        raise CheckpointError(_damaged(path)) from error
-    except Exception as error:  # on foreign bytes the unpickler fails in any way
-        raise CheckpointError(_damaged(path)) from error
-    return replace(found, state=_clean_checked(path, found.state))
-
-
-def _metadata(header: bytes) -> str | None:
-    """Our header's text inside a safetensors header. Raises ValueError."""
-    metadata = json.loads(header).get("__metadata__") or {}
-    value = metadata.get(KEY)
-    return value if isinstance(value, str) else None
-
-
-def _clean_checked(path: Path, state: Any) -> dict[str, Tensor]:
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    ):
-        what = type(state).__name__
-        raise CheckpointError(
-            f"{path} holds a {what} that is no state dict; expected a dict of tensors by name, "
-            "or one under 'state_dict'"
+            f"{path} does not fit the model {type(model).__name__}: {'; '.join(problems[:3])}"
+            f"{more}{named}. Check the model's name and arguments (depth, num_classes, in_channels)"
         )
-    return _clean(state)
+    _check_finite(path, state)
+    model.load_state_dict(state)
+    note = "; ".join(note for note in notes if note) or None
+    return Checkpoint(path, model.eval(), header, file.sha256, note)
 
 
-def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that DataParallel, DDP and torch.compile add."""
-    cleaned = {}
-    for name, value in state.items():
-        while name.startswith(WRAPPERS):
-            name = name.partition(".")[2]
-        cleaned[name.replace("._orig_mod.", ".")] = value
-    return cleaned
+def _header(path: Path, file: StoredFile, spec: ModelSpec | None) -> Header:
+    """The file's own header, or one of the model that the user names for a bare state dict."""
+    if file.header is None:
+        if spec is not None:
+            return Header(model=spec)
+        named = "" if file.arch is None else f" of a network that it calls {file.arch!r}"
+        raise CheckpointError(
+            f"{path} is a bare state dict{named}; say which model it belongs to with --model NAME "
+            f"(see `ela-probe models`) or --factory package.module:{file.arch or 'function'} "
+            "--path DIR, the folder of its code"
+        )
+    header = _parse_header(path, file.header)
+    if header.model.is_factory and (spec is None or spec.name != header.model.name):
+        raise CheckpointError(
+            f"{path}: its model is built by the code {header.model.name!r}, which is not run "
+            f"unasked; pass --factory {header.model.name} if you trust it"
+        )
+    if spec is not None and spec.name != header.model.name:
+        option = "--factory" if spec.is_factory else "--model"
+        raise CheckpointError(
+            f"got {option} {spec.name}, but {path} names its model itself, {header.model.name}; "
+            f"leave out {option}"
+        )
+    if spec is not None and spec.args and spec.args != header.model.args:
+        raise CheckpointError(
+            f"got the model arguments {spec.args}, but {path} names its own, {header.model.args}; "
+            "leave out --model-args"
+        )
+    return header
+
+
+def _with_classes_of_file(spec: ModelSpec, fit: Fit) -> ModelSpec | None:
+    """The model with as many classes as the file's, where only its classifier differs in that.
+
+    None where something else differs too, or the user has said how many classes there are.
+    """
+    modules = {name.rpartition(".")[0] for name in fit.resized}
+    sizes = {stored[:1] for stored, _ in fit.resized.values()}
+    others_agree = all(stored[1:] == built[1:] for stored, built in fit.resized.values())
+    only_these = len(fit.problems) == len(fit.resized)
+    if len(modules) != 1 or len(sizes) != 1 or not (others_agree and only_these):
+        return None
+    (size,) = sizes
+    if not size or CLASSES in spec.args:
+        return None
+    resized = spec.model_copy(update={"args": {**spec.args, CLASSES: size[0]}})
+    try:
+        rebuilt = resized.build().state_dict()
+    except ModelError:  # the model takes no such argument
+        return None
+    fits = all(tuple(rebuilt[name].shape) == stored for name, (stored, _) in fit.resized.items())
+    return resized if fits else None
+
+
+def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How a state dict that should be the model's own differs from it."""
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown to the model" for name in state if name not in expected]
+    problems += [
+        f"{name} is {list(state[name].shape)}, the model has {list(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    return problems
 
 
 def _parse_header(path: Path, text: Any) -> Header:
@@ -238,24 +228,7 @@ def _parse_header(path: Path, text: Any) -> Header:
         ) from error
 
 
-def _load_state(
-    path: Path, model: nn.Module, state: Mapping[str, Tensor], *, arch: str | None = None
-) -> None:
-    expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in state]
-    problems += [f"{name} is unknown to the model" for name in state if name not in expected]
-    problems += [
-        f"{name} is {list(state[name].shape)}, the model has {list(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        named = "" if arch is None else f"; the file calls its network {arch!r}"
-        raise CheckpointError(
-            f"{path} does not fit the model {type(model).__name__}: {'; '.join(problems[:3])}"
-            f"{more}{named}. Check the model's name and arguments (depth, num_classes, in_channels)"
-        )
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:
         raise CheckpointError(
@@ -263,18 +236,3 @@ def _load_state(
             + (f" (and {len(broken) - 1} more tensors)" if len(broken) > 1 else "")
             + "; the training diverged, use an earlier checkpoint"
         )
-    model.load_state_dict(state)
-
-
-def _damaged(path: Path) -> str:
-    return (
-        f"{path} is no PyTorch checkpoint, or a truncated one; expected a file written by "
-        "`ela-probe train` or torch.save(model.state_dict(), PATH)"
-    )
-
-
-def _refused_global(message: str) -> str:
-    for line in message.splitlines():
-        if "GLOBAL" in line:
-            return line.strip().split("GLOBAL", 1)[1].split(" was not", 1)[0].strip()
-    return "a pickled object"

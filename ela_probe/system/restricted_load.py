@@ -1,34 +1,15 @@
-"""What training scripts write around a state dict, read without running any of it.
+"""Torch files of training scripts, read without running any code that they name.
 
 `torch.load(weights_only=True)` refuses every Python object but tensors and plain containers. The
-few harmless ones that scripts add are listed in STAND_INS, and even these are never made: for each
-a stand-in of ours takes its place, so that no code of numpy, argparse or pathlib sees the file.
+few harmless ones that scripts add are listed in STAND_INS. Even these are not created: each is
+replaced by a stand-in of ours, so that no code of numpy, argparse or pathlib sees the file.
 """
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
-AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-
-
-@dataclass(frozen=True)
-class Unpacked:
-    """A file taken apart.
-
-    state: what should be a state dict. header: our own header's text, None in a foreign file.
-    arch: the name that the training script gave to the network, if it left one. note: what a
-    user should know of the choice of the weights.
-    """
-
-    state: Any
-    header: Any = None
-    arch: str | None = None
-    note: str | None = None
 
 
 def load_restricted(content: bytes) -> Any:
@@ -43,29 +24,21 @@ def load_restricted(content: bytes) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def unpack(stored: Any, header_key: str) -> Unpacked:
-    """Find the state dict in what a training script saved.
+def network_name(stored: Any) -> str | None:
+    """The name that the training script gave to its network, if it left one.
 
-    The plain weights win over averaged ones (`model_ema`): the scripts measure and choose their
-    best epoch on those. Averaged ones are read where there are no others, and a note says so.
+    That is `arch` beside the weights, or `arch` or `model` among the script's arguments.
     """
-    if not isinstance(stored, dict):
-        return Unpacked(stored)
-    plain = [key for key in WEIGHTS if isinstance(stored.get(key), dict)]
-    averaged = [key for key in AVERAGED if isinstance(stored.get(key), dict)]
-    note = None
-    if plain and averaged:
-        note = f"the weights under {plain[0]!r} are read, not the averaged ones ({averaged[0]!r})"
-    elif averaged:
-        note = f"the averaged weights under {averaged[0]!r} are read; there are no others"
-    chosen = (plain + averaged)[:1]
-    state = stored[chosen[0]] if chosen else stored
-    return Unpacked(state, stored.get(header_key), _arch(stored), note)
-
-
-def _arch(stored: Mapping[str, Any]) -> str | None:
-    """The `arch` beside the weights, or the arch or model among the script's arguments."""
-    arguments = next((stored[key] for key in ("args", "config", "opt") if key in stored), None)
+    if not isinstance(stored, Mapping):
+        return None
+    arguments = next(
+        (
+            stored[key]
+            for key in ("args", "config", "opt", "cfg", "hyper_parameters")
+            if key in stored
+        ),
+        None,
+    )
     if isinstance(arguments, Settings):
         arguments = arguments.values
     if not isinstance(arguments, Mapping):

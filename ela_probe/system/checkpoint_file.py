@@ -1,0 +1,118 @@
+"""A checkpoint's file: its bytes, its tensors by name, its header. No code in it is run."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from ela_probe.errors import CheckpointError
+from ela_probe.system.messages import first_line
+from ela_probe.system.restricted_load import load_restricted, network_name
+from ela_probe.system.state_dicts import find_weights, without_wrappers
+
+KEY = "ela_probe"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """What a checkpoint's file holds.
+
+    Attributes:
+        state: its tensors by name, without the prefixes of DDP and torch.compile.
+        header: the text of our own header; None in a file that we did not write.
+        arch: the name that a training script gave to the network, if it left one.
+        note: what a user should know of which weights were read.
+        sha256: of the file.
+    """
+
+    state: Mapping[str, Tensor]
+    header: Any = None
+    arch: str | None = None
+    note: str | None = None
+    sha256: str = ""
+
+
+def read_file(path: Path) -> StoredFile:
+    """Read a torch or safetensors file.
+
+    Raises:
+        CheckpointError: missing, empty, damaged, without tensors by name, or refused because it
+            holds pickled objects.
+    """
+    content = _read_bytes(path)
+    return replace(_decode(path, content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read the checkpoint {path}: {error.strerror}; expected a file written by "
+            "`ela-probe train`, or a state dict"
+        ) from error
+    if not content:
+        raise CheckpointError(f"the checkpoint {path} is empty (0 bytes); write it again")
+    return content
+
+
+def _decode(path: Path, content: bytes) -> StoredFile:
+    if path.suffix == ".safetensors":
+        try:
+            state = safetensors.torch.load(content)
+            length = int.from_bytes(content[:8], "little")
+            return StoredFile(without_wrappers(state), _metadata(content[8 : 8 + length]))
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is no safetensors file, or a damaged one ({first_line(error)}); "
+                "write it again"
+            ) from error
+    try:
+        stored = load_restricted(content)
+    except pickle.UnpicklingError as error:
+        refused = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
+        if refused:
+            raise CheckpointError(
+                f"{path} is refused: it holds pickled Python objects, which run code on loading "
+                f"({_refused_global(str(error))}). Where it was made, save the weights alone: "
+                "torch.save(model.state_dict(), PATH)"
+            ) from error
+        raise CheckpointError(_damaged(path)) from error
+    except Exception as error:  # on foreign bytes the unpickler fails in any way
+        raise CheckpointError(_damaged(path)) from error
+    header = stored.get(KEY) if isinstance(stored, dict) else None
+    found = find_weights(stored)
+    if found is None:
+        raise CheckpointError(
+            f"{path} holds a {type(stored).__name__} that is no state dict, expected a dict of "
+            "tensors by name, or one inside dicts or lists"
+        )
+    return StoredFile(without_wrappers(found.state), header, network_name(stored), found.note)
+
+
+def _metadata(header: bytes) -> str | None:
+    """Our header's text inside a safetensors header. Raises ValueError."""
+    metadata = json.loads(header).get("__metadata__") or {}
+    value = metadata.get(KEY)
+    return value if isinstance(value, str) else None
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path} is no PyTorch checkpoint, or a truncated one; expected a file written by "
+        "`ela-probe train` or torch.save(model.state_dict(), PATH)"
+    )
+
+
+def _refused_global(message: str) -> str:
+    for line in message.splitlines():
+        if "GLOBAL" in line:
+            return line.strip().split("GLOBAL", 1)[1].split(" was not", 1)[0].strip()
+    return "a pickled object"
