@@ -30,6 +30,7 @@ app = typer.Typer(
 
 
 def version(value: bool) -> None:
+    """Print the version and stop, for `--version`."""
     if value:
         from ela_probe import __version__
 

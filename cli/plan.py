@@ -114,6 +114,7 @@ def command(
 
 
 def load_costs(path: Path) -> "CostModel":
+    """The measured costs in a file. Raises PlanError when it can't be read."""
     from ela_probe.pruning.cost_model import CostModel  # imports torch
 
     return CostModel.load(path)

@@ -52,6 +52,7 @@ class Stage:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """|S_t| for every site."""
         return tuple(site.sources for site in self.sites)
 
 
@@ -59,20 +60,28 @@ class NamedSources(Protocol):
     """A site of a model, a plan or measured costs: its name and its number of sources."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the site."""
+
     @property
-    def sources(self) -> int: ...
+    def sources(self) -> int:
+        """Its number of sources."""
 
 
 class NamedStage(Protocol):
     """A stage of a model, a plan or measured costs."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the stage."""
+
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """The kind of its weights."""
+
     @property
-    def sites(self) -> Sequence[NamedSources]: ...
+    def sites(self) -> Sequence[NamedSources]:
+        """Its sites, in order."""
 
 
 def fingerprint(stages: Sequence[NamedStage]) -> str:

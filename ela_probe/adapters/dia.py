@@ -1,7 +1,7 @@
-"""DIA as published (arXiv 1905.10671): one recurrent cell, shared by a stage, gates the channels of
-every block's output.
+"""DIA as published (arXiv 1905.10671): a recurrent cell, shared by a stage, gates channels.
 
-A stage has a list of blocks and a cell with `w_ih`, `w_hh` and `nlayers` that makes four gates.
+It gates the channels of every block's output. A stage has a list of blocks and a cell with `w_ih`,
+`w_hh` and `nlayers` that makes four gates.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,6 +110,7 @@ class Recurrence(NamedTuple):
 
 
 def recurrences(model: nn.Module) -> Iterator[Recurrence]:
+    """The stages of a model: each a list of blocks and the cell that gates them."""
     for stage, module in model.named_modules():
         lists = (nn.ModuleList, nn.Sequential)
         blocks = [part for part in module.children() if isinstance(part, lists)]
@@ -121,6 +122,7 @@ def recurrences(model: nn.Module) -> Iterator[Recurrence]:
 
 
 def is_cell(module: nn.Module) -> bool:
+    """Whether it is DIA's cell, also after pruning."""
     if isinstance(module, SelectiveCell):
         return True
     inputs, states = module._modules.get("w_ih"), module._modules.get("w_hh")

@@ -109,12 +109,14 @@ def strength(key: Tensor, distance: Tensor) -> Tensor:
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every KCLA layer of a model, with its name."""
     for name, module in model.named_modules():
         if is_layer(module):
             yield name, module
 
 
 def is_layer(module: nn.Module) -> bool:
+    """Whether it has the parts of a KCLA layer."""
     if not (has_projections(module) and isinstance(getattr(module, "init_layer", None), bool)):
         return False
     distance, gate = getattr(module, "norm_d", None), module._modules.get("head_att")

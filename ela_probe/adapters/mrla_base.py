@@ -1,5 +1,6 @@
-"""MRLA-B as published, in the ResNets of CIFAR and ImageNet; the layer attention of its equation 4
-and DLA-B, which have the same modules.
+"""MRLA-B as published, in the ResNets of CIFAR and ImageNet, and what has the same modules.
+
+That is the layer attention of its equation 4, and DLA-B.
 
 A layer has Wq, Wk, Wv and a `softmax` module over its sources; `init_cell` starts a stage.
 """
@@ -109,6 +110,7 @@ def retrievals(model: nn.Module) -> Iterator[Placement]:
 
 
 def is_base_layer(module: nn.Module) -> bool:
+    """Whether it has the parts of an MRLA-B layer: a softmax over sources, and heads."""
     return (
         has_projections(module)
         and isinstance(module._modules.get("softmax"), nn.Softmax)

@@ -75,6 +75,7 @@ class NoRetrieval(nn.Module):
 
 
 def retrievals(model: nn.Module) -> Iterator[Placement]:
+    """The retrievals of a model that decay what earlier blocks retrieved."""
     for place in placements(model, is_light_layer):
         decay = getattr(place.wrapper, "lambda_t", None)
         if isinstance(decay, nn.Parameter) and decay.shape[1:] == (1, 1):
@@ -82,6 +83,7 @@ def retrievals(model: nn.Module) -> Iterator[Placement]:
 
 
 def is_light_layer(module: nn.Module) -> bool:
+    """Whether it has the parts of an MRLA-L layer: a sigmoid gate, and heads."""
     return (
         has_projections(module)
         and isinstance(module._modules.get("sigmoid"), nn.Sigmoid)

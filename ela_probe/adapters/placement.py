@@ -15,9 +15,12 @@ from ela_probe.sites import Action
 
 @dataclass(frozen=True)
 class Placement:
-    """A retrieval of a block: `block.<attribute>` wraps it, `layer` is the name of its weights'
-    module in there, and `block.bn_<attribute>` follows it. Blocks for classification have a
-    `block.drop_path` too; those of detection backbones have none."""
+    """A retrieval of a block.
+
+    `block.<attribute>` wraps it, `layer` is the name of its weights' module in there, and
+    `block.bn_<attribute>` follows it. Blocks for classification have a `block.drop_path` too;
+    those of detection backbones have none.
+    """
 
     name: str
     layer: str
@@ -56,8 +59,11 @@ def placements(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Itera
 
 
 def has_projections(module: nn.Module) -> bool:
-    """Whether it has MRLA's query, key and value: 1-D convolutions along the channels of a pooled
-    descriptor, and a depthwise 2-D convolution."""
+    """Whether it has MRLA's query, key and value.
+
+    These are 1-D convolutions along the channels of a pooled descriptor, and a depthwise 2-D
+    convolution.
+    """
     parts = module._modules
     value = parts.get("Wv")
     return (
@@ -68,6 +74,7 @@ def has_projections(module: nn.Module) -> bool:
 
 
 def along_channels(module: nn.Module | None) -> bool:
+    """Whether it is a 1-D convolution with one channel, which runs along the channels."""
     return isinstance(module, nn.Conv1d) and module.in_channels == module.out_channels == 1
 
 

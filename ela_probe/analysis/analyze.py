@@ -126,6 +126,7 @@ def sampling_of(probe: AttentionProbe) -> dict[str, int]:
 
 
 def sampling_note(sampled: Mapping[str, int]) -> str:
+    """What was recorded, in one line for the provenance."""
     tokens = sampled.get("max_tokens")
     return (
         f"sampled: the divergences are of {sampled['recorded']} of the {sampled['batches']} "

@@ -83,12 +83,15 @@ class BetaFit:
 
     @property
     def mean(self) -> float:
+        """The mean of the fitted distribution, α / (α + β)."""
         return self.alpha / (self.alpha + self.beta)
 
     def cdf(self, u: Floats) -> Floats:
+        """The distribution function at u, of the shape of u."""
         return np.asarray(stats.beta.cdf(u, self.alpha, self.beta))
 
     def pdf(self, u: Floats) -> Floats:
+        """The density at u, of the shape of u."""
         return np.asarray(stats.beta.pdf(u, self.alpha, self.beta))
 
 

@@ -29,6 +29,7 @@ class Pairwise(NamedTuple):
 
     @property
     def shape(self) -> Tensor:
+        """[samples, T, T] the shape part, in nats."""
         return self.kl - self.mass
 
 

@@ -80,10 +80,12 @@ class AttentionProbe:
 
     @property
     def passes(self) -> int:
+        """The number of recorded forward passes."""
         return self._capture.passes
 
     @property
     def seen(self) -> int:
+        """The number of forward passes, recorded or not."""
         return self._capture.seen
 
     def __enter__(self) -> "AttentionProbe":

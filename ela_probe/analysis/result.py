@@ -60,6 +60,7 @@ class StageAnalysis:
 
     @classmethod
     def from_arrays(cls, stage: Stage, arrays: dict[str, NDArray[Any]]) -> StageAnalysis:
+        """A stage from the arrays that `arrays` gives."""
         sites = len(stage.sites)
         # torchmetrics squeezes what has a single element: a stage of one site
         histogram = arrays["histogram"].reshape(sites, BINS)
@@ -112,12 +113,15 @@ class StageAnalysis:
 
     @cached_property
     def site_fits(self) -> tuple[BetaFit | None, ...]:
+        """The Beta fit of each site; None where there is none."""
         return tuple(fit_beta(statistics) for statistics in self.beta)
 
     @cached_property
     def quantiles(self) -> Floats:
-        """[T] q_t: the chance that a retrieval drawn from the stage is less divergent; NaN for
-        the first site and where the stage has no fit."""
+        """[T] q_t: the chance that a retrieval drawn from the stage is less divergent.
+
+        NaN for the first site and where the stage has no fit.
+        """
         if self.fit is None:
             return np.full(len(self.beta), np.nan)
         return np.array(

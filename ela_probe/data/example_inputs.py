@@ -18,8 +18,10 @@ InputType = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32
 
 @dataclass(frozen=True)
 class RandomInputs:
-    """Seeded random batches [n, *size]: standard normal for a float `dtype`, else integers below
-    `high`. The samples don't depend on the batch size.
+    """Seeded random batches [n, *size].
+
+    Standard normal for a float `dtype`, else integers below `high`. The samples don't depend on
+    the batch size.
 
     Raises:
         OptionError: a size is below 1, integers have no upper bound, or floats have one.
@@ -57,6 +59,7 @@ class RandomInputs:
 
     @property
     def is_integer(self) -> bool:
+        """Whether the samples are integers, such as token ids."""
         return self.dtype.startswith("int")
 
     def __str__(self) -> str:

@@ -44,6 +44,7 @@ class ArrayImages:
         self.size = images.shape[-1]
 
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
+        """The images of these indices as [n, channels, height, width]; see `Images`."""
         return augment_batch(self.images[indices], augment, seed=seed)
 
 
@@ -77,6 +78,7 @@ class FileImages:
         self._is_decoded = torch.zeros(len(files), dtype=torch.bool)
 
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
+        """The images of these indices as [n, channels, height, width]."""
         return augment_batch(self._read(indices), augment, seed=seed)
 
     def _read(self, indices: Tensor) -> Tensor:
@@ -113,6 +115,7 @@ class ImageNetFiles:
         self.size = image_size
 
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
+        """The images of these indices as [n, channels, height, width]."""
         paths = [os.fsdecode(path) for path in self.paths[indices.numpy()]]
         if augment == "resized-crop-flip":
             return random_crops(len(paths), lambda i: read_rgb(paths[i]), size=self.size, seed=seed)

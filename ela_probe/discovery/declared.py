@@ -75,6 +75,7 @@ class DeclaredAdapter(ReadOnlyAdapter):
         return Discovery(tuple(stages), adapter)
 
     def matches(self, model: nn.Module) -> bool:
+        """Whether every declared stage names modules of the model."""
         return all(part.grouped(_names(model)) for part in self.declared.stage)
 
     def stages(self, model: nn.Module) -> list[Stage]:
@@ -84,6 +85,7 @@ class DeclaredAdapter(ReadOnlyAdapter):
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
+        """The declared tensors of one forward pass, with the source axis moved to the end."""
         which = self._chosen_tensors(model)[stage.name]
         chosen = [
             (_chosen(site, tensors, which),)

@@ -43,6 +43,7 @@ class Call:
 
     @property
     def length(self) -> int:
+        """The length of the source axis."""
         return self.shape[self.axis]
 
     @property

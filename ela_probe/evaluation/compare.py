@@ -76,8 +76,10 @@ class Comparison(Strict):
     machine: Machine
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings and a row of cells for each model, to print; of language models perplexity
-        stands in place of the loss."""
+        """Headings and a row of cells for each model, to print.
+
+        For language models perplexity stands in place of the loss.
+        """
         language = any(row.perplexity is not None for row in self.models)
         headings = tuple("perplexity" if language and h == "loss" else h for h in HEADINGS)
         rows: list[tuple[str, ...]] = []

@@ -244,6 +244,7 @@ def describe_machine(device: torch.device | None = None) -> Machine:
 
 
 def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    """A training step that changes no weights: forward, backward, and an update by lr 0."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
@@ -256,6 +257,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
 
 
 def inference_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+    """A forward pass in eval mode without gradients."""
     model.eval()
 
     @torch.inference_mode()
@@ -274,10 +276,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def cuda_devices(device: torch.device) -> list[torch.device]:
+    """What torch's random state must be forked on for work on a device."""
     return [device] if device.type == "cuda" else []
 
 
 def cpu_name() -> str:
+    """The name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

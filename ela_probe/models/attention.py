@@ -154,9 +154,9 @@ class MRLABase(Source):
 
 
 class MRLARecurrence(MRLABase):
-    """o_t = (1 − m_t) o_i + Σ_{s>i} w_t(s) V_s, with o_i the latest retrieval formed before, over
-    the sources up to i, and m_t = Σ_{s>i} w_t(s): what the action `recur` leaves.
+    """What the action `recur` leaves: o_t = (1 − m_t) o_i + Σ_{s>i} w_t(s) V_s.
 
+    o_i is the latest retrieval formed before, over the sources up to i; m_t = Σ_{s>i} w_t(s).
     The weights are MRLA-B's own; only the values are not read again. Exact where the weights of t
     and i are alike on the sources of i (shape divergence 0).
     """
@@ -225,8 +225,11 @@ def project(x: Tensor, *convolutions: nn.Conv1d) -> tuple[Tensor, ...]:
 
 
 class _Project(torch.autograd.Function):
-    """The convolutions as one matrix product over the descriptor's windows: a convolution with one
-    channel is slow. Differentiated once, by hand; the gradient by x is a view."""
+    """The convolutions as one matrix product over the descriptor's windows.
+
+    A convolution with one channel is slow. Differentiated once, by hand; the gradient by x is a
+    view.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
@@ -255,10 +258,12 @@ def windows_of(rows: Tensor, width: int) -> Tensor:
 
 
 def depthwise_conv(channels: int) -> nn.Conv2d:
+    """MRLA's value: a 3 x 3 convolution of each channel by itself."""
     return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
 
 
 def stochastic_depth(probability: float) -> nn.Module:
+    """Drop path: in training, zero for whole samples with this probability."""
     return StochasticDepth(probability, mode="row") if probability > 0 else nn.Identity()
 
 

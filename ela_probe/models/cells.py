@@ -110,6 +110,7 @@ class Step(nn.Module):
 
 
 def two_layers(channels: int, gates: int, reduction: int) -> nn.Sequential:
+    """Two linear layers, from channels to `gates` times as many, narrow in between."""
     width = reduced(channels, reduction)
     return nn.Sequential(
         nn.Linear(channels, width), nn.ReLU(inplace=True), nn.Linear(width, gates * channels)

@@ -99,8 +99,11 @@ class Recurrence(nn.Module):
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What a site gave its sublayer, [batch, tokens, dim], and, when asked for, the key that its
-    weights retrieve, [batch, tokens, dim], with their entropy in nats, [batch, tokens]."""
+    """What a site gave its sublayer, [batch, tokens, dim].
+
+    `summary`, where it is needed, computes the key that the site's weights retrieve, [batch,
+    tokens, dim], and their entropy in nats, [batch, tokens].
+    """
 
     value: Tensor
     summary: Callable[[], tuple[Tensor, Tensor]] | None = None

@@ -158,12 +158,15 @@ class DLALight(MRLALight):
 
 
 def dynamic_sources(channels: int, *, reduction: int = 4) -> SharedSources:
+    """The sources of a DLA-B stage, which a cell refreshes."""
     return SharedSources(DynamicSharingUnit(channels, reduction=reduction))
 
 
 def dynamic_refresh(channels: int, *, reduction: int = 4) -> SharedRefresh:
+    """The refresh of a DLA-L stage, by a cell."""
     return SharedRefresh(DynamicSharingUnit(channels, reduction=reduction), channels)
 
 
 def appended(sources: Tensor | None, new: Tensor) -> Tensor:
+    """The sources [batch, sources, ...] with one more at the end."""
     return new if sources is None else torch.cat([sources, new], dim=1)

@@ -93,6 +93,7 @@ class ModelSpec(Strict):
 
 
 def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:
+    """Build a model. Raises ModelError when it does not take the arguments."""
     try:
         model = build(**arguments)
     except ValidationError as error:
@@ -115,4 +116,5 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
 
 
 def parameter_count(model: nn.Module) -> int:
+    """The number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

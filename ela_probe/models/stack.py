@@ -1,5 +1,6 @@
-"""The sources of a stage in one block of memory, and what layer attention does with them: logits
-q · k_s and the weighted sum Σ_s w(s) V_s.
+"""The sources of a stage in one block of memory, and what layer attention does with them.
+
+That is the logits q · k_s and the weighted sum Σ_s w(s) V_s.
 
 `plain_dot` and `plain_sum` define the two, and torch.compile fuses them. `Stack` does the same in
 eager mode with a hand-written backward: every source is stored once, each site reads the sources
@@ -102,8 +103,10 @@ def plain_dot(query: Tensor, sources: Sequence[Tensor]) -> Tensor:
 
 
 def weighted_sum(weights: Tensor, sources: Sequence[Tensor], rows: Rows) -> Tensor:
-    """`plain_sum` over sources that lie in no block, in eager mode differentiated by hand (once):
-    nothing but the weights and the sources themselves is kept for the backward pass."""
+    """`plain_sum` over sources that lie in no block, in eager mode differentiated by hand (once).
+
+    Nothing but the weights and the sources themselves is kept for the backward pass.
+    """
     if torch.compiler.is_compiling():
         return plain_sum(weights, sources, rows)
     result: Tensor = _WeightedSum.apply(weights, rows, *sources)
@@ -210,6 +213,7 @@ class _Gradients:
 
 
 def store(source: Tensor, block: Tensor, place: int, gradients: _Gradients) -> None:
+    """Copy a source into its place in a block."""
     # .data: earlier reads have saved the block, and none of them needs this part of it
     rows = gradients.rows
     rows.block(block.data[:, place]).copy_(rows.split(source))

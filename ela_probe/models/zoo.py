@@ -48,6 +48,7 @@ def imagenet_family(
 
 @validate_call
 def ends(num_classes: Count, *, in_channels: Count = 3) -> dict[str, int]:
+    """The arguments of a ResNet's first and last layer, checked."""
     return {"num_classes": num_classes, "in_channels": in_channels}
 
 
@@ -85,6 +86,8 @@ for prefix, what, attention, published in RESNETS:
 
 
 def attnres_family(prefix: str, description: str, *, blocks: int) -> ModelFamily:
+    """Transformers with Attention Residuals."""
+
     @validate_call
     def build(
         depth: Count,
@@ -119,6 +122,7 @@ def build_gpt(
     vocab_size: Count = 256,
     tied: bool = False,
 ) -> Any:
+    """A plain decoder-only transformer."""
     return Transformer(
         depth,
         attention=None,

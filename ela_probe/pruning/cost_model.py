@@ -34,8 +34,11 @@ class Seconds(Strict):
     upper: Finite
 
     def is_noise(self, rounds: int) -> bool:
-        """Whether it can't be told from 0: within two standard errors of a median of so many
-        rounds, 1.253 σ / √rounds with σ the interquartile range / 1.349 (as for normal noise)."""
+        """Whether it can't be told from 0: within two standard errors of a median of the rounds.
+
+        The standard error is 1.253 σ / √rounds, with σ the interquartile range / 1.349 (as for
+        normal noise).
+        """
         error = 1.253 / 1.349 * (self.upper - self.lower) / math.sqrt(rounds)
         return rounds < 4 or self.value <= 2 * error
 

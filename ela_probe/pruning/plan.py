@@ -33,9 +33,12 @@ class FitSummary(Strict):
 
 
 class SitePlan(Strict):
-    """A site and its action. The divergences are those from `reference`, the last kept site
-    before it (for a kept site: the site before it; of the planner `cost`: the last site before it
-    that is kept or recurs); None for the first site of a stage."""
+    """A site and its action.
+
+    The divergences are those from `reference`, the last kept site before it (for a kept site: the
+    site before it; in plans of the planner `cost`: the last site before it that is kept or
+    recurs). They are None for the first site of a stage.
+    """
 
     name: str
     sources: int = Field(ge=1)
@@ -49,6 +52,8 @@ class SitePlan(Strict):
 
 
 class StagePlan(Strict):
+    """A stage: its sites in order, each with an action, and the fit of its divergences."""
+
     name: str
     kind: Kind
     fit: FitSummary | None = None
@@ -65,8 +70,11 @@ class StagePlan(Strict):
 
 
 class Constraints(Strict):
-    """Guards of a plan. max_run: retrievals skipped in a row (None: any number); min_keep: the
-    least number of sites kept in a stage, the first included."""
+    """Guards of a plan.
+
+    max_run: at most this many retrievals skipped in a row (None: any number). min_keep: the least
+    number of sites kept in a stage, the first included.
+    """
 
     max_run: int | None = Field(None, ge=1)
     min_keep: int = Field(1, ge=1)

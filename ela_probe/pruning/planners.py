@@ -347,4 +347,5 @@ def figures_of(part: StageAnalysis, t: int, reference: int | None, score: float)
 
 
 def finite(value: float) -> float | None:
+    """The number, or None for NaN and infinity, which JSON lacks."""
     return float(value) if math.isfinite(value) else None

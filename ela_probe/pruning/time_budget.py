@@ -37,9 +37,11 @@ class Decision(NamedTuple):
 
 
 class Charges(NamedTuple):
-    """What a stage's actions are charged, in nats. skip, recur: [T, T], of site t after the last
-    formed one i < t; lost: [T], what later sites lose when t is no source; inf where unknown.
-    carried_over: as in `Stage`."""
+    """What a stage's actions are charged, in nats.
+
+    skip, recur: [T, T], of site t after the last formed one i < t. lost: [T], what later sites
+    lose when t is no source; inf where unknown. carried_over: as in `Stage`.
+    """
 
     skip: Floats
     recur: Floats
@@ -48,9 +50,10 @@ class Charges(NamedTuple):
 
     @classmethod
     def of(cls, part: StageAnalysis) -> Charges:
-        """A skipped site is charged kl(i,t), one that recurs shape(i,t), a dropped one kl(i,t)
-        and Σ_j −log(1 − w̄_j(t)) over the later sites j, w̄_j(t) the mean weight they give it.
+        """The charges of a stage.
 
+        A skipped site is charged kl(i,t), one that recurs shape(i,t), a dropped one kl(i,t) and
+        Σ_j −log(1 − w̄_j(t)) over the later sites j, w̄_j(t) the mean weight they give it.
         The weights of kind `channel` say nothing of layers, and a stage whose sources are carried
         over is read by sites outside it: there `lost` is unknown.
         """
@@ -79,8 +82,10 @@ class Charges(NamedTuple):
 
 @dataclass(frozen=True)
 class Frontier:
-    """Plans by rising seconds and falling charge: [plans], [plans], and [plans, sites] actions as
-    positions in ACTIONS."""
+    """Plans by rising seconds and falling charge.
+
+    seconds, charges: [plans]. actions: [plans, sites], as positions in ACTIONS.
+    """
 
     seconds: Floats
     charges: Floats
@@ -132,8 +137,9 @@ def within_time(
     time: float,
     constraints: Constraints = Constraints(),
 ) -> list[list[Decision]]:
-    """Per stage the decisions of least total charge whose predicted step takes no longer than
-    `time` x the predicted unpruned one.
+    """Per stage the decisions of least total charge within a budget of time.
+
+    The predicted step takes at most `time` times as long as the predicted unpruned one.
 
     Raises:
         PlanError: the costs are of another model, or no plan is so fast; it names the least ratio.

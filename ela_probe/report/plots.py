@@ -238,8 +238,10 @@ def skip_plan(plan: SkipPlan, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
 
 
 def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
-    """Write every figure as PNG and return the paths: `adjacent.png` and for each stage
-    `kl-<stage>.png`, `weights-<stage>.png` and `beta-<stage>.png`.
+    """Write every figure as PNG and return the paths.
+
+    `adjacent.png`, and for each stage `kl-<stage>.png`, `weights-<stage>.png` and
+    `beta-<stage>.png`.
 
     Raises:
         OutputError: the folder can't be written to.

@@ -2,11 +2,11 @@
 
 
 def first_line(error: BaseException, limit: int = 150) -> str:
-    """The first line of an error's text that is not blank, at most `limit` characters of it.
+    r"""The first line of an error's text that is not blank, at most `limit` characters of it.
 
     An error without text, such as `ValueError()`, is named by its class.
 
-        >>> first_line(ValueError("one\\ntwo"))
+        >>> first_line(ValueError("one\ntwo"))
         'one'
         >>> first_line(ValueError())
         'ValueError'
@@ -15,9 +15,9 @@ def first_line(error: BaseException, limit: int = 150) -> str:
 
 
 def class_and_first_line(error: BaseException, limit: int = 150) -> str:
-    """The same after the name of the error's class.
+    r"""The same after the name of the error's class.
 
-    >>> class_and_first_line(ValueError("one\\ntwo"))
+    >>> class_and_first_line(ValueError("one\ntwo"))
     'ValueError: one'
     >>> class_and_first_line(ValueError())
     'ValueError'

@@ -53,13 +53,14 @@ class Ignored:
     """Stands for an object that is not needed: takes any arguments and state, keeps nothing."""
 
     def __new__(cls, *_: object) -> "Ignored":
+        """Take any arguments and ignore them."""
         return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, _: object) -> None:
-        pass
+        """Forget the state."""
 
 
 class Settings(Ignored):
@@ -68,6 +69,7 @@ class Settings(Ignored):
     values: Mapping[str, Any] = {}
 
     def __setstate__(self, state: object) -> None:
+        """Forget the state."""
         self.values = state if isinstance(state, dict) else {}
 
 

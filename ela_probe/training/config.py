@@ -99,8 +99,10 @@ class TrainConfig(Strict):
 
     @classmethod
     def for_task(cls, task: Literal["images", "tokens"], **settings: Any) -> "TrainConfig":
-        """The same with the defaults of a task; for tokens those of small language models: AdamW,
-        5 epochs of batches of 32 from a learning rate of 0.002, gradients clipped to a norm of 1.
+        """The same with the defaults of a task.
+
+        For tokens they are those of small language models: AdamW, 5 epochs of batches of 32 from
+        a learning rate of 0.002, gradients clipped to a norm of 1.
 
         Raises:
             OptionError: as `of`.

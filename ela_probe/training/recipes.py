@@ -190,6 +190,7 @@ class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without objects of Python and without keys that come twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping. Raises ConstructorError when a key comes twice."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
@@ -217,5 +218,6 @@ def in_words(problem: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is most alike, or an empty text."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""

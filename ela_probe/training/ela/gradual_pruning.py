@@ -204,4 +204,5 @@ class GradualPruning:
 
 
 def skipped_by(plan: SkipPlan | None) -> Names:
+    """The names of all sites that a plan changes."""
     return frozenset() if plan is None else frozenset(plan.changes)

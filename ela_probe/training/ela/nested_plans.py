@@ -130,6 +130,7 @@ def charges_of(analysis: Analysis, planner: Literal["score", "budget"]) -> list[
 
 
 def site_names(analysis: Analysis) -> list[list[str]]:
+    """Per stage the names of its sites."""
     return [[site.name for site in part.stage.sites] for part in analysis.stages]
 
 

@@ -48,6 +48,7 @@ class Network:
         self._done: dict[str, Action] = {}
 
     def is_in(self, module: nn.Module) -> bool:
+        """Whether the network is the module or a part of it."""
         return any(part is self.model for part in module.modules())
 
     def fold(self, found: Iterable[StageAnalysis]) -> None:
