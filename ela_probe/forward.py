@@ -1,6 +1,7 @@
 """Calling a model: its inputs (nested tensors), its outputs, and its train or eval mode."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +13,57 @@ from ela_probe.errors import DataError, ModelError
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Run a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
+    """Run a model on a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Raises:
+        DataError: its forward takes no such arguments; the message names those that it takes.
+    """
+    args, kwargs = arguments_of(inputs)
+    try:
+        return model(*args, **kwargs)
+    except TypeError as error:
+        signature = _signature(model)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as mismatch:
+            raise DataError(_wrong_arguments(model, signature, inputs, mismatch)) from error
+        raise
+
+
+def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that a batch stands for: a dict is keyword arguments, a sequence positional."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
     if isinstance(inputs, Sequence) and not isinstance(inputs, str):
-        return model(*inputs)
-    return model(inputs)
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    while isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return inspect.signature(model.forward)
+
+
+def _wrong_arguments(
+    model: nn.Module, signature: inspect.Signature, inputs: Any, mismatch: TypeError
+) -> str:
+    needed: list[str] = []
+    optional: list[str] = []
+    for name, parameter in signature.parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            (needed if parameter.default is parameter.empty else optional).append(name)
+    if isinstance(inputs, Mapping):
+        got = f"a batch with the keys {', '.join(map(str, inputs)) or '(none)'}"
+    elif isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        got = f"a batch of {len(inputs)} arguments"
+    else:
+        got = f"a batch that is one {type(inputs).__name__}"
+    takes = ", ".join(needed + [f"{name} (optional)" for name in optional])
+    return (
+        f"got {got}, but the model's forward takes {takes or 'no arguments'} ({mismatch}); give a "
+        "dict with these keys, or a tuple in this order"
+    )
 
 
 def inputs_and_labels(batch: Any, *, labelled: bool = True) -> tuple[Any, Any]:
@@ -109,6 +155,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), eval_mode(model):
         yield
+
+
+def check_has_values(model: nn.Module) -> None:
+    """Raise ModelError for a model on the meta device, which has shapes but no values."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if empty is not None:
+        raise ModelError(
+            f"{empty} of this model is on the meta device: it has a shape but no values; call "
+            "model.to_empty(device='cpu') and load the weights, or build the model outside "
+            "`torch.device('meta')`"
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, create_model, discover, load_checkpoint, prune
-from ela_probe.analysis.analyze import from_probe
 from ela_probe.analysis.result import Analysis
 from ela_probe.checkpoint import save_checkpoint
 from ela_probe.errors import ModelError, PlanError
@@ -78,7 +77,7 @@ def naive(model: Transformer, tokens: Tensor, actions: dict[str, str] | None = N
 def plan_of(model: nn.Module, actions: dict[str, str] | None = None) -> SkipPlan:
     with AttentionProbe(model) as probe, torch.no_grad():
         model(tokens_of(8))
-    document = make_plan(from_probe(probe), skip=0.0).model_dump(mode="json")
+    document = make_plan(probe.analysis(), skip=0.0).model_dump(mode="json")
     for site in document["stages"][0]["sites"]:
         site["action"] = (actions or {}).get(site["name"], "keep")
     return SkipPlan.model_validate(document)
@@ -293,7 +292,7 @@ def test_a_pruned_model_can_be_analysed_and_pruned_again() -> None:
 def analysed(model: nn.Module) -> Analysis:
     with AttentionProbe(model) as probe, torch.no_grad():
         model(tokens_of(8))
-    return from_probe(probe)
+    return probe.analysis()
 
 
 def test_the_first_site_is_always_kept_and_recur_can_be_planned() -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, create_model, discover, prune
-from ela_probe.analysis.analyze import from_probe
 from ela_probe.errors import ModelError, PlanError
 from ela_probe.evaluation.profiling import describe_machine
 from ela_probe.pruning import time_budget as frontier
@@ -344,7 +343,7 @@ def test_every_plan_of_the_planner_can_be_carried_out(block_size: int) -> None:
     model = create_model("attnres_block2", block_size=block_size, **SMALL).eval()
     with AttentionProbe(model) as probe, torch.no_grad():
         model(tokens(4, 6))
-    analysis = from_probe(probe)
+    analysis = probe.analysis()
     (stage,) = discover(model).stages
     possible = offered(model, stage)
     assert not possible.recur_after_skip

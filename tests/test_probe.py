@@ -344,11 +344,9 @@ def test_unrolled_contributions_follow_the_recurrence() -> None:
 
 
 def test_stages_of_a_single_site_are_analysed_too(images: Tensor) -> None:
-    from ela_probe.analysis.analyze import from_probe
-
     model = settled("mrla_b_resnet20", depth=8)
     with AttentionProbe(model) as probe:
         model(images)
-    analysis = from_probe(probe)
+    analysis = probe.analysis()
     assert analysis.pairs.empty
     assert list(analysis.sites["fit"]) == ["first site"] * 3

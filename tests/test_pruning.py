@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, discover, prune
-from ela_probe.analysis.analyze import from_probe
 from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
 from ela_probe.models.attention import MRLABase, Source
@@ -21,7 +20,7 @@ from tests.conftest import settled
 def analysed(model: nn.Module) -> Analysis:
     with AttentionProbe(model) as probe, torch.no_grad():
         model(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
-    return from_probe(probe)
+    return probe.analysis()
 
 
 def zeroed(model: nn.Module, names: list[str]) -> list[object]:

@@ -11,11 +11,11 @@ from torch.utils.data import DistributedSampler
 
 from ela_probe.analysis.ebqm import Target
 from ela_probe.analysis.probe import AttentionProbe
-from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
+from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.discovery.discover import Discovery, discover, discover_by_adapter
 from ela_probe.errors import DataError
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.forward import inputs_and_labels
+from ela_probe.forward import check_has_values, inputs_and_labels
 from ela_probe.system.processes import all_gather, raise_together
 
 
@@ -56,11 +56,13 @@ def analyze(
 
     Raises:
         OptionError: `every`, `max_batches` or `max_tokens` below 1.
-        ModelError: the model has no layer attention, or was compiled.
+        ModelError: the model has no layer attention, was compiled, or is on the meta device.
         ProbeError: a site did not fire as expected, or weights are NaN.
-        DataError: no batches, labels outside the model's classes, or samples that are repeated.
+        DataError: no batches, batches that the model's forward doesn't take, labels outside the
+            model's classes, or samples that are repeated.
     """
     check_repeats(batches)
+    check_has_values(model)
     discovery = discovery or discover_by_adapter(model)
     if discovery is None:
         batches, first = _peeked(batches)
@@ -75,8 +77,7 @@ def analyze(
             model, batches, device, labelled=labelled, measured=False, progress=progress
         )
     sampled = sampling_of(probe)
-    return from_probe(
-        probe,
+    return probe.analysis(
         provenance=provenance.model_copy(
             update={
                 "samples": int(result["samples"]),
@@ -89,24 +90,6 @@ def analyze(
             }
         ),
         target=target,
-    )
-
-
-def from_probe(
-    probe: AttentionProbe, *, provenance: Provenance = Provenance(), target: Target = Target()
-) -> Analysis:
-    """The analysis of what a probe has recorded, whatever the model's task.
-
-    Raises:
-        AnalysisError: nothing was recorded.
-    """
-    return Analysis(
-        tuple(
-            StageAnalysis.from_metric(stage, probe.metrics[stage.name].compute())
-            for stage in probe.stages
-        ),
-        provenance,
-        target,
     )
 
 

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ela_probe.analysis.ebqm import Target
 from ela_probe.analysis.metric import RedundancyMetric
+from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.discover import Discovery, discover
 from ela_probe.discovery.sampling import Sampling, positions, token_axis
@@ -23,7 +25,7 @@ class AttentionProbe:
         with AttentionProbe(model) as probe:
             for images, _ in loader:
                 model(images)
-        probe.metrics["stages.0"].compute()
+        plan = make_plan(probe.analysis(), skip=0.3)
 
     Args:
         model: a model with layer attention, plain or inside DataParallel or
@@ -104,6 +106,28 @@ class AttentionProbe:
             )
         for metric in self.metrics.values():
             metric.check()
+
+    def analysis(
+        self, *, provenance: Provenance | None = None, target: Target | None = None
+    ) -> Analysis:
+        """What was recorded, as an Analysis: it can be saved, drawn and planned with.
+
+            plan = make_plan(probe.analysis(), skip=0.3)
+
+        Args:
+            provenance: what is known of the model and the data; by default the number of samples.
+            target: of the skip scores.
+
+        Raises:
+            AnalysisError: nothing was recorded.
+        """
+        stages = tuple(
+            StageAnalysis.from_metric(stage, self.metrics[stage.name].compute())
+            for stage in self.stages
+        )
+        if provenance is None:
+            provenance = Provenance(samples=max(part.samples for part in stages))
+        return Analysis(stages, provenance, target or Target())
 
     def _add(self, weights: list[list[Tensor]]) -> None:
         for stage, retrievals in zip(self.stages, weights, strict=True):

@@ -5,13 +5,14 @@ It only reads; the receiver decides what to do with the weights (sums, shapes).
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ela_probe.adapters.registry import Adapter
+from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.errors import ProbeError
@@ -23,7 +24,8 @@ class Capture:
     """A context manager that reads a model's sites while it runs.
 
     What is read is detached and copied at once, so that later in-place operations do not change
-    it, and dropped when the pass ends. Recomputation in a backward pass is ignored.
+    it, and dropped when the pass ends. Recomputation in a backward pass is ignored, and so is
+    every call of a copy of the model.
 
     Args:
         model: unwrapped and uncompiled.
@@ -54,13 +56,13 @@ class Capture:
         self._points = {(site.module, site.reads) for stage in stages for site in stage.sites}
         self._captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]] = {}
         self._inside = False
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._watch: Watch | None = None
         self.passes, self.seen, self.stray = 0, 0, False
         self.input_shape: tuple[int, ...] = ()
 
     def __enter__(self) -> "Capture":
-        if self._handles:
+        if self._hooks:
             raise ProbeError("this probe is active already; leave its `with` block first")
         try:
             if any(reads == "softmax" for _, reads in self._points):
@@ -79,29 +81,23 @@ class Capture:
     def _attach(self, record: bool) -> None:
         """Hook every site, to record the next pass; or only count the next pass."""
         root = self._model
-        self._detach()
+        self._hooks.remove()
         if not record:
             if self._watch is not None:
                 self._watch.pause()
-            self._handles.append(root.register_forward_hook(self._pass_by))
+            self._hooks.after(root, self._pass_by)
             return
         if self._watch is not None:
             self._watch.resume()
-        self._handles.append(root.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.before(root, self._begin)
         for name, reads in sorted(self._points):
             module = root.get_submodule(name)
             if reads == "inputs":
-                before = self._inputs_of(name)
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._hooks.before(module, partial(self._read_inputs, name))
             elif reads == "output":
-                self._handles.append(module.register_forward_hook(self._output_of(name)))
-        self._handles.append(root.register_forward_hook(self._end))
-        self._handles.append(root.register_forward_hook(self._left, always_call=True))
-
-    def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+                self._hooks.after(module, partial(self._read_output, name))
+        self._hooks.after(root, self._end)
+        self._hooks.after(root, self._left, always=True)
 
     def _remove(self) -> None:
         watch, self._watch = self._watch, None
@@ -109,21 +105,17 @@ class Capture:
             if watch is not None:
                 watch.__exit__(None, None, None)
         finally:
-            self._detach()
+            self._hooks.remove()
             self._captured.clear()
             self._inside = False
 
-    def _inputs_of(self, name: str) -> Callable[..., None]:
-        def read(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            self._read(name, "inputs", (*inputs, *options.values()))
+    def _read_inputs(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        self._read(name, "inputs", (*inputs, *options.values()))
 
-        return read
-
-    def _output_of(self, name: str) -> Callable[..., None]:
-        def read(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self._read(name, "output", output)
-
-        return read
+    def _read_output(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._read(name, "output", output)
 
     def _fired(self, firing: Firing) -> None:
         name = firing.modules[-1]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ela_probe.discovery.bystanders import Bystander, bystanders, starred
 from ela_probe.discovery.growth import Call, growing_runs
 from ela_probe.discovery.watch import Firing, Watch
-from ela_probe.errors import ModelError
+from ela_probe.errors import ElaProbeError, ModelError
 from ela_probe.forward import call, mapped, moved, tensors_of, undisturbed
 from ela_probe.sites import Site, Stage
 
@@ -55,6 +55,8 @@ def observe(model: nn.Module, inputs: Any, *, batch_axis: int = 0) -> Observatio
     inputs = moved(inputs, model)
     try:
         calls, others = _seen(model, inputs)
+    except ElaProbeError:
+        raise
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:150]
         raise ModelError(

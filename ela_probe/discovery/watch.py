@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
+
+from ela_probe.discovery.hooks import Hooks
 
 What = Literal["softmax", "attention", "gate"]
 
@@ -51,7 +52,7 @@ class Watch(TorchFunctionMode):
         self._model, self._report = model, report
         self._names = {id(module): name for name, module in model.named_modules()}
         self._running: list[nn.Module] = []
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
 
     def __enter__(self) -> "Watch":
         try:
@@ -70,19 +71,15 @@ class Watch(TorchFunctionMode):
         """Report from the next forward pass on."""
         self.pause()
         for module in self._model.modules():
-            self._handles += [
-                module.register_forward_pre_hook(self._starts, prepend=True),
-                module.register_forward_hook(self._ends, always_call=True),
-            ]
+            self._hooks.before(module, self._starts, first=True)
+            self._hooks.after(module, self._ends, always=True)
 
     def pause(self) -> None:
         """Stop reporting and remove the hooks; the mode keeps its place among other modes."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         self._running.clear()
 
-    def _starts(self, module: nn.Module, inputs: Any) -> None:
+    def _starts(self, module: nn.Module, inputs: Any, options: Any) -> None:
         if module is self._model:
             self._running.clear()  # what an interrupted pass left behind
         if self._running or module is self._model:

@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from ela_probe.analysis.analyze import from_probe
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.errors import CheckpointError, ModelError, OptionError
@@ -272,7 +271,7 @@ class ELA(pl.Callback):
         epoch.wait()
         if epoch.probe is not None and epoch.probe.passes:
             with epoch.clock:
-                found = from_probe(epoch.probe).stages
+                found = epoch.probe.analysis().stages
                 changed = pruning.step(found, trainer.current_epoch + 1, trainer.optimizers)
                 if changed:
                     rewrap(trainer.strategy)
