@@ -21,6 +21,10 @@ class DataError(ElaProbeError):
     """A data source is missing, empty, or doesn't fit the model."""
 
 
+class DataWarning(UserWarning):
+    """Data was opened, but something about it is probably a mistake."""
+
+
 class ProbeError(ElaProbeError):
     """The probe saw something other than the sites it was told to expect."""
 

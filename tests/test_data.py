@@ -296,13 +296,13 @@ LABELS = np.arange(6) % 3
     [
         ({"images": None}, "contains no images"),
         ({"labels": None}, "contains no labels"),
-        ({"images": PIXELS.astype(np.float32), "labels": LABELS}, "images are float32"),
-        ({"images": PIXELS[..., 0], "labels": LABELS}, r"expected uint8 \(N, H, W, C\)"),
-        ({"images": PIXELS[:0], "labels": LABELS[:0]}, "images are empty"),
+        ({"images": PIXELS - 0.5, "labels": LABELS}, "float64 with values from -0.5 to -0.5"),
+        ({"images": PIXELS[..., 0, 0], "labels": LABELS}, r"expected \(N, H, W\) or"),
+        ({"images": PIXELS[:0], "labels": LABELS[:0]}, "are empty"),
         ({"images": PIXELS, "labels": LABELS[:5]}, "6 images but 5 labels"),
-        ({"images": PIXELS, "labels": LABELS + 0.5}, "labels are float64"),
-        ({"images": PIXELS, "labels": LABELS + 1}, "label 3, expected 0 to 2"),
-        ({"images": PIXELS, "labels": LABELS - 1}, "label -1, expected 0 or more"),
+        ({"images": PIXELS, "labels": LABELS + 0.5}, r"label 0\.5 at position 0 .* is a fraction"),
+        ({"images": PIXELS, "labels": LABELS + 1}, "label 3 .* is beyond the 3 classes"),
+        ({"images": PIXELS, "labels": LABELS - 1}, "label -1 .* is negative"),
         ({"images": PIXELS[:, :5], "labels": LABELS}, "are 5 x 8, expected square"),
         (
             {"images": np.array([{}] * 6), "labels": LABELS},
@@ -341,7 +341,7 @@ def test_class_names_that_differ_between_splits(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(DataError, match="train is not a folder"):
+    with pytest.raises(DataError, match=r"has no folder train/; expected .*/train/CLASS/IMAGE"):
         open_data(f"folder:{tmp_path}")
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="neither test/ nor val/"):

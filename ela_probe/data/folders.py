@@ -1,31 +1,37 @@
-"""Image files in a folder for each class: ImageFolder's layout, and ImageNet's."""
+"""Image files in a folder for each class: ImageFolder's layout, and ImageNet's.
 
-from collections.abc import Sequence
+Hidden files and folders are ignored, among them macOS's `._` files and Jupyter's
+`.ipynb_checkpoints`.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 from ela_probe.data.image_stores import FileImages, ImageNetFiles
-from ela_probe.data.splits import Splits, first_difference
+from ela_probe.data.labels import class_names
+from ela_probe.data.splits import Splits, first_difference, held_out
 from ela_probe.errors import DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPLIT_FOLDERS = {"val": ("val", "valid", "validation"), "test": ("test",)}
+
+LabelledFiles = list[tuple[str, int]]
 
 
 def read_folder(root: Path, *, image_size: int) -> Splits:
-    """ROOT/train/CLASS/IMAGE, and the same under test/, val/ or both. Raises DataError."""
-    if not (root / "train").is_dir():
-        raise DataError(
-            f"{root / 'train'} is not a folder; expected {root}/train/CLASS/IMAGE and the same "
-            "under val/ or test/"
-        )
-    held_out = [name for name in ("test", "val") if (root / name).is_dir()]
-    if not held_out:
-        raise DataError(f"{root} has neither test/ nor val/; expected one of them beside train/")
-    classes, found = _files(root, ("train", *held_out))
-    images = {split: FileImages(files, image_size=image_size) for split, files in found.items()}
+    """ROOT/train/CLASS/IMAGE, and the same under test/, val/ (or valid/), or both.
+
+    Raises:
+        DataError: a folder is missing or has no images, or class folders differ or can't be named.
+    """
+    folders = _split_folders(root)
+    classes, files = _labelled_files(folders)
+    images = {split: FileImages(files[split], image_size=image_size) for split in folders}
+    test, val = held_out(folders)
     return Splits(
         train=images["train"],
-        test=images[held_out[0]],
-        val=images["val"] if len(held_out) == 2 else None,
+        test=images[test],
+        val=None if val is None else images[val],
         classes=classes,
         augment="crop-flip",
     )
@@ -35,11 +41,12 @@ def read_imagenet(root: Path, *, image_size: int) -> Splits:
     """ROOT/train and ROOT/val with a folder for each class, as torchvision's ImageNet unpacks them.
 
     Raises:
-        DataError: a folder is missing, or has no images.
+        DataError: as in `read_folder`.
     """
-    if not (root / "train").is_dir() or not (root / "val").is_dir():
+    folders = {"train": root / "train", "val": root / "val"}
+    if not all(folder.is_dir() for folder in folders.values()):
         archives = sorted(path.name for path in root.glob("ILSVRC2012_*.tar*"))
-        unpacked = (
+        unpack = (
             f"; unpack {', '.join(archives)} with torchvision.datasets.ImageNet({str(root)!r}, "
             "split) for the splits 'train' and 'val'"
             if archives
@@ -47,42 +54,91 @@ def read_imagenet(root: Path, *, image_size: int) -> Splits:
         )
         raise DataError(
             f"{root} lacks train/ or val/; expected {root}/train/CLASS/IMAGE and the same under "
-            f"val/{unpacked}"
+            f"val/{unpack}"
         )
-    classes, found = _files(root, ("train", "val"))
-    images = {split: ImageNetFiles(files, image_size=image_size) for split, files in found.items()}
+    classes, files = _labelled_files(folders)
     return Splits(
-        train=images["train"],
-        test=images["val"],
+        train=ImageNetFiles(files["train"], image_size=image_size),
+        test=ImageNetFiles(files["val"], image_size=image_size),
         classes=classes,
         augment="resized-crop-flip",
         normalisation=(IMAGENET_MEAN, IMAGENET_STD),
     )
 
 
-def _files(
-    root: Path, splits: Sequence[str]
-) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]]]:
-    """The class names, and for each split its image files with their labels."""
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of "train" and of "val", "test" or both."""
+    if not (root / "train").is_dir():
+        problem = "has no folder train/" if root.is_dir() else "is not a folder"
+        split_of_parent = root.is_dir() and (root.parent / "train").is_dir()
+        advice = (
+            f"write folder:{root.parent}"
+            if split_of_parent
+            else (f"expected {root}/train/CLASS/IMAGE and the same under test/ or val/")
+        )
+        raise DataError(f"{root} {problem}; {advice}")
+    folders = {"train": root / "train"}
+    for split, names in SPLIT_FOLDERS.items():
+        found = [root / name for name in names if (root / name).is_dir()]
+        if len(found) > 1:
+            raise DataError(
+                f"{root} has both {found[0].name}/ and {found[1].name}/; keep one of them"
+            )
+        if found:
+            folders[split] = found[0]
+    if len(folders) == 1:
+        raise DataError(f"{root} has neither test/ nor val/; expected one of them beside train/")
+    return folders
+
+
+def _labelled_files(
+    folders: Mapping[str, Path],
+) -> tuple[tuple[str, ...], dict[str, LabelledFiles]]:
+    """The class names, and the image files of each split with their labels."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    first: tuple[str, ...] = ()
-    found: dict[str, list[tuple[str, int]]] = {}
-    for split in splits:
-        folder = root / split
-        classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-        index = {name: label for label, name in enumerate(classes)}
-        files = make_dataset(folder, index, IMG_EXTENSIONS, allow_empty=True) if index else []
-        if not files:
+    train = folders["train"]
+    classes: tuple[str, ...] = ()
+    files: dict[str, LabelledFiles] = {}
+    for split, folder in folders.items():
+        found = _visible_folders(folder)
+        files[split] = (
+            make_dataset(
+                folder,
+                {name: label for label, name in enumerate(found)},
+                is_valid_file=lambda path, root=folder: (
+                    path.lower().endswith(IMG_EXTENSIONS)
+                    and not _is_hidden(Path(path).relative_to(root))
+                ),
+                allow_empty=True,
+            )
+            if found
+            else []
+        )
+        if not files[split]:
             raise DataError(
                 f"{folder} contains no images; expected {folder}/CLASS/IMAGE with an extension of "
                 f"{', '.join(IMG_EXTENSIONS)}"
             )
-        first = first or classes
-        if classes != first:
+        classes = classes or class_names(found, str(folder))
+        if found != classes:
             raise DataError(
-                f"class folders differ between {root / splits[0]} and {folder}: "
-                f"{first_difference(first, classes)}"
+                f"class folders differ between {train} and {folder}: "
+                f"{first_difference(classes, found)}; expected the same in both"
             )
-        found[split] = files
-    return first, found
+    return classes, files
+
+
+def _visible_folders(folder: Path) -> tuple[str, ...]:
+    try:
+        entries = [entry for entry in folder.iterdir() if entry.is_dir()]
+    except OSError as error:
+        raise DataError(
+            f"{folder} can't be read ({error.strerror}); check its permissions"
+        ) from error
+    return tuple(sorted(entry.name for entry in entries if not _is_hidden(Path(entry.name))))
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a part of a relative path is hidden, or is what macOS adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)

@@ -2,14 +2,17 @@
 
 import gzip
 import math
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from ela_probe.errors import DataError
+from ela_probe.system.messages import first_line
 
 
 def read_fashion_mnist_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -27,12 +30,18 @@ def read_fashion_mnist_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
     stem = "train" if split == "train" else "t10k"
     images = _read_idx(_find(root, f"{stem}-images-idx3-ubyte"), dimensions=3)
     labels = _read_idx(_find(root, f"{stem}-labels-idx1-ubyte"), dimensions=1)
-    if len(images) != len(labels) or not len(images) or int(labels.max()) > 9:
+    if len(images) != len(labels) or not len(images) or labels.max() > 9:
         raise DataError(
             f"the {stem} files in {root} have {len(images)} images and {len(labels)} labels; "
             "expected equally many, with labels 0 to 9; fetch them again with --download"
         )
-    return tvf.pad(images[:, None], [2, 2]), labels.long()
+    if images.shape[1:] != (28, 28):
+        raise DataError(
+            f"the {stem} images in {root} have {' x '.join(map(str, images.shape[1:]))} pixels, "
+            "expected 28 x 28; fetch them again with --download"
+        )
+    padded = np.pad(images[:, None], ((0, 0), (0, 0), (2, 2), (2, 2)))
+    return torch.from_numpy(padded), torch.from_numpy(labels.astype(np.int64))
 
 
 def _find(root: Path, name: str) -> Path:
@@ -46,19 +55,20 @@ def _find(root: Path, name: str) -> Path:
     )
 
 
-def _read_idx(path: Path, *, dimensions: int) -> Tensor:
+def _read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
+    """The array in an IDX file, read-only: its bytes are not copied."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} can't be read ({error}); fetch it again") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} can't be read ({first_line(error)}); fetch it again") from error
     header = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content[4:header], ">u4").astype(int))
     magic = bytes((0, 0, 8, dimensions))  # 8: unsigned bytes
+    shape = struct.unpack(f">{dimensions}I", content[4:header]) if len(content) >= header else ()
     if content[:4] != magic or len(content) != header + math.prod(shape):
         raise DataError(
             f"{path} is not an IDX file of bytes in {dimensions} dimensions, or is truncated; "
             "fetch it again"
         )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

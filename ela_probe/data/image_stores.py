@@ -1,20 +1,25 @@
 """Where pixels are kept: uint8 arrays in memory, or image files that are decoded when read."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from ela_probe.data.augmentation import augment_batch, random_crops
+from ela_probe.data.pixels import file_as_uint8, float_range
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import DataError
+from ela_probe.system.messages import first_line
 
 IN_MEMORY_BYTES = 2**30
+DECODED_AT_OPENING = 10_000
+WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""Pillow's modes of more than 8 bits; its own conversion to RGB clips them."""
 
 
 class Images(Protocol):
@@ -27,13 +32,17 @@ class Images(Protocol):
     """Height and width in pixels."""
     in_memory: bool
 
+    def check(self, indices: Tensor) -> None:
+        """Find files that can't be read, as far as this takes little time. Raises DataError."""
+        ...
+
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
         """uint8 (n, C, H, W) for int64 indices (n,); `seed` is the augmentation's seed."""
         ...
 
 
 class ArrayImages:
-    """Images in memory: uint8 (N, C, H, W) and labels int64 (N,)."""
+    """Images in memory: uint8 (N, C, H, W), of any strides, and labels int64 (N,)."""
 
     in_memory = True
 
@@ -43,9 +52,12 @@ class ArrayImages:
         self.channels = images.shape[1]
         self.size = images.shape[-1]
 
+    def check(self, indices: Tensor) -> None:
+        """Nothing to find: the images are in memory."""
+
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
         """The images of these indices as [n, channels, height, width]; see `Images`."""
-        return augment_batch(self.images[indices], augment, seed=seed)
+        return augment_batch(self.images.index_select(0, indices), augment, seed=seed)
 
 
 class ImageFileError(DataError):
@@ -76,6 +88,13 @@ class FileImages:
         self.in_memory = len(files) * 3 * image_size**2 <= IN_MEMORY_BYTES
         self._decoded = torch.empty(shape, dtype=torch.uint8) if self.in_memory else None
         self._is_decoded = torch.zeros(len(files), dtype=torch.bool)
+
+    def check(self, indices: Tensor) -> None:
+        """Decode the images if they are few and kept in memory; otherwise read their headers."""
+        check_headers(self.paths[i] for i in indices.tolist())
+        if self.in_memory and len(indices) <= DECODED_AT_OPENING:
+            for part in torch.split(indices, 256):
+                self._read(part)
 
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
         """The images of these indices as [n, channels, height, width]."""
@@ -114,6 +133,9 @@ class ImageNetFiles:
         self.labels = torch.tensor([label for _, label in files])
         self.size = image_size
 
+    def check(self, indices: Tensor) -> None:
+        """Nothing is read: opening a million files takes minutes."""
+
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
         """The images of these indices as [n, channels, height, width]."""
         paths = [os.fsdecode(path) for path in self.paths[indices.numpy()]]
@@ -129,9 +151,61 @@ class ImageNetFiles:
 
 
 def read_rgb(path: str) -> Image.Image:
-    """The image in a file, as RGB. Raises ImageFileError."""
+    """The image in a file, as RGB. An alpha channel is dropped; for wide pixels see `pixels`.
+
+    Raises:
+        ImageFileError: the file can't be read, or has pixel values that `pixels` refuses.
+    """
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-        raise ImageFileError(f"{path} is not a readable image; remove or replace it") from None
+            if file.mode not in WIDE_MODES:
+                return file.convert("RGB")
+            pixels = np.asarray(file)
+            if file.mode == "I" and file.format in ("PNG", "PPM"):
+                pixels = pixels.astype(np.uint16)  # these have 16 bits at most
+        return Image.fromarray(file_as_uint8(pixels, f"pixels of {path}")).convert("RGB")
+    except DataError as error:
+        raise ImageFileError(printable(str(error))) from None
+    except Exception as error:  # Pillow's readers raise errors of many types
+        raise _unreadable(path, error) from None
+
+
+def check_headers(paths: Iterable[str]) -> None:
+    """Check that files begin like images, and that all floats have the same range.
+
+    Raises:
+        ImageFileError: a file doesn't, or floats are in 0 to 1 in one file and in 0 to 255 in
+            another.
+    """
+    example: dict[int | None, str] = {}
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                is_float = file.mode == "F"
+                extrema = file.getextrema() if is_float else (0, 0)
+        except Exception as error:
+            raise _unreadable(path, error) from None
+        if extrema != (0, 0):
+            example.setdefault(float_range(*extrema), path)
+    if None in example:
+        read_rgb(example[None])  # raises
+    if len(example) > 1:
+        raise ImageFileError(
+            printable(
+                f"pixels are floats in 0 to 1 in {example[1]} but in 0 to 255 in {example[255]}; "
+                "scale all files alike"
+            )
+        )
+
+
+def printable(text: str) -> str:
+    """`text` with what isn't valid UTF-8 (as in file names) escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _unreadable(path: str, error: Exception) -> ImageFileError:
+    reason = getattr(error, "strerror", None) or first_line(error)
+    reason = reason.replace(repr(path), "file").replace(path, "file")
+    return ImageFileError(
+        printable(f"{path} is not a readable image ({reason}); remove or replace it")
+    )

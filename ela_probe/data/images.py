@@ -1,5 +1,6 @@
 """ImageData: the images of one source, split and normalised, read in batches."""
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from ela_probe.data.sources import read_splits
 from ela_probe.data.spec import Augmentation, DataSpec
 from ela_probe.data.splits import Splits
 from ela_probe.data.stratified import stratified_order, train_and_val_indices
-from ela_probe.errors import DataError
+from ela_probe.errors import DataError, DataWarning
 
 Split = Literal["train", "val", "test"]
 
@@ -36,12 +37,14 @@ def open_images(
     """Open a source for the first time and measure its mean and standard deviation.
 
     ImageNet's mean and standard deviation are the usual constants. Its images are decoded from
-    disk on every read; any other set of at most 1 GiB is kept in memory.
+    disk on every read; any other set of at most 1 GiB is kept in memory. Files other than
+    ImageNet's are checked first: up to 10,000 of a split are decoded, of more only the headers are
+    read. Warns (DataWarning) of images without variance and of classes without images.
 
     | source | images | augmentation | test split |
     |---|---|---|---|
     | `digits` | scikit-learn's 8 x 8, upsampled: 3 x 32 x 32 | crop | 360 of 1,797, fixed |
-    | `npz:PREFIX` | as stored, C x H x W | crop-flip | PREFIX-test.npz |
+    | `npz:PREFIX` | as stored, C x H x W; uint8 (see `pixels`) | crop-flip | its own, or val |
     | `folder:DIR` | RGB, resized and centre-cropped: 3 x 32 x 32 | crop-flip | test/ or val/ |
     | `imagenet:DIR` | RGB, resized and cut: 3 x 224 x 224 | resized-crop-flip | val/ |
     | `fashion-mnist` | grey, zero-padded: 1 x 32 x 32 | crop | its own |
@@ -80,8 +83,12 @@ def open_images(
             f"limit {limit} is too small; expected {len(splits.classes)} or more, one image per "
             "class"
         )
-    train, _ = _train_and_val(splits, limit=limit, val_fraction=val_fraction, seed=seed)
-    mean, std = splits.normalisation or mean_and_std(splits.train, train)
+    train, val = _train_and_val(splits, limit=limit, val_fraction=val_fraction, seed=seed)
+    (splits.train if splits.val is None else splits.val).check(val)
+    splits.test.check(torch.arange(len(splits.test.labels)))
+    splits.train.check(train)
+    _warn_of_empty_classes(splits, source)
+    mean, std = splits.normalisation or mean_and_std(splits.train, train, source=source)
     spec = DataSpec(
         source=source,
         root=folder,
@@ -243,6 +250,18 @@ def _train_and_val(
         val_fraction=val_fraction,
         seed=seed,
     )
+
+
+def _warn_of_empty_classes(splits: Splits, source: str) -> None:
+    counts = splits.train.labels.bincount(minlength=len(splits.classes))
+    empty = tuple(splits.classes[label] for label in (counts == 0).nonzero().flatten().tolist())
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of the {len(splits.classes)} classes of {source} have no training "
+            f"image ({_few(empty)}); expected classes numbered from 0, each with images",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def _few(names: tuple[str, ...]) -> str:

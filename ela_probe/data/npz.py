@@ -1,81 +1,200 @@
-"""Images and labels in NumPy's `.npz` files."""
+"""Images and labels in NumPy's `.npz` files.
 
+There are two layouts: a file for each split with the arrays `images` and `labels`, or one file with
+`train_images`, `train_labels` and so on, as MedMNIST writes it (or `x_train`, `y_train`, as Keras
+does). A validation split is optional; it is the test split where there is no other.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ela_probe.data.image_stores import ArrayImages
-from ela_probe.data.splits import Splits, first_difference
+from ela_probe.data.labels import class_indices, class_names
+from ela_probe.data.pixels import as_uint8, common_factor
+from ela_probe.data.source_names import NPZ_SPLIT, npz_prefix_in
+from ela_probe.data.splits import Splits, first_difference, held_out
 from ela_probe.errors import DataError
 from ela_probe.system.messages import first_line
 
+SPLITS = ("train", "val", "test")
+ONE_FILE_KEYS = (
+    {split: (f"{split}_images", f"{split}_labels") for split in SPLITS},  # MedMNIST
+    {split: (f"x_{split}", f"y_{split}") for split in SPLITS},  # Keras
+)
 
-def read_npz(prefix: str) -> Splits:
-    """Images of PREFIX-train.npz and PREFIX-test.npz. Raises DataError."""
-    files = {split: Path(f"{prefix}-{split}.npz") for split in ("train", "test")}
-    for path in files.values():
-        if not path.is_file():
-            raise DataError(
-                f"{path} does not exist; npz:{prefix} needs {prefix}-train.npz and "
-                f"{prefix}-test.npz, each with images (uint8, N x H x W x C) and labels"
-            )
-    arrays = {split: _arrays(path) for split, path in files.items()}
-    names = {split: names for split, (_, _, names) in arrays.items() if names is not None}
-    if len(set(names.values())) > 1:
-        raise DataError(
-            f"class names differ between {files['train']} and {files['test']}: "
-            f"{first_difference(names['train'], names['test'])}; write both from one list"
+
+@dataclass
+class Part:
+    """The arrays of one split, as stored."""
+
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
+    images_name: str
+    """For error messages: the array's name and its file."""
+    labels_name: str
+
+
+def read_npz(path: str) -> Splits:
+    """The images of PATH-train.npz and PATH-test.npz, of PATH, or of PATH.npz.
+
+    Raises:
+        DataError: a file is missing or can't be read, or its arrays are not images and labels.
+    """
+    parts, names = _read_parts(path)
+    for part in parts.values():
+        _check_shapes(part)
+    channels = {part.images_name: _channels(part.images) for part in parts.values()}
+    if len(set(channels.values())) > 1:
+        found = ", ".join(f"{count} in {name}" for name, count in channels.items())
+        raise DataError(f"numbers of channels differ: {found}; expected the same in all splits")
+    labels = {
+        split: class_indices(
+            part.labels, name=part.labels_name, num_classes=None if names is None else len(names)
         )
-    highest = max(int(labels.max()) for _, labels, _ in arrays.values())
-    classes = next(iter(names.values()), tuple(str(label) for label in range(highest + 1)))
-    for split, (_, labels, _) in arrays.items():
-        if int(labels.max()) >= len(classes):
+        for split, part in parts.items()
+    }
+    factor = common_factor({part.images_name: part.images for part in parts.values()})
+    images: dict[str, ArrayImages] = {}
+    for split, part in parts.items():
+        part.images = as_uint8(part.images, factor)  # frees the stored array before the next one
+        images[split] = ArrayImages(_channels_first(part.images), labels[split])
+    test, val = held_out(images)
+    return Splits(
+        train=images["train"],
+        val=None if val is None else images[val],
+        test=images[test],
+        classes=names or _numbers(parts, labels),
+        augment="crop-flip",
+    )
+
+
+def _read_parts(path: str) -> tuple[dict[str, Part], tuple[str, ...] | None]:
+    """The arrays of all splits, and the class names where there are any."""
+    by_split = {split: Path(f"{path}-{split}.npz") for split in SPLITS}
+    found = {split: file for split, file in by_split.items() if file.is_file()}
+    if not found:
+        one_file = next((f for f in (Path(path), Path(f"{path}.npz")) if f.is_file()), None)
+        if one_file is None:
+            raise DataError(_missing(path, by_split["train"]))
+        return _read(one_file, None)
+    if "train" not in found or len(found) == 1:
+        raise DataError(_missing(path, by_split["test" if "train" in found else "train"]))
+    parts: dict[str, Part] = {}
+    named: tuple[Path, tuple[str, ...]] | None = None
+    for split, file in found.items():
+        read, names = _read(file, {split: ("images", "labels")})
+        parts |= read
+        if names is None:
+            continue
+        named = named or (file, names)
+        if names != named[1]:
             raise DataError(
-                f"{files[split]} has label {int(labels.max())}, expected 0 to "
-                f"{len(classes) - 1} ({len(classes)} classes are named)"
+                f"class names differ between {named[0]} and {file}: "
+                f"{first_difference(named[1], names)}; write both from one list"
             )
-    train, test = (ArrayImages(images, labels) for images, labels, _ in arrays.values())
-    if train.channels != test.channels:
-        raise DataError(
-            f"{files['train']} has {train.channels} channels, {files['test']} {test.channels}; "
-            "expected the same number"
-        )
-    return Splits(train=train, test=test, classes=classes, augment="crop-flip")
+    return parts, None if named is None else named[1]
 
 
-def _arrays(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
-    """Images (N, C, H, W), labels (N,), and the class names if the file has them."""
+def _missing(path: str, file: Path) -> str:
+    if Path(path).is_dir():
+        prefix = npz_prefix_in(Path(path))
+        return f"{path} is a folder, expected .npz files; write npz:{path}/{prefix}"
+    if path.endswith(".npz"):
+        file, path = Path(path), path.removesuffix(".npz")
+    return (
+        f"{file} does not exist; expected {path}-train.npz and {path}-test.npz with the arrays "
+        f"images and labels, or {path}.npz with train_images, train_labels, test_images and "
+        "test_labels"
+    )
+
+
+def _read(
+    file: Path, keys: Mapping[str, tuple[str, str]] | None
+) -> tuple[dict[str, Part], tuple[str, ...] | None]:
+    """The splits in one file under the array names `keys`; None finds the names."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in ("images", "labels") if key not in file.files]
+        with np.load(file, allow_pickle=False) as arrays:
+            if keys is None:
+                keys = _one_file_keys(file, arrays.files)
+            missing = [key for pair in keys.values() for key in pair if key not in arrays.files]
             if missing:
                 raise DataError(
-                    f"{path} contains no {' and no '.join(missing)} (it contains "
-                    f"{', '.join(file.files) or 'nothing'}): expected images and labels"
+                    f"{file} contains no {' and no '.join(missing)} (it contains "
+                    f"{', '.join(arrays.files) or 'nothing'}); expected images and labels"
                 )
-            images, labels = file["images"], file["labels"]
-            named = file["classes"] if "classes" in file.files else None
+            classes = arrays["classes"].ravel().tolist() if "classes" in arrays.files else None
+            parts = {
+                split: Part(
+                    arrays[images], arrays[labels], f"{images} in {file}", f"{labels} in {file}"
+                )
+                for split, (images, labels) in keys.items()
+            }
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib, pickle and NumPy raise errors of many types
         raise DataError(
-            f"{path} can't be read as an .npz file of plain arrays ({first_line(error)}); write it "
+            f"{file} can't be read as an .npz file of plain arrays ({first_line(error)}); write it "
             "with numpy.savez"
         ) from error
-    if images.dtype != np.uint8 or images.ndim != 4:
+    return parts, None if classes is None else class_names(classes, f"classes in {file}")
+
+
+def _one_file_keys(file: Path, found: Sequence[str]) -> Mapping[str, tuple[str, str]]:
+    """The array names of each split in a file that has all splits."""
+    for layout in ONE_FILE_KEYS:
+        keys = {split: pair for split, pair in layout.items() if not set(pair).isdisjoint(found)}
+        if "train" in keys and len(keys) > 1:
+            return keys
+    split = re.search(NPZ_SPLIT, str(file))
+    if split and "images" in found:
+        prefix = re.sub(NPZ_SPLIT, "", str(file))
+        raise DataError(f"{file} has only the {split[1]} split; write npz:{prefix}")
+    raise DataError(
+        f"{file} contains {', '.join(found) or 'nothing'}; expected train_images, train_labels, "
+        "test_images and test_labels, or a file for each split (see npz:PREFIX)"
+    )
+
+
+def _check_shapes(part: Part) -> None:
+    images, name = part.images, part.images_name
+    if images.ndim not in (3, 4):
         raise DataError(
-            f"{path}: images are {images.dtype} {images.shape}, expected uint8 (N, H, W, C)"
+            f"{name} are {images.dtype} {images.shape}, expected (N, H, W) or (N, H, W, C)"
         )
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}, expected integers (N,)")
-    if len(images) != len(labels):
-        raise DataError(f"{path}: {len(images)} images but {len(labels)} labels")
     if not images.size:
-        raise DataError(f"{path}: images are empty, shape {images.shape}")
-    if labels.min() < 0:
-        raise DataError(f"{path} has label {labels.min()}, expected 0 or more")
-    names = None if named is None else tuple(str(name) for name in named.ravel())
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return pixels, torch.from_numpy(labels.astype(np.int64)), names
+        raise DataError(f"{name} are empty, shape {images.shape}")
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[2] == images.shape[3] > 4:
+        raise DataError(
+            f"{name} have shape {images.shape}, channels first; expected (N, H, W, C): store "
+            "images.transpose(0, 2, 3, 1)"
+        )
+    if part.labels.ndim and len(images) != len(part.labels):
+        raise DataError(
+            f"{name} has {len(images)} images but {len(part.labels)} labels ({part.labels_name}); "
+            "expected equally many"
+        )
+
+
+def _channels(images: npt.NDArray[Any]) -> int:
+    return images.shape[3] if images.ndim == 4 else 1
+
+
+def _channels_first(images: npt.NDArray[np.uint8]) -> Tensor:
+    """A view (N, C, H, W) of images (N, H, W) or (N, H, W, C): nothing is copied."""
+    pixels = torch.from_numpy(images)
+    return pixels.movedim(3, 1) if pixels.ndim == 4 else pixels[:, None]
+
+
+def _numbers(parts: Mapping[str, Part], labels: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Class names "0", "1", ... up to the highest label, or to the width of one-hot labels."""
+    highest = max(int(values.max()) for values in labels.values())
+    width = max(part.labels.shape[1] if part.labels.ndim == 2 else 0 for part in parts.values())
+    return tuple(str(label) for label in range(max(highest + 1, width)))

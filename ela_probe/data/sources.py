@@ -57,10 +57,14 @@ def _resized(splits: Splits, source: str, image_size: int | None) -> Splits:
         size = image_size or splits.train.size
         if (height, width) == (size, size):
             return part
-        chunks = [
-            tvf.resize(chunk, [size, size], antialias=True)
-            for chunk in torch.split(part.images, 4096)
-        ]
-        return ArrayImages(torch.cat(chunks), part.labels)
+        resized = torch.empty((len(part.labels), part.channels, size, size), dtype=torch.uint8)
+        for chunk, out in zip(part.images.split(4096), resized.split(4096), strict=True):
+            out.copy_(tvf.resize(chunk.contiguous(), [size, size], antialias=True))
+        return ArrayImages(resized, part.labels)
 
-    return replace(splits, train=resize(splits.train), test=resize(splits.test))
+    return replace(
+        splits,
+        train=resize(splits.train),
+        val=None if splits.val is None else resize(splits.val),
+        test=resize(splits.test),
+    )

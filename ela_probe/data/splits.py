@@ -1,5 +1,6 @@
 """Splits: the images of one source, as every reader returns them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ela_probe.data.image_stores import Images
@@ -25,6 +26,16 @@ class Splits:
     augment: Augmentation
     val: Images | None = None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def held_out(found: Collection[str]) -> tuple[str, str | None]:
+    """The names of the test split and of the validation split, given the splits of a source.
+
+    "val" is the test split where there is no "test".
+    """
+    if "test" not in found:
+        return "val", None
+    return "test", "val" if "val" in found else None
 
 
 def first_difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:

@@ -38,7 +38,7 @@ def read_cifar(name: str, root: Path, *, download: bool) -> Splits:
         return _open(lambda: family(root, train=train, download=download), name, root, download)
 
     def images(cifar: Any) -> ArrayImages:
-        pixels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
+        pixels = torch.from_numpy(cifar.data).permute(0, 3, 1, 2)
         return ArrayImages(pixels, torch.tensor(cifar.targets))
 
     train, test = read(True), read(False)
