@@ -11,25 +11,29 @@ def command(*, json: Json = False) -> None:
     blocks, the default) or 9n+2 (--model-args '{"block": "bottleneck"}'), ImageNet ResNets 50, 101
     or 152, language models any.
     """
-    import torch
+    from ela_probe.models.zoo import ZOO
 
-    from ela_probe.models.registry import FAMILIES, create_model, parameter_count
-
-    rows, lines = [], []
-    for family in FAMILIES.values():
-        depths = family.depths if json else tuple(dict.fromkeys(ends_of(family.depths)))
-        names = [f"{family.name}{depth}" for depth in depths] or [family.name]
-        counts = []
-        for name in names:
-            with torch.device("meta"):  # shapes alone, so that large networks list soon
-                counts.append(parameter_count(create_model(name)))
-            rows.append({"name": name, "parameters": counts[-1], "description": family.description})
-        span = " - ".join(map(str, depths))
-        millions = " - ".join(f"{count / 1e6:.2f}" for count in counts)
-        lines.append((family.name, span, millions, family.description))
     if json:
+        rows = [
+            {
+                "name": f"{family.name}{depth}",
+                "parameters": count,
+                "description": family.description,
+            }
+            for family in ZOO
+            for depth, count in zip(family.depths, family.parameters, strict=True)
+        ]
         console.print_json({"models": rows})
         return
+    lines = [
+        (
+            family.name,
+            " - ".join(str(depth) for depth in ends_of(family.depths)),
+            " - ".join(f"{count / 1e6:.2f}" for count in ends_of(family.parameters)),
+            family.description,
+        )
+        for family in ZOO
+    ]
     console.print_table("", ("model", "depth", ">M parameters", "description"), lines)
     console.print_paragraph(
         "arguments (--model-args JSON). ResNets: num_classes, in_channels, block (CIFAR), stem "
@@ -39,6 +43,6 @@ def command(*, json: Json = False) -> None:
     )
 
 
-def ends_of(depths: tuple[int, ...]) -> tuple[int, ...]:
-    """The first and the last."""
-    return (*depths[:1], *depths[-1:])
+def ends_of(values: tuple[int, ...]) -> tuple[int, int]:
+    """The first and the last value."""
+    return values[0], values[-1]

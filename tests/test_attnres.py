@@ -171,7 +171,7 @@ def test_grouped_heads_are_heads_with_repeated_keys_and_values() -> None:
 @pytest.mark.parametrize("wrong", [{"heads": 3}, {"kv_heads": 3}, {"dim": 18, "heads": 9}])
 def test_heads_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
     create_model("attnres1", dim=18, heads=3, kv_heads=1)
-    with pytest.raises(ModelError, match="don't fit"):
+    with pytest.raises(ModelError, match="do not fit"):
         create_model("attnres1", **{**SMALL, **wrong})
 
 

@@ -34,7 +34,7 @@ from ela_probe.errors import (
     OptionError,
     PlanError,
 )
-from ela_probe.models.plugs import mrla_b
+from ela_probe.models.attention_mechanisms import mrla_b
 from ela_probe.models.registry import ModelSpec
 from ela_probe.models.resnet import Layout, ResNet
 from ela_probe.pipeline import train

@@ -37,7 +37,7 @@ from tests.test_cli import run, write_images
 
 CODE = """
 import torch
-from ela_probe.models import create_model
+from ela_probe.models.registry import create_model
 import {name}_parts
 
 def net(width=8, **rest):

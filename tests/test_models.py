@@ -1,12 +1,23 @@
 """The registry and the networks' shapes."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from ela_probe.errors import ModelError
-from ela_probe.models.attention import MRLABase
-from ela_probe.models.registry import FAMILIES, ModelSpec, create_model, parameter_count
+from ela_probe.models.mrla import MRLABase
+from ela_probe.models.registry import (
+    FAMILIES,
+    ModelFamily,
+    ModelSpec,
+    create_model,
+    parameter_count,
+    register_family,
+)
 
 CIFAR = sorted(f for f in FAMILIES if f.endswith("resnet") and "imagenet" not in f)
 
@@ -87,3 +98,25 @@ def test_a_wrong_factory_is_said(name: str, message: str) -> None:
 
 def test_the_tap_costs_no_parameter() -> None:
     assert not list(MRLABase(16).tap.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_table_has_the_parameters_of_every_model_that_it_lists(family: ModelFamily) -> None:
+    with torch.device("meta"):
+        counts = [parameter_count(create_model(f"{family.name}{d}")) for d in family.depths]
+    assert counts == list(family.parameters)
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ModelError, match="'resnet' is already registered"):
+        register_family(FAMILIES["resnet"])
+
+
+def test_the_list_of_models_is_read_without_torch() -> None:
+    code = (
+        "import sys; from ela_probe_cli import main; assert main(['models', '--json']) == 0;"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["models"]) == sum(len(f.depths) for f in FAMILIES.values())

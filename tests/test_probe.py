@@ -17,7 +17,7 @@ from ela_probe.adapters.unrolled import unrolled
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.discovery.sampling import positions, token_axis
 from ela_probe.errors import ModelError, OptionError, ProbeError
-from ela_probe.models.attention import MRLABase
+from ela_probe.models.mrla import MRLABase
 from ela_probe.models.registry import create_model
 from tests.conftest import settled
 
@@ -126,7 +126,7 @@ def test_no_forward_pass_is_an_error(mrla_b: nn.Module, images: Tensor) -> None:
         pass
     with pytest.raises(ProbeError, match="own forward was never called"), AttentionProbe(mrla_b):
         block = mrla_b.stages[0][0]  # type: ignore[index]
-        from ela_probe.models.attention import Sources
+        from ela_probe.models.mrla import Sources
 
         block(torch.randn(1, 16, 8, 8), Sources([block.retrieval]))
     assert hooks(mrla_b) == []

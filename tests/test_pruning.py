@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ela_probe import AttentionProbe, discover, prune
 from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
-from ela_probe.models.attention import MRLABase, Source
+from ela_probe.models.mrla import MRLABase, Source
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
 from tests.conftest import settled

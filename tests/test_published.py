@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ela_probe.checkpoint import load_checkpoint
-from ela_probe.models.attention import MRLABase
+from ela_probe.models.mrla import MRLABase
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec, parameter_count
 from tests import golden

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ela_probe.adapters.registry import adapter_for
 from ela_probe.analysis import divergence
 from ela_probe.errors import PlanError
-from ela_probe.models.attention import MRLABase, Sources
+from ela_probe.models.mrla import MRLABase, Sources
 from ela_probe.models.registry import create_model
 from ela_probe.sites import Action
 

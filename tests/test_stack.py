@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ela_probe.evaluation.peak_memory import peak_bytes
-from ela_probe.models.attention import MRLABase, describe, descriptor_conv, project
+from ela_probe.models.descriptor import describe, descriptor_conv, project
+from ela_probe.models.mrla import MRLABase
 from ela_probe.models.norm_relu_add import norm_relu_add
 from ela_probe.models.registry import create_model
 from ela_probe.models.stack import Rows, Stack, plain_dot, plain_sum, weighted_sum

@@ -218,7 +218,7 @@ def test_without_layer_attention_there_is_nothing_to_discover(name: str, images:
     [
         ("resnet20", {"head_dim": 8}, "resnet20 does not take head_dim=8"),
         ("eca_resnet20", {"reduction": 4}, "does not take reduction=4"),
-        ("se_resnet20", {"reduction": 32}, "reduction=32 leaves nothing of 16 channels"),
+        ("se_resnet20", {"reduction": 32}, "reduction=32 exceeds the 16 channels"),
         ("dia_resnet20", {"reduction": 0}, "does not take reduction=0"),
         ("dla_b_resnet20", {"head_dim": 32}, "head_dim=32 does not divide 16 channels"),
         ("rla_g_resnet20", {"hidden": 0}, "does not take hidden=0"),

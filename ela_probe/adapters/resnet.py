@@ -8,11 +8,11 @@ from ela_probe.adapters.dia import normalised
 from ela_probe.adapters.registry import register_adapter
 from ela_probe.adapters.unrolled import unrolled
 from ela_probe.errors import PlanError
-from ela_probe.models.attention import MRLABase, MRLALight, MRLARecurrence, Source
 from ela_probe.models.blocks import Block
 from ela_probe.models.cells import Shared, Step
 from ela_probe.models.dia import DIA
 from ela_probe.models.dla import DLABase, DLALight, DLASource, SharedSources
+from ela_probe.models.mrla import MRLABase, MRLALight, MRLARecurrence, Source
 from ela_probe.models.resnet import ResNet
 from ela_probe.sites import Action, Kind, Site, Stage
 

@@ -1,4 +1,4 @@
-"""A small decoder-only transformer with Attention Residuals in place of the residual sum, or plain.
+"""A small decoder-only transformer, with Attention Residuals instead of the residual sum or plain.
 
 Grouped-query attention (Ainslie et al. 2023), rotary positions (Su et al. 2021), RMSNorm, SwiGLU.
 """
@@ -21,19 +21,20 @@ class Transformer(nn.Module):
     """A causal language model of `depth` layers, each an attention and an MLP sublayer.
 
     Sublayer t computes v_{t+1} = f_t(norm(h_t)); v_0 is the embedding. With `attention="attnres"`
-    h_t is retrieved from v_0..v_t (`Retrieval`), 2 x depth + 1 times: the last retrieval feeds the
-    head. With None it is h_{t−1} + v_t, the plain pre-norm transformer.
+    h_t is retrieved from v_0..v_t (`Retrieval`), 2 x depth + 1 times; the head reads the last
+    retrieval. With None h_t = h_{t−1} + v_t, the plain pre-norm transformer.
 
     Args:
-        block_size: sublayers whose outputs are summed to one source; 1 is full AttnRes.
-        dim: width. heads: of the queries. kv_heads: of keys and values; divides heads.
-        vocab_size: number of tokens. tied: the head is the embedding's matrix.
+        block_size: the number of sublayers whose outputs sum to one source; 1 is full AttnRes.
+        dim: the width. heads: the number of query heads. kv_heads: the number of key and value
+            heads, which divides `heads`.
+        vocab_size: the number of tokens. tied: the head uses the matrix of the embedding.
 
-    Input: token numbers, int64 [batch, tokens], any length. Output: [batch, tokens, vocab_size],
-    the logits of the token that follows each.
+    Input: token ids, int64 [batch, tokens], of any length. Output: [batch, tokens, vocab_size],
+    for each token the logits of the next one.
 
     Raises:
-        ModelError: the heads don't divide the width, or not evenly.
+        ModelError: `heads` does not divide the width into even numbers, or `kv_heads` not `heads`.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Transformer(nn.Module):
         super().__init__()
         if dim % (2 * heads) or heads % kv_heads:
             raise ModelError(
-                f"dim={dim}, heads={heads}, kv_heads={kv_heads} don't fit: dim must be a multiple "
-                "of 2 x heads, and heads of kv_heads"
+                f"dim={dim}, heads={heads}, kv_heads={kv_heads} do not fit: dim must be a "
+                "multiple of 2 x heads, and heads a multiple of kv_heads"
             )
         self.block_size = block_size
         self.tied = tied
@@ -94,13 +95,16 @@ class Transformer(nn.Module):
         yield "final", self.final
 
     def last_reader(self) -> int:
-        """The last site that reads the sources (the outputs after it are not kept); −1 if none."""
+        """The index of the last site that reads the sources, −1 if none does.
+
+        Outputs after it are not kept.
+        """
         reads = [isinstance(s.retrieval, Retrieval | Recurrence) for _, s in self.sublayers()]
         return max((site for site, reader in enumerate(reads) if reader), default=-1)
 
 
 class Sublayer(nn.Module):
-    """What a site retrieves, normalised, through the body."""
+    """body(norm(what the site retrieves))."""
 
     def __init__(
         self, retrieval: Retrieval | Residual | Recurrence, norm: nn.Module, body: nn.Module
@@ -115,7 +119,7 @@ class Sublayer(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Softmax attention over the tokens so far; `kv_heads` keys and values serve all heads."""
+    """Softmax attention over the tokens so far; groups of query heads share a key and a value."""
 
     def __init__(self, dim: int, *, heads: int, kv_heads: int) -> None:
         super().__init__()
@@ -138,7 +142,10 @@ class CausalAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """(silu(x W_g) * x W_u) W_d (Shazeer 2020), 8/3 of the width inside, in multiples of 32."""
+    """(silu(x W_g) * x W_u) W_d (Shazeer 2020).
+
+    The inner width is 8/3 of `dim`, up to the next multiple of 32.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -152,7 +159,7 @@ class SwiGLU(nn.Module):
 
 
 def rotary(x: Tensor) -> Tensor:
-    """Rotary positions: the pair (x_i, x_{i+d/2}) of token n is turned by n · base^(−2i/d).
+    """Rotary positions: the pair (x_i, x_{i+d/2}) of token n is rotated by n · base^(−2i/d).
 
     Args:
         x: [batch, heads, tokens, d], d even; token numbers start at 0.

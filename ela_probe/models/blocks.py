@@ -1,4 +1,4 @@
-"""Residual blocks (He et al. 2016): a body and a shortcut, summed, and what attends at them."""
+"""Residual blocks (He et al. 2016): the sum of a body and a shortcut, with attention modules."""
 
 from collections import OrderedDict
 from typing import Any
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """relu(body + shortcut). What is None isn't there; both attend to the stage so far.
+    """relu(body + shortcut), with attention to the blocks of the stage so far.
 
     Args:
-        gate: of what the body gives, before the sum.
-        retrieval: behind the block.
+        gate: acts on the output of the body, before the sum. None: no gate.
+        retrieval: acts on the output of the block. None: no retrieval.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 def basic(channels: int, planes: int, stride: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions, to as many channels as planes."""
+    """Two 3 x 3 convolutions; `planes` channels out."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, planes, 3, stride, padding=1, bias=False),
@@ -51,7 +51,7 @@ def basic(channels: int, planes: int, stride: int) -> nn.Sequential:
 
 
 def bottleneck(channels: int, planes: int, stride: int) -> nn.Sequential:
-    """A 1 x 1, a 3 x 3 (with the stride) and a 1 x 1 convolution, to four times the planes."""
+    """A 1 x 1, a 3 x 3 (with the stride) and a 1 x 1 convolution; 4 x `planes` channels out."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, planes, 1, bias=False),

@@ -1,6 +1,7 @@
-"""Recurrent cells along depth: one is shared by a stage and reads every block's output.
+"""Recurrent cells along the depth: the blocks of a stage share one, which reads every block.
 
-A stage's forward begins with `CellState(cell)`; its blocks' attention modules step it.
+The forward pass of a stage begins with `CellState(cell)`; the attention modules of its blocks step
+the state.
 """
 
 from abc import ABC, abstractmethod
@@ -16,8 +17,8 @@ class Cell(nn.Module, ABC):
     """Gates of a descriptor y and a state h, each through a bottleneck: W_y(y) + W_h(h).
 
     Args:
-        gates: how many, each of as many numbers as channels.
-        reduction: channels over the width of the bottlenecks.
+        gates: the number of gates; each has one number per channel.
+        reduction: the number of channels divided by the width of the bottlenecks.
     """
 
     def __init__(self, channels: int, *, gates: int, reduction: int) -> None:
@@ -33,7 +34,7 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def update(self, gates: tuple[Tensor, ...], memory: Tensor) -> tuple[Tensor, Tensor]:
-        """What the gates make of the memory: hidden state and memory."""
+        """The hidden state and the memory after the gates act on the memory."""
 
 
 class DIACell(Cell):
@@ -65,9 +66,10 @@ class DynamicSharingUnit(Cell):
 
 @dataclass
 class CellState:
-    """A stage's cell in one forward pass; None where pruning left it nothing to do.
+    """The state of a stage's cell in one forward pass.
 
-    hidden, memory: [batch, channels], None before a step.
+    cell: None where pruning removed all that would read its state.
+    hidden, memory: [batch, channels], None before the first step.
     """
 
     cell: Cell | None
@@ -83,7 +85,7 @@ class CellState:
         return self.hidden
 
     def peek(self, y: Tensor) -> Tensor:
-        """What the hidden state would be after each of some descriptors, [batch, n, channels]."""
+        """The hidden state after a step with each of n descriptors, [batch, n, channels]."""
         assert self.cell is not None
         assert self.hidden is not None
         assert self.memory is not None
@@ -91,7 +93,7 @@ class CellState:
 
 
 class Shared(nn.Module):
-    """What the blocks of a stage share: a cell. `begin` is called once a forward pass."""
+    """What the blocks of a stage share: a cell. `begin` is called once per forward pass."""
 
     def __init__(self, cell: Cell | None) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class Shared(nn.Module):
 
 
 class Step(nn.Module):
-    """What a skipped site leaves where a cell is shared: the cell still reads the block."""
+    """Replaces a skipped site where the stage shares a cell: the cell still reads the block."""
 
     def forward(self, x: Tensor, residual: Tensor, state: CellState) -> Tensor:
         state.step(x.mean(dim=(2, 3)))

@@ -1,19 +1,20 @@
-"""Channel attention: what a block's body adds, rescaled channel by channel."""
+"""Channel attention: the output of a block's body, rescaled channel by channel."""
 
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError
-from ela_probe.models.attention import describe, descriptor_conv
+from ela_probe.models.descriptor import describe, descriptor_conv
 
 
 class SqueezeExcitation(nn.Module):
     """SE (Hu et al., CVPR 2018, arXiv 1709.01507): x * sigmoid(W_2 relu(W_1 mean(x))), eqs. 2-4.
 
     Args:
-        reduction: channels over the width between W_1 and W_2, which have no biases.
+        reduction: the number of channels divided by the width between W_1 and W_2, which have no
+            biases.
 
     Raises:
-        ModelError: more reduction than channels.
+        ModelError: the reduction exceeds the channels.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
@@ -43,7 +44,10 @@ class EfficientChannelAttention(nn.Module):
 
 
 def reduced(channels: int, reduction: int) -> int:
-    """channels // reduction. Raises ModelError where nothing is left."""
+    """channels // reduction. Raises ModelError where that is 0."""
     if reduction > channels:
-        raise ModelError(f"reduction={reduction} leaves nothing of {channels} channels; use less")
+        raise ModelError(
+            f"reduction={reduction} exceeds the {channels} channels that it divides; "
+            f"use at most {channels}"
+        )
     return channels // reduction

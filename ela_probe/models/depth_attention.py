@@ -1,7 +1,8 @@
 """Attention Residuals (Kimi Team 2026, arXiv 2603.15031): softmax attention over depth.
 
-A sublayer's input is not the residual sum but what its site retrieves, per token, from the
-embedding and the sublayer outputs so far. `Retrieval` does; the other two are what pruning leaves.
+The input of a sublayer is not the residual sum but what its site retrieves, per token, from the
+embedding and the outputs of the sublayers before it (`Retrieval`). `Residual` and `Recurrence`
+replace a pruned retrieval.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ela_probe.models.attention import Tap
 from ela_probe.models.stack import Rows, weighted_sum
+from ela_probe.models.tap import Tap
 
 
 class Retrieval(nn.Module):
     """h = Σ_s softmax_s(q · k_s) v_s with a learned query q and k_s = v_s / rms(v_s) (eqs. 2-4).
 
-    The key's norm has no scale of its own, since the query would absorb it. q starts at zero: the
-    weights are uniform then. They pass through `tap` as [batch, tokens, sources].
+    The norm of the key has no scale, since the query would absorb it. q starts at zero, which
+    makes the weights uniform. The weights pass through `tap` as [batch, tokens, sources].
 
     Attributes:
         source: whether the newest output is a source for this and later sites.
@@ -46,12 +47,12 @@ class Retrieval(nn.Module):
 
 
 class Residual(nn.Module):
-    """h_t = h_{t−1} + v_t, as in a plain residual stream: what `skip` and `drop` leave.
+    """h_t = h_{t−1} + v_t, as in a plain residual stream: the result of `skip` and `drop`.
 
-    A transformer with nothing else at its sites is the plain pre-norm one.
+    A transformer that has it at all sites is the plain pre-norm one.
 
     Args:
-        source: False where the newest output is dropped: no later site retrieves from it.
+        source: False after `drop`: no later site retrieves from the newest output.
     """
 
     def __init__(self, *, source: bool = True) -> None:
@@ -64,14 +65,14 @@ class Residual(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """h_t = (1 − m) h_{t−1} + m v_t at a cost that doesn't grow with depth: what `recur` leaves.
+    """h_t = (1 − m) h_{t−1} + m v_t: the result of `recur`. Its cost does not grow with depth.
 
         m = sigmoid( q · k_t − q · κ_{t−1} − H_{t−1} )
 
     with κ = Σ_s w(s) k_s the key that the site before retrieved and H the entropy of its weights
-    (nats), both carried along. q · κ + H ≤ log Σ_s exp(q · k_s) (Gibbs), with equality where the
-    site before has the weights that this query would give its sources: there (shape divergence
-    0) the recurrence is exact. The formula is this project's own.
+    (nats); both are carried along. q · κ + H ≤ log Σ_s exp(q · k_s) (Gibbs), with equality where
+    this query would give the sources of the site before the weights that they have there. In that
+    case (shape divergence 0) the recurrence is exact. The formula is this project's own.
     """
 
     source = True
@@ -83,7 +84,7 @@ class Recurrence(nn.Module):
     def forward(self, history: "History") -> Tensor:
         before = history.retrieved
         assert before is not None
-        assert before.summary is not None  # the adapter lets nothing else stand before it
+        assert before.summary is not None  # the adapter refuses any other module before it
         key, (key_before, entropy) = history.keys()[-1], before.summary()
         logit = (key - key_before) @ self.query - entropy
         newest = logit.sigmoid()
@@ -99,10 +100,10 @@ class Recurrence(nn.Module):
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What a site gave its sublayer, [batch, tokens, dim].
+    """What a site passed to its sublayer, [batch, tokens, dim].
 
-    `summary`, where it is needed, computes the key that the site's weights retrieve, [batch,
-    tokens, dim], and their entropy in nats, [batch, tokens].
+    `summary` computes the key that the weights of the site retrieve, [batch, tokens, dim], and the
+    entropy of these weights in nats, [batch, tokens].
     """
 
     value: Tensor
@@ -113,13 +114,13 @@ class Retrieved:
 class History:
     """The sources of one forward pass. Every value is stored once; nothing is concatenated.
 
-    The first is the embedding. Then come sums of `block_size` sublayer outputs each, the last of
-    them still partial (block AttnRes, section 3.2 of the paper); with 1, the outputs themselves
-    (full AttnRes).
+    The first source is the embedding. The others are sums of `block_size` outputs of sublayers,
+    the last one of fewer while it is incomplete (block AttnRes, section 3.2 of the paper). With 1
+    they are the outputs themselves (full AttnRes).
 
     Attributes:
-        values: [batch, tokens, dim] each. newest: the latest sublayer output, recorded or not.
-        retrieved: what the latest site gave.
+        values: [batch, tokens, dim] each. newest: the latest output of a sublayer.
+        retrieved: the result of the latest site.
     """
 
     block_size: int
@@ -135,7 +136,7 @@ class History:
         return self._newest
 
     def arrive(self, output: Tensor, *, record: bool) -> None:
-        """A sublayer's output, first of all the embedding; recorded it is a source."""
+        """Add the output of a sublayer (first, the embedding). record: whether it is a source."""
         self._newest = output
         if not record:
             return
@@ -159,6 +160,6 @@ class History:
     def retrieve(
         self, value: Tensor, summary: Callable[[], tuple[Tensor, Tensor]] | None = None
     ) -> Tensor:
-        """Note what a site retrieved, for the next one; returns `value`."""
+        """Keep what a site retrieved for the next one. Returns `value`."""
         self.retrieved = Retrieved(value, summary)
         return value

@@ -2,15 +2,15 @@
 
 from torch import Tensor, nn
 
-from ela_probe.models.attention import Tap
 from ela_probe.models.cells import CellState
+from ela_probe.models.tap import Tap
 from ela_probe.sites import Kind
 
 
 class DIA(nn.Module):
-    """x * h, before the block's shortcut is added; h is the stage's cell after mean(x).
+    """x * h, before the block's shortcut is added; h is the cell's state after mean(x).
 
-    h passes through `tap`, [batch, channels] in (0, 1): a profile over channels, not over layers.
+    h passes through `tap` as [batch, channels] in (0, 1): weights of channels, not of layers.
     """
 
     kind: Kind = "channel"

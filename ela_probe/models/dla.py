@@ -1,7 +1,7 @@
 """Dynamic layer attention: DLA-B and DLA-L (Wang et al., IJCAI 2024, arXiv 2406.13392).
 
-MRLA's retrievals, whose earlier keys and values (DLA-B) or block inputs (DLA-L) are first rescaled
-channel by channel by a cell that the stage shares and that has read the blocks so far.
+Retrievals as in MRLA. Before each, a cell that the stage shares and that has read the blocks so far
+rescales the earlier keys and values (DLA-B) or the block's input (DLA-L), channel by channel.
 """
 
 import math
@@ -10,26 +10,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ela_probe.models.attention import (
-    MRLALight,
-    Tap,
-    depthwise_conv,
-    describe,
-    descriptor_conv,
-    number_of_heads,
-    stochastic_depth,
-)
 from ela_probe.models.cells import Cell, CellState, DynamicSharingUnit, Shared
+from ela_probe.models.descriptor import describe, descriptor_conv
+from ela_probe.models.mrla import MRLALight, depthwise_conv, number_of_heads, stochastic_depth
 from ela_probe.models.stack import Rows, weighted_sum
+from ela_probe.models.tap import Tap
 from ela_probe.sites import Kind
 
 
 @dataclass
 class DynamicSources(CellState):
-    """What the layers of a stage made available, and what their refreshes add up to.
+    """The sources of a stage, and the products of all refreshes of each.
 
-    Every refresh rescales channels only, so no value is ever rewritten: `scales` is the product of
-    its refreshes, and a rescaled value's mean is the mean, rescaled.
+    A refresh only rescales channels, so no value is rewritten: `scales` holds the product of its
+    refreshes, and the mean of a rescaled value is its rescaled mean.
 
     Attributes:
         values: [batch, channels, height, width] each.
@@ -42,7 +36,7 @@ class DynamicSources(CellState):
     scales: Tensor | None = None
 
     def read(self, descriptor: Tensor) -> None:
-        """Step the cell, then refresh the sources so far with what it would make of each."""
+        """Step the cell, then refresh the sources so far with the state that each would lead to."""
         if self.cell is None:
             return
         self.step(descriptor)
@@ -63,14 +57,14 @@ class DynamicSources(CellState):
 
 
 class SharedSources(Shared):
-    """DLA-B's share of a stage: the cell."""
+    """What the blocks of a stage share in DLA-B: the cell."""
 
     def begin(self) -> DynamicSources:
         return DynamicSources(self.cell)
 
 
 class DLASource(nn.Module):
-    """A layer's key and value, and the refresh: what a skipped retrieval leaves."""
+    """A layer's key and value, and the refresh, without a retrieval: the result of `skip`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -89,7 +83,7 @@ class DLASource(nn.Module):
 class DLABase(DLASource):
     """DLA-B: MRLA-B over refreshed keys and values.
 
-    The block's output becomes x + drop_path(relu(norm(o_t))), as in MRLA-B.
+    The output of the block becomes x + drop_path(relu(norm(o_t))), as in MRLA-B.
     """
 
     kind: Kind = "softmax"
@@ -120,14 +114,14 @@ class DLABase(DLASource):
         return x + self.drop_path(self.norm(retrieved).relu())
 
     def without_retrieval(self) -> DLASource:
-        """The same key, value and refresh with no retrieval: what the action `skip` leaves."""
+        """The same key, value and refresh without a retrieval: the result of the action `skip`."""
         source = DLASource(self.norm.num_features)
         source.key, source.value = self.key, self.value
         return source.train(self.training)
 
 
 class SharedRefresh(Shared):
-    """DLA-L's share of a stage: the cell, and a depthwise convolution of the block's input."""
+    """What the blocks of a stage share in DLA-L: the cell, and a depthwise convolution."""
 
     def __init__(self, cell: Cell, channels: int) -> None:
         super().__init__(cell)
@@ -139,7 +133,7 @@ class SharedRefresh(Shared):
 
 @dataclass
 class RefreshState(CellState):
-    """The cell's state, and the stage's convolution for refreshes."""
+    """The state of the cell, and the stage's convolution for refreshes."""
 
     excite: nn.Module = field(kw_only=True)
 

@@ -1,4 +1,4 @@
-"""x + relu(norm(o)), the way in which a retrieval enters a block's output."""
+"""x + relu(norm(o)): how MRLA-B adds a retrieval to the output of a block."""
 
 from typing import Any
 
@@ -12,10 +12,11 @@ def norm_relu_add(norm: nn.Module, retrieved: Tensor, x: Tensor) -> Tensor:
     """x + relu(norm(retrieved)).
 
     In eager training with a plain BatchNorm2d no intermediate result is kept: the backward pass
-    computes again which numbers the ReLU let through. Hooks of `norm` fire everywhere else.
+    recomputes where the ReLU was positive, and `norm` itself is not called. It is called in all
+    other cases, also where it has hooks.
 
     Args:
-        norm: any normalisation. retrieved, x: [batch, channels, height, width].
+        norm: a normalisation. retrieved, x: [batch, channels, height, width].
     """
     if (
         torch.compiler.is_compiling()

@@ -1,42 +1,44 @@
 """The model registry: names such as `mrla_b_resnet20` plus keyword arguments."""
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
-from torch import nn
 
 from ela_probe.errors import ElaProbeError, ModelError
+from ela_probe.models.family import ModelFamily
+from ela_probe.models.zoo import ZOO
 from ela_probe.system.messages import class_and_first_line
 from ela_probe.system.user_code import importable, load_function
 from ela_probe.system.validation import Strict
 
+if TYPE_CHECKING:
+    from torch import nn
 
-@dataclass(frozen=True)
-class ModelFamily:
-    """Models of one make and any depth: `name` followed by the depth is a model's name.
+__all__ = [
+    "FAMILIES",
+    "ModelFamily",
+    "ModelSpec",
+    "create_model",
+    "family_of",
+    "parameter_count",
+    "register_family",
+]
 
-    reads: what the models take, "images" or "tokens".
-    """
-
-    name: str
-    build: Callable[..., nn.Module]
-    description: str
-    depths: tuple[int, ...] = ()
-    reads: Literal["images", "tokens"] = "images"
-
-
-FAMILIES: dict[str, ModelFamily] = {}
+FAMILIES: dict[str, ModelFamily] = {family.name: family for family in ZOO}
 
 
 def register_family(family: ModelFamily) -> ModelFamily:
     """Add a family to the registry. Raises ModelError when the name is taken."""
     if family.name in FAMILIES:
-        raise ModelError(f"a model family {family.name!r} is registered already; choose another")
+        raise ModelError(
+            f"a model family {family.name!r} is already registered; choose another name"
+        )
     FAMILIES[family.name] = family
     return family
 
@@ -50,7 +52,8 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     """Build a model by its registered name, e.g. `create_model("mrla_b_resnet20", head_dim=8)`.
 
     Raises:
-        ModelError: no such name (the nearest is suggested), or arguments that don't fit.
+        ModelError: an unknown name (the nearest known one is suggested), or arguments that do not
+            fit.
     """
     match = re.fullmatch(r"(.*?)(\d*)", name)
     assert match is not None
@@ -66,25 +69,27 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
 
 
 class ModelSpec(Strict):
-    """How a model is built: a registered name, or `package.module:function`, and arguments."""
+    """How to build a model: a registered name, or `package.module:function`, and arguments."""
 
     name: str
     args: dict[str, Any] = Field(default_factory=dict)
-    path: Path | None = Field(None, exclude=True, description="folder of a factory's code; unsaved")
+    path: Path | None = Field(
+        None, exclude=True, description="folder of a factory's code; not saved"
+    )
 
     @property
     def is_factory(self) -> bool:
         return ":" in self.name
 
-    def found_in(self, path: Path | None) -> "ModelSpec":
-        """The same model, its factory's code in another folder."""
+    def found_in(self, path: Path | None) -> ModelSpec:
+        """The same model with its factory's code in another folder."""
         return self.model_copy(update={"path": path}) if self.is_factory else self
 
     def build(self) -> nn.Module:
-        """Build it with fresh weights; a factory's module is imported, so its code runs.
+        """Build it with new weights. A factory's module is imported, which runs its code.
 
         Raises:
-            ModelError: unknown name or module, or arguments that don't fit.
+            ModelError: unknown name or module, or arguments that do not fit.
         """
         if not self.is_factory:
             return create_model(self.name, **self.args)
@@ -93,7 +98,9 @@ class ModelSpec(Strict):
 
 
 def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Build a model. Raises ModelError when it does not take the arguments."""
+    """Call a builder; errors that its arguments cause become a ModelError."""
+    from torch import nn
+
     try:
         model = build(**arguments)
     except ValidationError as error:
@@ -105,7 +112,7 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
     except ElaProbeError:
         raise
     except Exception as error:
-        if not isinstance(error, TypeError) and ":" not in name:  # a fault of ours
+        if not isinstance(error, TypeError) and ":" not in name:  # a fault of our own code
             raise
         raise ModelError(
             f"{name} could not be built with {arguments}: {class_and_first_line(error)}"
@@ -116,5 +123,5 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
 
 
 def parameter_count(model: nn.Module) -> int:
-    """The number of parameters, shared ones counted once."""
+    """The number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,6 +1,6 @@
-"""ResNets for CIFAR and for ImageNet (He et al. 2016): one backbone, into which attention plugs.
+"""ResNets for CIFAR and for ImageNet (He et al. 2016): one backbone, with any attention mechanism.
 
-The arithmetic is that of published code, named in docs/models.md.
+The arithmetic is that of the published code that docs/models.md names.
 """
 
 from dataclasses import dataclass
@@ -9,25 +9,26 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError
-from ela_probe.models.attention import Sources, describe
+from ela_probe.models.attention_mechanisms import AttentionMechanism
 from ela_probe.models.blocks import Block, basic, bottleneck, shortcut
-from ela_probe.models.plugs import Attention
+from ela_probe.models.descriptor import describe
+from ela_probe.models.mrla import Sources
 from ela_probe.models.rla import EmptyHidden, LastHidden, RLABlock
 
 Stem = Literal["small", "plain", "deep"]
-BODIES = {"basic": (basic, 1), "bottleneck": (bottleneck, 4)}  # with their expansion
-PLAIN = Attention()
+BODIES = {"basic": (basic, 1), "bottleneck": (bottleneck, 4)}  # with their expansion of the planes
+PLAIN = AttentionMechanism()
 IMAGENET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a ResNet is made of, but for attention: its stem and, by stage, blocks and planes.
+    """The structure of a ResNet without its attention: the stem, and blocks and planes by stage.
 
-    stem: "small" (3 x 3, keeps the size), "plain" (7 x 7 and a pooling, a quarter of the size) or
-        "deep" (the same with three 3 x 3 convolutions).
-    block: "basic" or "bottleneck" (four times the planes out).
-    zero_init: the last norm of every block starts at zero: the block starts as its shortcut.
+    stem: "small" (3 x 3, keeps the size), "plain" (7 x 7 and a pooling, to a quarter of the size)
+        or "deep" (the same with three 3 x 3 convolutions).
+    block: "basic" or "bottleneck" (4 x planes channels out).
+    zero_init: the last norm of every block starts at zero, so that it starts as its shortcut.
     """
 
     stem: Stem
@@ -38,13 +39,13 @@ class Layout:
 
 
 def cifar(depth: int, block: Literal["basic", "bottleneck"] = "basic") -> Layout:
-    """Three stages of 16, 32 and 64 planes for images from 8 x 8.
+    """Three stages of 16, 32 and 64 planes, for images of at least 8 x 8.
 
     Args:
-        depth: 6n+2 with basic blocks, 9n+2 with bottlenecks (n blocks a stage).
+        depth: 6n+2 with basic blocks, 9n+2 with bottlenecks (n blocks per stage).
 
     Raises:
-        ModelError: the depth doesn't fit the block.
+        ModelError: the depth does not fit the block.
     """
     convolutions = {"basic": 6, "bottleneck": 9}[block]
     if depth < convolutions + 2 or (depth - 2) % convolutions:
@@ -57,7 +58,9 @@ def cifar(depth: int, block: Literal["basic", "bottleneck"] = "basic") -> Layout
 
 
 def imagenet(depth: int, stem: Literal["plain", "deep"] = "plain") -> Layout:
-    """Four stages of 64 to 512 planes of bottlenecks for images from 32 x 32, made for 224 x 224.
+    """Four stages of bottlenecks with 64 to 512 planes, for images of at least 32 x 32.
+
+    Designed for 224 x 224.
 
     Args:
         depth: 50, 101 or 152. stem: "deep" as in joyfang1106/MRLA's MRLA-B.
@@ -66,21 +69,21 @@ def imagenet(depth: int, stem: Literal["plain", "deep"] = "plain") -> Layout:
         ModelError: another depth.
     """
     if depth not in IMAGENET_BLOCKS:
-        raise ModelError(f"depth {depth} is none of an ImageNet ResNet; use 50, 101 or 152")
+        raise ModelError(f"an ImageNet ResNet has no depth {depth}; use 50, 101 or 152")
     return Layout(stem, IMAGENET_BLOCKS[depth], (64, 128, 256, 512), "bottleneck", zero_init=True)
 
 
 class ResNet(nn.Module):
-    """A ResNet with attention plugged in, or plain.
+    """A ResNet with an attention mechanism, or plain.
 
     Args:
         layout: `cifar(depth)` or `imagenet(depth)`.
-        attention: as `ela_probe.models.plugs` makes it; by default none.
+        attention: from `ela_probe.models.attention_mechanisms`; by default none.
 
     Input: [batch, in_channels, height, width]. Output: [batch, num_classes].
 
     Raises:
-        ModelError: the attention's arguments don't fit the channels.
+        ModelError: the arguments of the attention do not fit the channels.
     """
 
     takes_channels_last = True  # see system.memory_format
@@ -88,7 +91,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         layout: Layout,
-        attention: Attention = PLAIN,
+        attention: AttentionMechanism = PLAIN,
         *,
         num_classes: int = 10,
         in_channels: int = 3,
@@ -102,7 +105,7 @@ class ResNet(nn.Module):
         hidden = attention.hidden
         self.before = EmptyHidden(hidden) if hidden else nn.Identity()
         self.stages = nn.ModuleList()
-        self.shared = nn.ModuleDict()  # by the stage's number, where its blocks share something
+        self.shared = nn.ModuleDict()  # by the number of the stage, where its blocks share a module
         for number, (planes, blocks) in enumerate(zip(layout.planes, layout.blocks, strict=True)):
             stage = nn.ModuleList()
             for index in range(blocks):
@@ -110,7 +113,9 @@ class ResNet(nn.Module):
                 convolutions = body(channels + hidden, planes, stride)
                 downsample = shortcut(channels, planes * expansion, stride)
                 channels = planes * expansion
-                stage.append(plugged(attention, channels, convolutions, downsample, stride))
+                stage.append(
+                    block_with_attention(attention, channels, convolutions, downsample, stride)
+                )
             self.stages.append(stage)
             if attention.shared is not None:
                 self.shared[str(number)] = attention.shared(channels)
@@ -142,10 +147,14 @@ class ResNet(nn.Module):
         return self.fc(describe(self.after(x)).squeeze(1))
 
 
-def plugged(
-    attention: Attention, channels: int, body: nn.Sequential, downsample: nn.Module, stride: int
+def block_with_attention(
+    attention: AttentionMechanism,
+    channels: int,
+    body: nn.Sequential,
+    downsample: nn.Module,
+    stride: int,
 ) -> Block:
-    """A block with its parts of the attention."""
+    """A block with its modules of the attention mechanism."""
     if attention.body is not None:
         body.add_module("attention", attention.body(channels))
     if attention.hidden:
@@ -156,7 +165,7 @@ def plugged(
 
 
 def first_convolution(stem: Stem, in_channels: int, channels: int) -> nn.Module:
-    """What comes before the first norm."""
+    """The convolutions before the first norm."""
     if stem == "small":
         return nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
     if stem == "plain":

@@ -1,8 +1,8 @@
 """Recurrent layer aggregation: RLA_g (Zhao et al., NeurIPS 2021, arXiv 2110.11852).
 
-A hidden map h of a few channels runs along the blocks, through all stages. A block reads it beside
-its input, and a convolution that the stage shares writes it. Features and h travel as one tensor,
-h in the last channels; the arithmetic is that of fangyanwen1106/RLANet's `resnet_rla`.
+A hidden map h of a few channels runs along the blocks, through all stages. A block reads it with
+its input; convolutions that the stage shares update it. Features and h are one tensor with h
+in the last channels. The arithmetic is that of `resnet_rla` in fangyanwen1106/RLANet.
 """
 
 import torch
@@ -15,11 +15,11 @@ from ela_probe.models.blocks import Block
 class RLABlock(Block):
     """x' = relu(body(x, h) + shortcut(x)), h' = recurrent(tanh(norm(pool(h) + project(x')))).
 
-    `project` and `recurrent` are the stage's, the norm is the block's own. That h reads the
-    block's output is the published code's: it writes the output in place of the body's.
+    The stage shares `project` and `recurrent`; each block has its own norm. h reads the output of
+    the block, since the published code overwrites the output of the body with it.
 
     Args:
-        stride: of the body; h is pooled by it.
+        stride: the stride of the body, by which h is pooled.
     """
 
     def __init__(self, body: nn.Module, downsample: nn.Module, *, hidden: int, stride: int) -> None:
@@ -37,7 +37,7 @@ class RLABlock(Block):
 
 
 class Aggregation(nn.Module):
-    """What the blocks of a stage share: the convolutions that write h."""
+    """What the blocks of a stage share: the convolutions that update h."""
 
     def __init__(self, channels: int, *, hidden: int) -> None:
         super().__init__()

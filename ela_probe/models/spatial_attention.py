@@ -7,15 +7,15 @@ from ela_probe.models.channel_attention import reduced
 
 
 class CBAM(nn.Module):
-    """Channels first, then places: x' = x * M_c(x), x'' = x' * M_s(x') (eqs. 1-3).
+    """Channels first, then positions: x' = x * M_c(x), x'' = x' * M_s(x') (eqs. 1-3).
 
-        M_c(x) = sigmoid(MLP(mean over places) + MLP(max over places))      [batch, c, 1, 1]
+        M_c(x) = sigmoid(MLP(mean over positions) + MLP(max over positions))      [batch, c, 1, 1]
         M_s(x) = sigmoid(norm(7 x 7 convolution of (max, mean over channels)))  [batch, 1, h, w]
 
-    The norm after the convolution and the biases of the MLP are the published code's.
+    The norm after the convolution and the biases of the MLP are as in the published code.
 
     Raises:
-        ModelError: more reduction than channels.
+        ModelError: the reduction exceeds the channels.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:

@@ -1,139 +1,97 @@
-"""The models that come with the package: families of ResNets and of small transformers."""
+"""The table of the models that come with the package. Reading it imports no torch."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from __future__ import annotations
 
-from pydantic import validate_call
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from ela_probe.models import plugs
-from ela_probe.models.attnres import Transformer
-from ela_probe.models.plugs import Attention, Count
-from ela_probe.models.registry import ModelFamily, register_family
-from ela_probe.models.resnet import Layout, ResNet, cifar, imagenet
+from ela_probe.models.family import ModelFamily
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def resnet_family(
-    prefix: str, description: str, attention: Callable[..., Attention]
-) -> ModelFamily:
-    """CIFAR ResNets with an attention of `plugs`, whose arguments the family takes too."""
+def build(builder: str, *fixed: Any, **arguments: Any) -> nn.Module:
+    """Call a function of `builders`, which is imported now."""
+    from ela_probe.models import builders
 
-    @validate_call
-    def layout_of(depth: int, *, block: Literal["basic", "bottleneck"] = "basic") -> Layout:
-        return cifar(depth, block)
-
-    def build(depth: int, **arguments: Any) -> Any:
-        return build_resnet(layout_of, attention, 10, {"depth": depth, **arguments})
-
-    return ModelFamily(f"{prefix}resnet", build, description, (20, 32, 44, 56, 110))
+    return getattr(builders, builder)(*fixed, **arguments)  # type: ignore[no-any-return]
 
 
-def imagenet_family(
-    prefix: str,
-    description: str,
-    attention: Callable[..., Attention],
-    published: Mapping[str, Any],
-) -> ModelFamily:
-    """The same for ImageNet. published: arguments that stand where none are given."""
-
-    @validate_call
-    def layout_of(depth: int, *, stem: Literal["plain", "deep"] = "plain") -> Layout:
-        return imagenet(depth, stem)
-
-    def build(depth: int, **arguments: Any) -> Any:
-        return build_resnet(layout_of, attention, 1000, {"depth": depth, **published, **arguments})
-
-    return ModelFamily(f"{prefix}imagenet_resnet", build, description, (50, 101, 152))
-
-
-@validate_call
-def ends(num_classes: Count, *, in_channels: Count = 3) -> dict[str, int]:
-    """The arguments of a ResNet's first and last layer, checked."""
-    return {"num_classes": num_classes, "in_channels": in_channels}
-
-
-def build_resnet(
-    layout_of: Callable[..., Layout],
-    attention: Callable[..., Attention],
-    num_classes: int,
-    arguments: dict[str, Any],
-) -> ResNet:
-    """The arguments that are not of the layout or the ends of a ResNet go to its attention."""
-    arguments = {"num_classes": num_classes, **arguments}
-    of_ends = {k: arguments.pop(k) for k in ("num_classes", "in_channels") if k in arguments}
-    names = inspect.signature(layout_of).parameters
-    of_layout = {k: arguments.pop(k) for k in names if k in arguments}
-    return ResNet(layout_of(**of_layout), attention(**arguments), **ends(**of_ends))
-
-
-RESNETS: list[tuple[str, str, Callable[..., Attention], dict[str, Any]]] = [
-    # prefix, what it is, its arguments, and those of the published ImageNet network
-    ("", "plain", plugs.plain, {}),
-    ("se_", "SE (channel)", plugs.se, {}),
-    ("eca_", "ECA (channel)", plugs.eca, {}),
-    ("cbam_", "CBAM (place)", plugs.cbam, {}),
-    ("dia_", "DIA (layer)", plugs.dia, {"reduction": 20}),
-    ("rla_g_", "RLA_g (layer)", plugs.rla, {"hidden": 32}),
-    ("dla_b_", "DLA-B (layer)", plugs.dla_b, {"head_dim": 32, "reduction": 16}),
-    ("dla_l_", "DLA-L (layer)", plugs.dla_l, {"head_dim": 32, "reduction": 16}),
-    ("mrla_b_", "MRLA-B (layer)", plugs.mrla_b, {"stem": "deep"}),
-    ("mrla_l_", "MRLA-L (layer)", plugs.mrla_l, {"head_dim": 32}),
-]
-for prefix, what, attention, _ in RESNETS:
-    register_family(resnet_family(prefix, f"CIFAR, {what}", attention))
-for prefix, what, attention, published in RESNETS:
-    register_family(imagenet_family(prefix, f"ImageNet, {what}", attention, published))
-
-
-def attnres_family(prefix: str, description: str, *, blocks: int) -> ModelFamily:
-    """Transformers with Attention Residuals."""
-
-    @validate_call
-    def build(
-        depth: Count,
-        *,
-        block_size: Count = blocks,
-        dim: Count = 128,
-        heads: Count = 4,
-        kv_heads: Count = 2,
-        vocab_size: Count = 256,
-        tied: bool = False,
-    ) -> Any:
-        return Transformer(
-            depth,
-            block_size=block_size,
-            dim=dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            vocab_size=vocab_size,
-            tied=tied,
-        )
-
-    return ModelFamily(prefix, build, description, (6, 12), "tokens")
-
-
-@validate_call
-def build_gpt(
-    depth: Count,
-    *,
-    dim: Count = 128,
-    heads: Count = 4,
-    kv_heads: Count = 2,
-    vocab_size: Count = 256,
-    tied: bool = False,
-) -> Any:
-    """A plain decoder-only transformer."""
-    return Transformer(
-        depth,
-        attention=None,
-        dim=dim,
-        heads=heads,
-        kv_heads=kv_heads,
-        vocab_size=vocab_size,
-        tied=tied,
+def cifar(mechanism: str, description: str, parameters: tuple[int, ...]) -> ModelFamily:
+    """CIFAR ResNets with an attention mechanism, whose arguments the family takes too."""
+    return ModelFamily(
+        resnet_name(mechanism, "resnet"),
+        partial(build, "cifar_resnet", mechanism),
+        f"CIFAR, {description}",
+        (20, 32, 44, 56, 110),
+        parameters=parameters,
     )
 
 
-register_family(ModelFamily("gpt", build_gpt, "text, plain", (6, 12), "tokens"))
-register_family(attnres_family("attnres", "text, AttnRes", blocks=1))
-register_family(attnres_family("attnres_block", "text, block AttnRes", blocks=4))
+def imagenet(
+    mechanism: str, description: str, parameters: tuple[int, ...], **published: Any
+) -> ModelFamily:
+    """ImageNet ResNets with an attention mechanism.
+
+    published: defaults that differ from those for CIFAR, as in the published networks.
+    """
+    return ModelFamily(
+        resnet_name(mechanism, "imagenet_resnet"),
+        partial(build, "imagenet_resnet", mechanism, published),
+        f"ImageNet, {description}",
+        (50, 101, 152),
+        parameters=parameters,
+    )
+
+
+def resnet_name(mechanism: str, backbone: str) -> str:
+    """The name of a family, such as `mrla_b_resnet`."""
+    return backbone if mechanism == "plain" else f"{mechanism}_{backbone}"
+
+
+def text(name: str, description: str, parameters: tuple[int, ...]) -> ModelFamily:
+    """Language models."""
+    return ModelFamily(
+        name, partial(build, name), f"text, {description}", (6, 12), "tokens", parameters
+    )
+
+
+# The descriptions say what the attention is over. tests/test_models.py checks the counts.
+ZOO: tuple[ModelFamily, ...] = (
+    cifar("plain", "plain", (272_474, 466_906, 661_338, 855_770, 1_730_714)),
+    cifar("se", "SE (channel)", (274_490, 470_266, 666_042, 861_818, 1_742_810)),
+    cifar("eca", "ECA (channel)", (272_501, 466_951, 661_401, 855_851, 1_730_876)),
+    cifar("cbam", "CBAM (space)", (275_747, 472_361, 668_975, 865_589, 1_750_352)),
+    cifar("dia", "DIA (layer)", (286_866, 481_298, 675_730, 870_162, 1_745_106)),
+    cifar("rla_g", "RLA_g (layer)", (314_354, 533_122, 751_890, 970_658, 1_955_114)),
+    cifar("dla_b", "DLA-B (layer)", (287_704, 484_636, 681_568, 878_500, 1_764_694)),
+    cifar("dla_l", "DLA-L (layer)", (289_048, 486_204, 683_360, 880_516, 1_767_718)),
+    cifar("mrla_b", "MRLA-B (layer)", (276_224, 473_156, 670_088, 867_020, 1_753_214)),
+    cifar("mrla_l", "MRLA-L (layer)", (276_560, 473_716, 670_872, 868_028, 1_755_230)),
+    imagenet("plain", "plain", (25_557_032, 44_549_160, 60_192_808)),
+    imagenet("se", "SE (channel)", (28_071_976, 49_292_328, 66_770_984)),
+    imagenet("eca", "ECA (channel)", (25_557_118, 44_549_331, 60_193_064)),
+    imagenet("cbam", "CBAM (space)", (28_089_624, 49_330_172, 66_826_848)),
+    imagenet("dia", "DIA (layer)", (28_358_052, 47_350_180, 62_993_828), reduction=20),
+    imagenet("rla_g", "RLA_g (layer)", (25_870_696, 45_003_176, 60_770_792), hidden=32),
+    imagenet(
+        "dla_b",
+        "DLA-B (layer)",
+        (28_532_148, 47_715_934, 63_528_712),
+        head_dim=32,
+        reduction=16,
+    ),
+    imagenet(
+        "dla_l",
+        "DLA-L (layer)",
+        (28_581_812, 47_783_006, 63_611_144),
+        head_dim=32,
+        reduction=16,
+    ),
+    imagenet("mrla_b", "MRLA-B (layer)", (25_742_580, 44_926_366, 60_739_144), stem="deep"),
+    imagenet("mrla_l", "MRLA-L (layer)", (25_738_452, 44_939_646, 60_767_784), head_dim=32),
+    text("gpt", "plain", (1_173_120, 2_280_576)),
+    text("attnres", "AttnRes", (1_174_784, 2_283_776)),
+    text("attnres_block", "block AttnRes", (1_174_784, 2_283_776)),
+)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ela_probe.models import plugs
+from ela_probe.models import attention_mechanisms
 from ela_probe.models.registry import create_model
 from ela_probe.models.resnet import Layout, ResNet
 
@@ -54,7 +54,7 @@ def network(entry: Mapping[str, Any]) -> nn.Module:
     """Ours: a `model` of the registry, or a `layout` and an `attention`, with `arguments`."""
     if "model" in entry:
         return create_model(entry["model"], **entry["arguments"])
-    attention = getattr(plugs, entry["attention"])(**entry["arguments"])
+    attention = getattr(attention_mechanisms, entry["attention"])(**entry["arguments"])
     return ResNet(Layout(**entry["layout"]), attention)
 
 

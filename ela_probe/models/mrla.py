@@ -1,35 +1,25 @@
-"""Layer attention as modules: MRLA-B and MRLA-L (Fang et al., ICLR 2023, arXiv 2302.03985).
+"""MRLA-B and MRLA-L (Fang et al., ICLR 2023, arXiv 2302.03985).
 
-A retrieval takes a block's output, gives its own key and value to the stage's sources and adds
-what it retrieves. Its weights pass through a `Tap`, so that a hook can read them.
+A retrieval takes the output of a block, adds its key and value to the sources of the stage, and
+adds what it retrieves from them to the output.
 """
 
 import math
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torchvision.ops import StochasticDepth
 
 from ela_probe.errors import ModelError
+from ela_probe.models.descriptor import descriptor_conv, project
 from ela_probe.models.norm_relu_add import norm_relu_add
 from ela_probe.models.stack import Rows, Stack, weighted_sum
+from ela_probe.models.tap import Tap
 from ela_probe.sites import Kind
 
 AnySource = TypeVar("AnySource", bound="Source")
-
-
-class Tap(nn.Module):
-    """An identity that layer-attention weights pass through: the place for a forward hook.
-
-    `context` is what else a reader needs (the decay of a gated recurrence); it is not returned.
-    """
-
-    def forward(self, weights: Tensor, *context: Tensor) -> Tensor:
-        return weights
 
 
 class Sources:
@@ -87,9 +77,10 @@ class Sources:
 
 
 class Source(nn.Module):
-    """A layer's key and value: the pooled descriptor's 1-D and a depthwise 3 x 3 convolution.
+    """The key and the value of a layer, without a retrieval.
 
-    On its own it is what a skipped retrieval leaves: a source for later layers.
+    The key is a 1-D convolution of the pooled descriptor, the value a depthwise 3 x 3 convolution.
+    It replaces a skipped retrieval, so that later layers can still retrieve from the layer.
     """
 
     def __init__(self, channels: int, *, head_dim: int = 16) -> None:
@@ -105,14 +96,14 @@ class Source(nn.Module):
         return x
 
     def projected(self, x: Tensor, *convolutions: nn.Conv1d) -> list[Tensor]:
-        """Of the pooled descriptor, [batch, heads, head_dim] each."""
+        """Convolutions of the pooled descriptor: [batch, heads, head_dim] each."""
         return [part.unflatten(1, (self.heads, -1)) for part in project(x, *convolutions)]
 
 
 class MRLABase(Source):
-    """MRLA-B: o_t = Σ_s softmax_s(q_t · k_s / √d) V_s over the stage's sources (eq. 6).
+    """MRLA-B: o_t = Σ_s softmax_s(q_t · k_s / √d) V_s over the sources of the stage (eq. 6).
 
-    The block's output becomes x + drop_path(relu(norm(o_t))).
+    The output of the block becomes x + drop_path(relu(norm(o_t))).
     """
 
     kind: Kind = "softmax"
@@ -137,15 +128,15 @@ class MRLABase(Source):
         return sources.add_value_and_sum(value, self.tap(weights))
 
     def without_retrieval(self) -> Source:
-        """The same key and value with no retrieval: what the action `skip` leaves."""
+        """The same key and value without a retrieval: the result of the action `skip`."""
         return self._as(Source)
 
     def as_recurrence(self) -> "MRLARecurrence":
-        """The same parameters in the recurrent form: what the action `recur` leaves."""
+        """The same parameters in the recurrent form: the result of the action `recur`."""
         return self._as(MRLARecurrence)
 
     def _as(self, form: type[AnySource]) -> AnySource:
-        with torch.device("meta"):  # no random numbers: all its parts are replaced
+        with torch.device("meta"):  # draws no random numbers; all parts are replaced
             other = form(self.norm.num_features, head_dim=self.norm.num_features // self.heads)
         for name, part in self.named_children():
             if name in other._modules:
@@ -154,11 +145,11 @@ class MRLABase(Source):
 
 
 class MRLARecurrence(MRLABase):
-    """What the action `recur` leaves: o_t = (1 − m_t) o_i + Σ_{s>i} w_t(s) V_s.
+    """o_t = (1 − m_t) o_i + Σ_{s>i} w_t(s) V_s with m_t = Σ_{s>i} w_t(s): the action `recur`.
 
-    o_i is the latest retrieval formed before, over the sources up to i; m_t = Σ_{s>i} w_t(s).
-    The weights are MRLA-B's own; only the values are not read again. Exact where the weights of t
-    and i are alike on the sources of i (shape divergence 0).
+    o_i is the latest retrieval before t, over the sources up to i. The weights w_t are those of
+    MRLA-B, but the values up to i are not read again. Exact where t and i weight the sources of i
+    in the same way (shape divergence 0).
     """
 
     def retrieve(self, value: Tensor, weights: Tensor, sources: Sources) -> Tensor:
@@ -173,8 +164,8 @@ class MRLARecurrence(MRLABase):
 class MRLALight(nn.Module):
     """MRLA-L: o_t = sigmoid(q_t · k_t / √d) V_t + λ_t o_{t-1}, with o_{t-1} the block's input.
 
-    That o_{t-1} is the block's (downsampled) input is the published code's choice. The block's
-    output becomes x + drop_path(norm(o_t)). No layer keeps a list of sources.
+    The published code takes the (downsampled) input of the block as o_{t-1}, and so does this
+    module. The output of the block becomes x + drop_path(norm(o_t)). There is no list of sources.
     """
 
     kind: Kind = "unrolled"
@@ -201,74 +192,18 @@ class MRLALight(nn.Module):
         return x + self.drop_path(self.norm(retrieved))
 
 
-def describe(x: Tensor) -> Tensor:
-    """The pooled descriptor of feature maps: [batch, channels, h, w] to [batch, 1, channels]."""
-    # A sum, since its gradient is a view; in float32 at least, since it leaves float16's range.
-    total = x.sum(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
-    return (total / (x.shape[2] * x.shape[3])).to(x.dtype).unsqueeze(1)
-
-
-def descriptor_conv(channels: int) -> nn.Conv1d:
-    """The 1-D convolution along channels of MRLA and ECA: its odd width grows with log2(C)."""
-    width = int(abs((math.log2(channels) + 1) / 2))
-    width += 1 - width % 2
-    return nn.Conv1d(1, 1, width, padding=width // 2, bias=False)
-
-
-def project(x: Tensor, *convolutions: nn.Conv1d) -> tuple[Tensor, ...]:
-    """Several `descriptor_conv` of the pooled descriptor of x, [batch, channels] each."""
-    if torch.compiler.is_compiling():
-        descriptor = describe(x)
-        return tuple(convolution(descriptor).squeeze(1) for convolution in convolutions)
-    taps = torch.cat([convolution.weight for convolution in convolutions]).squeeze(1)
-    return _Project.apply(x, taps).unbind(0)  # type: ignore[no-any-return]
-
-
-class _Project(torch.autograd.Function):
-    """The convolutions as one matrix product over the descriptor's windows.
-
-    A convolution with one channel is slow. Differentiated once, by hand; the gradient by x is a
-    view.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
-        windows = windows_of(describe(x), taps.shape[1]).to(taps.dtype)
-        ctx.save_for_backward(windows, taps)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        return (taps @ windows.T).view(len(taps), x.shape[0], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        windows, taps = ctx.saved_tensors
-        grad = grad.to(taps.dtype)  # autocast may have made it less
-        by_taps = grad.reshape(len(taps), -1) @ windows
-        turned = windows_of(grad.transpose(0, 1), taps.shape[1])
-        by_descriptor = turned @ taps.flip(1).reshape(-1, 1)
-        batch, channels, height, width = ctx.shape
-        by_mean = (by_descriptor / (height * width)).view(batch, channels, 1, 1)
-        return by_mean.to(ctx.dtype).expand(ctx.shape), by_taps
-
-
-def windows_of(rows: Tensor, width: int) -> Tensor:
-    """[batch, parts, channels] to [batch * channels, parts * width], zeros beyond the ends."""
-    padded = F.pad(rows, (width // 2, width // 2)).unfold(2, width, 1)
-    return padded.transpose(1, 2).reshape(-1, rows.shape[1] * width)
-
-
 def depthwise_conv(channels: int) -> nn.Conv2d:
-    """MRLA's value: a 3 x 3 convolution of each channel by itself."""
+    """A 3 x 3 convolution of each channel by itself: the value of MRLA."""
     return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
 
 
 def stochastic_depth(probability: float) -> nn.Module:
-    """Drop path: in training, zero for whole samples with this probability."""
+    """Drop path: in training a sample becomes zero with this probability."""
     return StochasticDepth(probability, mode="row") if probability > 0 else nn.Identity()
 
 
 def number_of_heads(channels: int, head_dim: int) -> int:
-    """Raises ModelError when the channels don't divide into heads."""
+    """channels / head_dim. Raises ModelError where it is no whole number."""
     if head_dim < 1 or channels % head_dim:
         raise ModelError(
             f"head_dim={head_dim} does not divide {channels} channels; use a power of two up to 16"
