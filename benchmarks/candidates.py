@@ -18,8 +18,9 @@ from ela_probe.errors import OptionError
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.pipeline import analyze_checkpoint, data_for
 from ela_probe.pruning.plan import Constraints, SkipPlan
-from ela_probe.pruning.planners import as_plan, make_plan, skipping, within_budget
+from ela_probe.pruning.planners import as_plan, make_plan, skip_decisions
 from ela_probe.pruning.prune import prune
+from ela_probe.pruning.site_budget import within_budget
 from ela_probe.sites import Action
 from ela_probe.system.device import resolve_device
 from ela_probe.system.progress import track
@@ -155,7 +156,7 @@ class Subject:
         return as_plan(
             self.analysis,
             [
-                skipping(part, positions, self.action)
+                skip_decisions(part, positions, self.action)
                 for positions, part in zip(chosen, parts, strict=True)
             ],
             target=self.analysis.target,

@@ -1,8 +1,8 @@
-"""The errors that a user can meet. Each message says what came, what was expected, what to do."""
+"""The errors that a user can meet. Messages say what was given, what was expected, what to do."""
 
 
 class ElaProbeError(Exception):
-    """Root of all errors raised on purpose; the CLI prints it in one line with exit code 2."""
+    """Root of all errors raised on purpose. The CLI prints them in one line, with exit code 2."""
 
 
 class OptionError(ElaProbeError):
@@ -10,7 +10,7 @@ class OptionError(ElaProbeError):
 
 
 class ModelError(ElaProbeError):
-    """A model can't be built, or holds no layer attention that can be read."""
+    """A model can't be built, or has no layer attention that can be read."""
 
 
 class CheckpointError(ElaProbeError):
@@ -26,20 +26,20 @@ class DataWarning(UserWarning):
 
 
 class ProbeError(ElaProbeError):
-    """The probe saw something other than the sites it was told to expect."""
+    """The sites did not behave as discovery found them, or their weights are no weights."""
 
 
 class AnalysisError(ElaProbeError):
-    """An analysis holds too little to answer, or its directory can't be read."""
+    """An analysis has too little data for the question, or its folder can't be read."""
 
 
 class PlanError(ElaProbeError):
-    """A skip plan is invalid, infeasible, or made for other sites."""
+    """A skip plan is invalid, infeasible, or was made for other sites."""
 
 
 class ProcessError(ElaProbeError):
-    """One of several processes is gone, and the others can't go on."""
+    """One of several processes ended early, and the others can't continue."""
 
 
 class OutputError(ElaProbeError):
-    """A result can't be written; nothing half-written is left behind."""
+    """A result can't be written. No half-written file is left."""

@@ -21,11 +21,11 @@ class Site:
     """One place where a retrieval happens, and where its weights can be read.
 
     name: qualified module name, with `@k` where a module retrieves more than once in a pass.
-    sources: |S_t|. module: qualified name of the module to watch. reads: what of it is read: the
-    inputs or the output of its forward, or the outcome of a softmax function called inside it
-    (not inside its submodules). call: which of the firings in a pass this is, of `calls` in all.
-    axis: the axis of what is read that runs over the sources. batch_axis: the one that runs over
-    the samples; None where the weights don't depend on the input.
+    sources: |S_t|. module: qualified name of the module to hook. reads: what is read there: the
+    inputs or the output of its forward, or the result of a softmax function that it calls itself
+    (not in a submodule). call: the index of this firing among the `calls` that the module has in
+    a pass. axis: the axis of the tensor read that runs over the sources. batch_axis: the axis that
+    runs over the samples; None where the weights don't depend on the input.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Site:
 class Stage:
     """The ordered sites that share one growing list of sources, and the kind of their weights.
 
-    carried_over: the next stage reads this one's sources, so that all of them are needed.
+    carried_over: whether the next stage reads this one's sources, so that all of them are needed.
     """
 
     name: str
@@ -85,7 +85,7 @@ class NamedStage(Protocol):
 
 
 def fingerprint(stages: Sequence[NamedStage]) -> str:
-    """A SHA-256 over names, kinds and sizes: equal for models whose sites are the same."""
+    """A SHA-256 of names, kinds and sizes in order: equal for models with the same sites."""
     content = [[s.name, s.kind, [[t.name, t.sources] for t in s.sites]] for s in stages]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -128,7 +128,7 @@ def drop_unread(actions: Sequence[Action], *, carried_over: bool) -> list[Action
 
 
 def describe(stages: Iterable[NamedStage]) -> dict[str, str]:
-    """Every site in words, by its name.
+    """Every site by its name, in words.
 
     >>> describe([Stage("stack", "softmax", (Site("layers.0", "layers.0", 1),))])
     {'layers.0': 'softmax, 1 sources'}

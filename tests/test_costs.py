@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from ela_probe import AttentionProbe, create_model, discover, prune
 from ela_probe.errors import ModelError, PlanError
 from ela_probe.evaluation.profiling import describe_machine
-from ela_probe.pruning import time_budget as frontier
+from ela_probe.pruning import time_budget
 from ela_probe.pruning.cost_model import CostModel, Seconds, SiteChoices, StageCosts, Terms
-from ela_probe.pruning.measure_costs import contestants, fit, measure_costs, offered
+from ela_probe.pruning.measure_costs import (
+    fit_terms,
+    measure_costs,
+    plans_to_time,
+    possible_actions,
+)
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import make_plan
 from ela_probe.pruning.time_budget import Charges, stage_frontier, within_time
@@ -193,7 +198,7 @@ def test_thinning_costs_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) ->
     part = analysis_of([9]).stages[0]
     stage, charges = priced(part.stage, (0.2, 0.031, 0.017, 0.11, 0.013)), Charges.of(part)
     exact = stage_frontier(stage, charges)
-    monkeypatch.setattr(frontier, "LIMIT", 20)
+    monkeypatch.setattr(time_budget, "LIMIT", 20)
     thin = stage_frontier(stage, charges)
     assert len(thin.seconds) <= 21 < len(exact.seconds)
     assert thin.seconds[0] == exact.seconds[0]
@@ -229,7 +234,7 @@ def test_seconds_are_a_sum_over_sites_and_a_dropped_source_shortens_later_ones()
     assert stage.model_copy(update={"carried_over": True}).seconds(
         flat([stage], ("keep", *["skip"] * 4))  # type: ignore[arg-type]
     ) == pytest.approx(0.04)
-    with pytest.raises(PlanError, match="none of the action 'recur'"):
+    with pytest.raises(PlanError, match="the action 'recur' in s0 were not measured"):
         stage.model_copy(update={"recur": None}).seconds({"s0.1": "recur"})
 
 
@@ -247,11 +252,11 @@ def test_the_fit_recovers_costs_whatever_slows_a_whole_round(
         for part in analysis_of(sizes).stages
     ]
     costs = costs_of(stages)
-    plans = list(contestants(stages))
+    plans = list(plans_to_time(stages))
     assert plans[0] == {}
     terms = np.array([[1, *itertools.chain(*(s.terms(p) for s in stages))] for p in plans])
     steps = np.array([costs.predict(plan) for plan in plans])
-    fitted, error = fit(terms.astype(float), np.outer(steps, slowness))
+    fitted, error = fit_terms(terms.astype(float), np.outer(steps, slowness))
     assert error == pytest.approx(0, abs=1e-6)
     known = [costs.base.value]
     for stage in stages:
@@ -271,10 +276,10 @@ def test_more_rounds_of_the_same_spread_lift_a_cost_out_of_the_noise() -> None:
 def test_what_cannot_be_told_apart_is_one_cost() -> None:
     """Of two sites only the second can be kept, of two sources always: keep takes it all."""
     stages = [priced(analysis_of([2]).stages[0].stage, (1.0, 0.1, 0.2, 0.3, 0.05))]
-    plans = list(contestants(stages))
+    plans = list(plans_to_time(stages))
     terms = np.array([[1.0, *stages[0].terms(plan)] for plan in plans])
     steps = np.array([[costs_of(stages).predict(plan)] for plan in plans])
-    base, keep, skip, recur, source, start = fit(terms, steps)[0]
+    base, keep, skip, recur, source, start = fit_terms(terms, steps)[0]
     assert (skip, source, start) == (None, None, None)
     assert [c.value for c in (base, keep, recur) if c] == pytest.approx([1.0, 1.2, 0.4])
 
@@ -310,7 +315,7 @@ def test_costs_survive_their_file_and_broken_ones_are_refused(tmp_path: Path) ->
         ({"time": 0.8}, "needs costs.*and a time"),
         ({"planner": "budget", "costs": True, "time": 0.8}, "no other planner takes them"),
         ({"costs": True, "time": 0.8, "action": "recur"}, "chooses the actions"),
-        ({"costs": True, "time": 1.2}, "1 at most"),
+        ({"costs": True, "time": 1.2}, "at most 1"),
         ({"costs": True, "time": 0.0}, "more than 0"),
     ],
 )
@@ -345,7 +350,7 @@ def test_every_plan_of_the_planner_can_be_carried_out(block_size: int) -> None:
         model(tokens(4, 6))
     analysis = probe.analysis()
     (stage,) = discover(model).stages
-    possible = offered(model, stage)
+    possible = possible_actions(model, stage)
     assert not possible.recur_after_skip
     prices = {"keep": seconds(0.2), "source": seconds(0.03), "skip": seconds(0.01)}
     costs = costs_of([possible.model_copy(update={**prices, "recur": seconds(0.05)})], of=[stage])
@@ -361,7 +366,7 @@ def test_every_plan_of_the_planner_can_be_carried_out(block_size: int) -> None:
 
 def test_the_actions_an_adapter_refuses_are_not_offered() -> None:
     (stage,) = discover(model := create_model("attnres_block2", block_size=2, **SMALL)).stages
-    blocks = [site.actions for site in offered(model, stage).sites]
+    blocks = [site.actions for site in possible_actions(model, stage).sites]
     assert blocks[0] == ("keep",)
     assert all("drop" not in actions for actions in blocks[:-1])
     assert "recur" in blocks[1]
@@ -405,5 +410,5 @@ def test_what_cannot_be_pruned_cannot_be_measured(images: Tensor) -> None:
 def test_one_retrieval_a_stage_leaves_nothing_to_choose(images: Tensor) -> None:
     batch = (images[:2], torch.tensor([0, 1]))
     costs = measure_costs(settled("mrla_b_resnet8"), batch, rounds=1, warmup=0, progress=False)
-    assert len(list(contestants(costs.stages))) == 1
+    assert len(list(plans_to_time(costs.stages))) == 1
     assert costs.predict({}) == costs.base.value

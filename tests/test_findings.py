@@ -103,6 +103,8 @@ def test_weights_near_one_hot_are_named_as_such() -> None:
 
 
 def test_findings_import_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, ela_probe.findings; print({'torch', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import sys, ela_probe.analysis.findings; print({'torch', 'matplotlib'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

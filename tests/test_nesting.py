@@ -12,7 +12,7 @@ from ela_probe.analysis.beta_fit import fit_beta
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import OptionError, PlanError
 from ela_probe.pruning.plan import Constraints
-from ela_probe.pruning.planners import stage_optima
+from ela_probe.pruning.site_budget import stage_optima
 from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.ela.moving_averages import StageAverage
 from ela_probe.training.ela.nested_plans import (

@@ -54,7 +54,7 @@ def broken(document: dict, change: str) -> dict:  # type: ignore[type-arg]
     [
         ("version", r"schema_version: expected version 1.*got 7"),
         ("action", r"Input should be 'keep', 'recur', 'skip' or 'drop' \(got 'remove'\)"),
-        ("first", r"s0\.0 is the first site of its stage and can't be 'skip'"),
+        ("first", r"s0\.0 is the first site of its stage and can't have the action 'skip'"),
         ("extra", r"comment: Extra inputs are not permitted"),
         ("missing", r"stages: Field required"),
         ("kind", r"got 'token'"),

@@ -13,13 +13,8 @@ from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.errors import PlanError
 from ela_probe.pruning.plan import Constraints
-from ela_probe.pruning.planners import (
-    PLANNERS,
-    below_threshold,
-    make_plan,
-    stage_optima,
-    within_budget,
-)
+from ela_probe.pruning.planners import PLANNERS, make_plan
+from ela_probe.pruning.site_budget import below_threshold, stage_optima, within_budget
 from ela_probe.sites import Site, Stage
 
 

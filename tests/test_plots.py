@@ -17,7 +17,7 @@ from ela_probe.analysis.result import MEASURES
 from ela_probe.errors import OptionError, OutputError
 from ela_probe.pruning.planners import make_plan
 from ela_probe.report import plots
-from ela_probe.report.figure_style import TICKS, pattern, robust_norm, short_labels
+from ela_probe.report.figure_style import TICKS, robust_norm, shared_name, short_labels
 from ela_probe.report.log_odds import log_odds_density, rebin
 from tests.synthetic import make_analysis
 
@@ -178,4 +178,4 @@ def test_colours_are_logarithmic_only_over_decades_and_ignore_outliers() -> None
     ],
 )
 def test_site_labels_are_what_differs(names: list[str], labels: list[str], common: str) -> None:
-    assert (short_labels(names), pattern(names)) == (labels, common)
+    assert (short_labels(names), shared_name(names)) == (labels, common)

@@ -157,7 +157,7 @@ class Changed(nn.Module):
     [
         ("silent", r"stages\.1\.2\.retrieval fired 0 times"),
         ("twice", r"stages\.1\.2\.retrieval fired 2 times"),
-        ("shape", r"stages\.1\.2\.retrieval: weights of shape \[6, 2, 1\] came"),
+        ("shape", r"stages\.1\.2\.retrieval: got weights of shape \[6, 2, 1\]"),
         ("nan", r"stages\.1\.2\.retrieval: weights are NaN"),
     ],
 )

@@ -188,7 +188,7 @@ def test_comparison_counts_evaluates_and_survives_json(batch: tuple[Tensor, Tens
 
 def test_comparing_nothing_or_the_same_name_twice_is_an_error(batch: tuple[Tensor, Tensor]) -> None:
     twice = [CompareEntry("a", create_model("resnet8")) for _ in range(2)]
-    with pytest.raises(OptionError, match="named differently"):
+    with pytest.raises(OptionError, match="with different names"):
         compare(twice, [batch])
     with pytest.raises(OptionError, match="one or more"):
         compare([], [batch])

@@ -162,16 +162,16 @@ def test_nothing_recorded_is_an_error() -> None:
 
 @pytest.mark.parametrize("sizes", [[], [2, 1], [0, 1]])
 def test_sizes_must_not_fall(sizes: list[int]) -> None:
-    with pytest.raises(ProbeError, match="never falls"):
+    with pytest.raises(ProbeError, match="never decrease"):
         RedundancyMetric(sizes)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([torch.ones(2, 1)], "1 retrievals came; expected 2"),
-        ([torch.ones(2, 1), torch.ones(2, 3)], r"shape \[2, 3\] came; expected \[2, 2\]"),
-        ([torch.ones(2, 1), torch.ones(3, 2)], r"shape \[3, 2\] came"),
+        ([torch.ones(2, 1)], "got 1 retrievals; expected 2"),
+        ([torch.ones(2, 1), torch.ones(2, 3)], r"shape \[2, 3\]; expected \[2, 2\]"),
+        ([torch.ones(2, 1), torch.ones(3, 2)], r"shape \[3, 2\];"),
         ([torch.ones(2, 1), torch.full((2, 2), float("nan"))], "b: weights are NaN"),
         ([torch.ones(2, 1), torch.full((2, 2), float("inf"))], "infinite"),
         ([torch.ones(2, 1), torch.tensor([[0.5, 0.5], [1.5, -0.5]])], "negative"),

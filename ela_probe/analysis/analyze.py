@@ -1,4 +1,4 @@
-"""`analyze`: run a model over data under the probe, and bring back the analysis."""
+"""`analyze`: run a model over data inside a probe, and return the analysis."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -35,20 +35,20 @@ def analyze(
 ) -> Analysis:
     """Measure the redundancy of a model's layer attention in eval mode, in one pass.
 
-    Accuracy and loss are measured too where there are labels (N,) for every batch and logits
-    (N, K), alone or as `logits` of the output; elsewhere they are None.
+    Accuracy and loss are measured too if every batch has labels (N,) and the model returns logits
+    (N, K), alone or as `logits` of its output. Otherwise they are None.
 
-    Where torch.distributed is up, every process calls it with batches of its own, and all get the
-    analysis of all, with the very sums that one process would have. A sampler that repeats samples
-    to make the processes' numbers equal is refused.
+    Under torch.distributed every process calls it with its own batches, and all of them return the
+    analysis of all batches, with exactly the sums that one process would have. A sampler that
+    repeats samples to give every process the same number is refused.
 
     Args:
-        model: any model; its modes are put back afterwards.
-        batches: e.g. a DataLoader, without augmentation. A pair is inputs and labels; anything
-            else (a tensor, a dict, a longer tuple) is what the model is called with.
-        labelled: False where a pair is two arguments of the model.
-        discovery: what `discover` or `DeclaredAdapter.discover` found, when it was called already.
-        device: where to compute; where the model is when None.
+        model: any model; the modes of its modules are restored afterwards.
+        batches: e.g. a DataLoader, without augmentation. A pair is inputs and labels; the model is
+            called with anything else (a tensor, a dict, a longer tuple) as it is.
+        labelled: False if a pair is two arguments of the model.
+        discovery: the result of `discover` or `DeclaredAdapter.discover`, if it was called already.
+        device: where to compute; the model's device when None.
         provenance: what is known of model and data; samples, accuracy and time are filled in.
         target: of the skip scores.
         every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`);
@@ -94,32 +94,32 @@ def analyze(
 
 
 def sampling_of(probe: AttentionProbe) -> dict[str, int]:
-    """What was asked for and what it came to; empty where everything was recorded."""
-    asked: dict[str, int] = {
+    """The sampling options and the numbers of batches; empty if everything was recorded."""
+    options: dict[str, int] = {
         name: value
         for name, value in vars(probe.sampling).items()
         if value is not None and (name, value) != ("every", 1)
     }
-    if not asked:
+    if not options:
         return {}
     counts = {"batches": probe.seen, "recorded": probe.passes}
-    if "max_batches" in asked:
-        counts["max_batches"] = asked["max_batches"]
-    return {**asked, **{name: sum(all_gather(value)) for name, value in counts.items()}}
+    if "max_batches" in options:
+        counts["max_batches"] = options["max_batches"]
+    return {**options, **{name: sum(all_gather(value)) for name, value in counts.items()}}
 
 
 def sampling_note(sampled: Mapping[str, int]) -> str:
     """What was recorded, in one line for the provenance."""
     tokens = sampled.get("max_tokens")
     return (
-        f"sampled: the divergences are of {sampled['recorded']} of the {sampled['batches']} "
-        "batches that were run"
+        f"sampled: the divergences were recorded in {sampled['recorded']} of the "
+        f"{sampled['batches']} batches that were run"
         + ("" if tokens is None else f", at most {tokens} token positions a sample")
     )
 
 
 def check_repeats(batches: Iterable[Any]) -> None:
-    """Raise DataError where a DistributedSampler would have samples count twice."""
+    """Raise DataError if a DistributedSampler repeats samples, which would count twice."""
     sampler = getattr(batches, "sampler", None)
     if isinstance(sampler, DistributedSampler) and sampler.total_size > len(sampler.dataset):  # type: ignore[arg-type]
         raise DataError(

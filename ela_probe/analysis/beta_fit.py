@@ -1,8 +1,8 @@
 """Maximum-likelihood Beta fits from streamed sums (design: section 4.2).
 
 The sufficient statistics of a Beta sample are n, Σ log u and Σ log(1−u), so a stream is fitted
-without keeping it. A histogram over fixed bins serves the Kolmogorov-Smirnov distance and means
-of functions of u.
+without being stored. A histogram over fixed bins is kept for the Kolmogorov-Smirnov distance and
+for means of functions of u.
 """
 
 import math
@@ -13,23 +13,24 @@ from scipy import special, stats
 
 from ela_probe.system.arrays import Counts, Floats
 
-# Bins of equal width in logit(u) resolve both ends of (0, 1); the outer two hold what lies beyond.
+# Bins of equal width in logit(u) resolve both ends of (0, 1). The outer two also count all values
+# beyond them.
 LOGIT_LIMIT, BINS = 35.0, 4096
 LOGIT_EDGES = np.linspace(-LOGIT_LIMIT, LOGIT_LIMIT, BINS + 1)
 EDGES = special.expit(LOGIT_EDGES)
 EDGES[0], EDGES[-1] = 0.0, 1.0
 
-# Divergences at or below this are rounding: u counts as 0 and is squeezed into the interval.
+# A u at or below this is rounding error. It counts as 0 and is squeezed into the interval.
 ZERO = 2.0**-50
 
 
 @dataclass(frozen=True)
 class BetaStatistics:
-    """What a fit needs of a sample of u in [0, 1): counts, sums and a histogram.
+    """The counts, sums and histogram of a sample of u in [0, 1) that a fit needs.
 
-    n: sample size; zeros: how many u are 0 (left out of log_u); log_u: Σ log u;
-    log_1mu: Σ log(1−u); u, uu: Σ u, Σ u²; histogram: [BINS] counts over EDGES. Averages over epochs
-    have counts that are no integers.
+    n: sample size; zeros: how many u are 0 (they are left out of log_u); log_u: Σ log u;
+    log_1mu: Σ log(1−u); u, uu: Σ u, Σ u²; histogram: [BINS] counts over EDGES. Counts that are
+    averaged over epochs need not be integers.
     """
 
     n: int

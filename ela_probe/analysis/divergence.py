@@ -86,7 +86,7 @@ def pairwise(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
     Args:
         weights: [rows, sites, sources] float64, site t normalised over its first sizes[t]
             sources and zero behind them.
-        sizes: the number of sources of each site; it never falls.
+        sizes: the number of sources of each site, in non-decreasing order.
 
     Returns: [rows, sites, sites] tensors; entry (i, j) with i < j is div(w_i, w_j).
     """
@@ -101,9 +101,9 @@ def pairwise(weights: Tensor, sizes: Sequence[int]) -> Pairwise:
 
 
 def mean_kl(retrievals: Sequence[Tensor]) -> Tensor:
-    """The mean over rows of KL(w_i ‖ w_j), [T, T] in nats, upper triangle; nothing else.
+    """The mean over rows of KL(w_i ‖ w_j), [T, T] in nats, upper triangle.
 
-    Σ_n Σ_s w_i(s) log w_j(s) of all pairs is one matrix product for as many rows as caches hold.
+    Σ_n Σ_s w_i(s) log w_j(s) of all pairs is one matrix product, chunk by chunk.
 
     Args:
         retrievals: as `RedundancyMetric.update` takes them, T tensors [samples, ..., sources_t].
@@ -111,24 +111,24 @@ def mean_kl(retrievals: Sequence[Tensor]) -> Tensor:
     sizes = [w.shape[-1] for w in retrievals]
     sites, scratch = len(sizes), Scratch()
     half = sites // 2
-    shared = sizes[half - 1] if half else 0  # the sources behind are read by later sites only
+    shared = sizes[half - 1] if half else 0  # only the second half of the sites reads the rest
     total = torch.zeros(sites, sites, dtype=torch.float64, device=retrievals[0].device)
     for chunk in chunks(retrievals):
         weights, _ = pack(chunk, scratch)
         logs = logarithms(weights, sizes, scratch)
         for block, first in (slice(shared), 0), (slice(shared, None), half):
-            own, log = (part[first:, block].flatten(1) for part in (weights, logs))
-            total[first:, first:].addmm_(own, log.T)
+            weight, log = (part[first:, block].flatten(1) for part in (weights, logs))
+            total[first:, first:].addmm_(weight, log.T)
     total /= retrievals[0][..., 0].numel()
     return (total.diagonal()[:, None] - total).clamp_min_(0.0).triu_(1)
 
 
 def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Pairwise:
-    """As `pairwise`, of retrievals packed by `packing.pack`.
+    """As `pairwise`, for retrievals packed by `packing.pack`.
 
     Args:
         weights: [sites, sources, rows] float64.
-        scratch: holds what is returned, until it is used again.
+        scratch: the result lies in its buffers and is overwritten when they are used again.
 
     Returns: [pairs, rows] tensors, for the pairs i < j in the order of the upper triangle.
     """
@@ -142,10 +142,10 @@ def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None)
 
 
 def logarithms(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Tensor:
-    """log w of packed weights, 0 behind a site's sources."""
+    """log w of packed weights; 0 beyond a site's sources."""
     logs = (scratch or Scratch()).zeros("logs", weights.shape, weights.device)
-    for own, log, size in zip(weights, logs, sizes, strict=True):
-        torch.log(own[:size], out=log[:size])
+    for weight, log, size in zip(weights, logs, sizes, strict=True):
+        torch.log(weight[:size], out=log[:size])
     return logs
 
 
@@ -160,23 +160,23 @@ def kl_pairs(
     scratch = scratch or Scratch()
     sites, _, rows = weights.shape
     found = scratch.take("kl", (sites * (sites - 1) // 2, rows), weights.device)
-    at = 0
+    done = 0  # pairs
     for start in range(0, sites, BLOCK):
         stop = min(start + BLOCK, sites)
-        # Σ_s w_i(s) log w_j(s) for a few i and all j from there on: minus the entropy where i = j.
+        # Σ_s w_i(s) log w_j(s) for a few i and all j >= start. For i = j it is minus the entropy.
         shape = (stop - start, sites - start, rows)
         cross = scratch.take("terms", shape, weights.device)
         for source, first in readers(sizes[:stop]):
             i = max(first - start, 0)
-            own, log = weights[start + i : stop, None, source], logs[None, start + i :, source]
+            weight, log = weights[start + i : stop, None, source], logs[None, start + i :, source]
             if source:
-                cross[i:, i:].addcmul_(own, log)
+                cross[i:, i:].addcmul_(weight, log)
             else:
-                torch.mul(own, log, out=cross)
+                torch.mul(weight, log, out=cross)
         for i in range(start, min(stop, sites - 1)):
             row = cross[i - start, i - start :]
-            torch.sub(row[:1], row[1:], out=found[at : at + sites - 1 - i])
-            at += sites - 1 - i
+            torch.sub(row[:1], row[1:], out=found[done : done + sites - 1 - i])
+            done += sites - 1 - i
     return found.clamp_min_(0.0)
 
 
@@ -185,14 +185,14 @@ def _kept(weights: Tensor, sizes: Sequence[int], scratch: Scratch) -> Tensor:
     sites, _, rows = weights.shape
     found = scratch.take("mass", (sites * (sites - 1) // 2, rows), weights.device)
     kept = torch.zeros_like(weights[:, 0])
-    at = before = 0
+    done = summed = 0  # pairs, sources
     for i, size in enumerate(sizes[:-1]):
-        for source in range(before, size):
+        for source in range(summed, size):
             kept += weights[:, source]
-        before = size
-        later = torch.clamp(kept[i + 1 :], FLOOR, 1.0, out=found[at : at + sites - 1 - i])
-        later[: sizes[i + 1 :].count(size)] = 1.0  # rounding would leave a trace of mass
-        at += sites - 1 - i
+        summed = size
+        later = torch.clamp(kept[i + 1 :], FLOOR, 1.0, out=found[done : done + sites - 1 - i])
+        later[: sizes[i + 1 :].count(size)] = 1.0  # else rounding would leave a trace of mass
+        done += sites - 1 - i
     return found
 
 
@@ -203,15 +203,15 @@ def _js_pairs(
     sites, _, rows = weights.shape
     found = scratch.take("js", kept.shape, weights.device)
     products = torch.mul(weights, logs, out=scratch.take("products", weights.shape, weights.device))
-    at = 0
+    done = 0  # pairs
     for i, size in enumerate(sizes[:-1]):
         shape = (sites - 1 - i, size, rows)
         terms, middle = (scratch.take(name, shape, weights.device) for name in ("terms", "middle"))
         torch.lerp(weights[i, :size], weights[i + 1 :, :size], 0.5, out=terms)
         torch.log(terms, out=middle).mul_(terms)
         torch.add(products[i, :size], products[i + 1 :, :size], out=terms)
-        found[at : at + shape[0]] = folded(terms.sub_(middle, alpha=2))
-        at += shape[0]
+        found[done : done + shape[0]] = folded(terms.sub_(middle, alpha=2))
+        done += shape[0]
     return found.sub_(kept - 1.0, alpha=math.log(2)).div_(2).clamp_min_(0.0)
 
 

@@ -11,7 +11,8 @@ from ela_probe.system.validation import Strict
 class Target(Strict):
     """The target distribution Beta(ρκ, (1−ρ)κ) of skip scores.
 
-    skip: ρ, its mean: the share of retrievals to skip. concentration: κ, how alike scores are.
+    skip: its mean ρ, the share of retrievals to skip. concentration: κ; the larger, the closer
+    the scores are to ρ.
     """
 
     skip: float = Field(0.3, gt=0, lt=1)

@@ -1,4 +1,4 @@
-"""What an analysis says, in sentences a person can act on. Pure: used by the report and the CLI."""
+"""Sentences about an analysis that a person can act on, for the report and the command line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ela_probe.analysis.result import Analysis, StageAnalysis
 
 # Pinsker: kl < 0.05 nats means that on average at most √(0.05/2) = 16 % of the weight moves.
 NEAR = 0.05
-# A verdict holds when two standard errors (about 95 %) don't cross the threshold.
+# A verdict is given if two standard errors (about 95 %) don't reach across the threshold.
 CERTAINTY = 2.0
 # Below this the standard errors themselves are uncertain by more than 1/√(2·50) = 10 %.
 FEW_SAMPLES = 50
-# At 5 nats the later retrieval keeps e⁻⁵ = 0.7 % of its weight where the earlier one had all of
-# its own: such weights are close to one-hot and jump from source to source.
+# At 5 nats the later retrieval leaves e⁻⁵ = 0.7 % of its weight where the earlier one had all of
+# its weight. Such weights are close to one-hot and jump from source to source.
 SATURATED = 5.0
-# A Kolmogorov-Smirnov distance above this puts quantiles off by up to a tenth.
+# A Kolmogorov-Smirnov distance above this means quantiles that are wrong by up to a tenth.
 POOR_FIT = 0.1
 # How many sites a sentence names.
 NAMED = 6
@@ -31,7 +31,7 @@ Verdict = Literal["first", "repeats", "extends", "distinct", "undecided"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about a stage, or about the whole analysis where stage is None.
+    """One sentence about a stage, or about the whole analysis if stage is None.
 
     sites: the full names of the sites it is about.
     """
@@ -43,7 +43,7 @@ class Finding:
 
 
 def findings(analysis: Analysis) -> list[Finding]:
-    """The summary, then for every stage its verdict, what limits it, and its Beta fit."""
+    """The summary; then for every stage its verdicts, their limits, and its Beta fit."""
     result = [_summary(analysis)]
     samples = min((part.samples for part in analysis.stages), default=0)
     if 0 < samples < FEW_SAMPLES:
@@ -60,11 +60,11 @@ def findings(analysis: Analysis) -> list[Finding]:
 
 
 def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
-    """[T] what each retrieval is to the one before it.
+    """[T] how each retrieval relates to the one before it.
 
-    `repeats`: kl is below NEAR; `extends`: only shape is: the one before plus new sources (said
-    only where the one before has two sources or more: over one source shape is 0 by definition);
-    `distinct`: neither; `undecided`: the standard error is too large to tell, or unknown.
+    `repeats`: kl is below NEAR. `extends`: shape is below NEAR, but kl is not: the one before plus
+    new sources (only if the one before has two sources or more, since over a single source shape is
+    0 by definition). `distinct`: neither. `undecided`: the standard error is too large, or unknown.
     """
     sizes = part.stage.sizes
     values = {name: part.adjacent(name) for name in ("kl", "kl_se", "shape", "shape_se")}
@@ -86,7 +86,7 @@ def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
 
 
 def no_fit_reason(part: StageAnalysis) -> str | None:
-    """Why a stage has no Beta fit, in a few words; None where it has one."""
+    """Why a stage has no Beta fit, in a few words; None if it has one."""
     if part.fit is not None:
         return None
     if len(part.stage.sites) < 2:
@@ -100,7 +100,7 @@ def no_fit_reason(part: StageAnalysis) -> str | None:
 
 
 def _below(mean: float, error: float) -> bool | None:
-    """Whether a mean is below NEAR; None where its standard error leaves that open."""
+    """Whether a mean is below NEAR; None if its standard error is too large to tell."""
     if not math.isfinite(error) or abs(mean - NEAR) < CERTAINTY * error:
         return None
     return bool(mean < NEAR)
@@ -115,15 +115,15 @@ def _summary(analysis: Analysis) -> Finding:
     count = len(all_verdicts)
     near = tuple(name for name, verdict in all_verdicts if verdict == "repeats")
     wider = sum(verdict == "extends" for _, verdict in all_verdicts)
-    open_ = sum(verdict == "undecided" for _, verdict in all_verdicts)
+    undecided = sum(verdict == "undecided" for _, verdict in all_verdicts)
     where = f"{count} retrieval{'s' * (count != 1)} in {len(analysis.stages)} stage" + "s" * (
         len(analysis.stages) != 1
     )
     notes = []
     if wider:
         notes.append(f"{wider} more the same plus new sources")
-    if open_:
-        notes.append(f"{open_} {'is' if open_ == 1 else 'are'} too uncertain to tell")
+    if undecided:
+        notes.append(f"{undecided} {'is' if undecided == 1 else 'are'} too uncertain to tell")
     tail = f" ({'; '.join(notes)})" if notes else ""
     if near:
         share = len(near) / count
@@ -132,7 +132,7 @@ def _summary(analysis: Analysis) -> Finding:
             f"{len(near)} of {where} ({share:.0%}) nearly {verb} the one before{tail}: "
             f"a plan that skips {share:.0%} is a first one to try."
         )
-    elif open_:
+    elif undecided:
         text = f"{where}: no redundancy is certain{tail}; analyse more samples."
     else:
         text = (
@@ -151,12 +151,12 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
     if len(names) < 2:
         return [Finding("distinct", f"{name}: one retrieval only; nothing to compare.", name)]
 
-    def those(verdict: Verdict) -> tuple[str, ...]:
+    def sites_with(verdict: Verdict) -> tuple[str, ...]:
         return tuple(n for n, v in zip(names, found, strict=True) if v == verdict)
 
     result = []
     kl = part.adjacent("kl")[1:]
-    if near := those("repeats"):
+    if near := sites_with("repeats"):
         result.append(
             Finding(
                 "repeats",
@@ -167,7 +167,7 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
                 near,
             )
         )
-    if wider := those("extends"):
+    if wider := sites_with("extends"):
         added = [part.adjacent("mass")[names.index(site)] for site in wider]
         result.append(
             Finding(
@@ -180,12 +180,12 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
                 wider,
             )
         )
-    if unsure := those("undecided"):
+    if unsure := sites_with("undecided"):
         result.append(
             Finding(
                 "undecided",
-                f"{name}: {len(unsure)} of {len(names)} {noun} can't be told from {NEAR} nats "
-                f"with {part.samples} sample{'s' * (part.samples != 1)}: {_listed(unsure)}.",
+                f"{name}: {len(unsure)} of {len(names)} {noun} may be below or above {NEAR} nats; "
+                f"{part.samples} sample{'s' * (part.samples != 1)} can't tell: {_listed(unsure)}.",
                 name,
                 unsure,
             )
@@ -205,7 +205,7 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
             Finding(
                 "caution",
                 f"{name}: half of the retrievals are more than {SATURATED:g} nats from the one "
-                "before: weights close to one-hot, as in an untrained network.",
+                "before: their weights are close to one-hot, as in an untrained network.",
                 name,
             )
         )
@@ -225,23 +225,25 @@ def _about_fit(part: StageAnalysis) -> Finding:
             "the budget and threshold planners need none.",
             name,
         )
-    shown = f"Beta({fit.alpha:.3g}, {fit.beta:.3g}) from {fit.n} divergences"
+    fitted = f"Beta({fit.alpha:.3g}, {fit.beta:.3g}), fitted to {fit.n} divergences"
     if fit.method == "moments":
-        shown += ", by moments because maximum likelihood did not converge"
+        fitted += " by moments because maximum likelihood did not converge"
     if fit.ks > POOR_FIT:
         return Finding(
             "caution",
-            f"{name}: {shown} fits poorly (Kolmogorov-Smirnov distance {fit.ks:.2f} > "
-            f"{POOR_FIT}); take its quantiles as a ranking and prefer the budget planner.",
+            f"{name}: {fitted}, fits poorly (Kolmogorov-Smirnov distance {fit.ks:.2f} > "
+            f"{POOR_FIT}); use its quantiles as a ranking only, and prefer the planner `budget`.",
             name,
         )
-    return Finding("fit", f"{name}: {shown} fits well (distance {fit.ks:.2f}).", name)
+    return Finding(
+        "fit", f"{name}: {fitted}, fits well (Kolmogorov-Smirnov distance {fit.ks:.2f}).", name
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
-    hidden = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {hidden} more" if hidden > 0 else "")
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _percent(masses: list[float]) -> str:

@@ -17,23 +17,23 @@ HIGH, LOW = 2.0**24, 2.0**36
 
 PAIR_MEASURES = ("kl", "mass", "shape", "js")
 
-# How many batches go by on an accelerator between two looks at whether weights were broken.
+# On an accelerator, how many batches are added between two checks for broken weights.
 CHECK_EVERY = 128
 
 
 class RedundancyMetric(Metric):
     """How alike the retrievals of one stage are.
 
-    Every state is a sum of integers or a count: two halves of a stream merged equal the whole
-    stream exactly, in one process or many. Memory is O(T² + T · bins), whatever the number of
-    samples. Nothing in an update waits for an accelerator: broken weights are counted there, and
-    the count is looked at now and then and before any result.
+    Every state is a sum of integers or a count. So the merged halves of a stream equal the whole
+    stream exactly, in one process or several. Memory is O(T² + T · bins) for any number of samples.
+    An update never waits for an accelerator: broken weights are counted there, and the count is
+    read now and then and before every result.
 
     Args:
-        sizes: the number of sources of each of the T sites, never falling.
+        sizes: the number of sources of each of the T sites, in non-decreasing order.
         names: the sites' names, for messages.
-        check_every: look for broken weights once in so many updates; with 1 before they are added.
-            None: 1 on a CPU, where it is free, and 128 elsewhere.
+        check_every: check for broken weights once in so many updates; 1 checks before they are
+            added. None: 1 on a CPU, where a check costs nothing, and 128 elsewhere.
 
     Raises:
         ProbeError: fewer than one site, sizes that fall, or `check_every` below 1.
@@ -65,11 +65,11 @@ class RedundancyMetric(Metric):
         super().__init__(**kwargs)
         if not sizes or sizes[0] < 1 or list(sizes) != sorted(sizes):
             raise ProbeError(
-                f"sites have {list(sizes)} sources; expected at least one site and a number of "
-                "sources that never falls along the stage"
+                f"got sites with {list(sizes)} sources; expected at least one site, and numbers of "
+                "sources that never decrease along the stage"
             )
         if check_every is not None and check_every < 1:
-            raise ProbeError(f"check_every is {check_every}; expected 1 or more updates")
+            raise ProbeError(f"got check_every={check_every}; expected 1 or more updates")
         self.sizes, self.check_every = tuple(sizes), check_every
         self.names = tuple(names) if names else tuple(f"site {t}" for t in range(len(sizes)))
         sites, sources = len(sizes), sizes[-1]
@@ -94,11 +94,11 @@ class RedundancyMetric(Metric):
 
         Args:
             retrievals: per site a tensor [samples, ..., sources_t] of non-negative weights; the
-                axes between (heads, tokens) are alike for all sites. Rows are renormalised.
+                axes in between (heads, tokens) are the same for all sites. Rows are renormalised.
 
         Raises:
-            ProbeError: other shapes, or weights that are negative, NaN or infinite: at once or
-                later, as `check_every` says.
+            ProbeError: other shapes, or weights that are negative, NaN or infinite; the latter at
+                once or later, depending on `check_every`.
         """
         self._check_shapes(retrievals)
         every = self.check_every or (1 if retrievals[0].device.type == "cpu" else CHECK_EVERY)
@@ -131,12 +131,12 @@ class RedundancyMetric(Metric):
     def _sums(
         self, chunk: Sequence[Tensor], scratch: Scratch, *, check: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """What a few samples add to the states, by their names, and the histogram's bins."""
+        """What a few samples add to each state, by its name, and the histogram's bins."""
         weights, broken = pack(chunk, scratch)
         if check and bool(broken.any()):
             raise self._broken_at(int(broken.nonzero()[0]))
         pairs = divergence.pairs(weights, self.sizes, scratch)
-        # Heads and tokens of a sample are not independent: a sample's mean is one observation.
+        # Heads and tokens of a sample are not independent, so a sample's mean is one observation.
         samples = len(chunk[0])
         kl, mass, js = (_over_heads(part, samples) for part in pairs)
         means = torch.stack([kl, mass, kl - mass, js]) / (weights.shape[-1] // max(1, samples))
@@ -202,24 +202,24 @@ class RedundancyMetric(Metric):
 
     def _check_shapes(self, retrievals: Sequence[Tensor]) -> None:
         if len(retrievals) != len(self.sizes):
-            raise ProbeError(f"{len(retrievals)} retrievals came; expected {len(self.sizes)}")
+            raise ProbeError(f"got {len(retrievals)} retrievals; expected {len(self.sizes)}")
         outer = retrievals[0].shape[:-1]
         for name, size, weights in zip(self.names, self.sizes, retrievals, strict=True):
             if weights.dim() < 2 or weights.shape != (*outer, size):
                 raise ProbeError(
-                    f"{name}: weights of shape {list(weights.shape)} came; expected "
+                    f"{name}: got weights of shape {list(weights.shape)}; expected "
                     f"{[*outer, size]} (samples, ..., sources)"
                 )
 
     def _broken_at(self, site: int) -> ProbeError:
         return ProbeError(
             f"{self.names[site]}: weights are NaN, infinite or negative; the model's parameters "
-            "or inputs are broken (look for NaN in the checkpoint), or these are no weights"
+            "or inputs are broken (look for NaN in the checkpoint), or these are not weights"
         )
 
 
 def _over_heads(values: Tensor, samples: int) -> Tensor:
-    """Sum over the rows of each sample, [..., rows] to [..., samples]; `values` is kept."""
+    """Sum over the rows of each sample, [..., rows] to [..., samples]; `values` stays unchanged."""
     heads = values.unflatten(-1, (-1, samples))
     return folded(heads.clone()) if heads.shape[-2] > 1 else heads[..., 0, :]
 

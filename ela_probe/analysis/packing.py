@@ -1,8 +1,8 @@
 """The retrievals of a stage packed into one buffer, rows innermost.
 
-Every operation then runs along the rows, whose number is large, and not along sources, whose
-number is small. What a row yields depends on that row alone, to the last bit: sums over sources
-are additions of whole slices, in an order that no number of rows changes.
+Every operation then runs along the rows, of which there are many, and not along the sources, of
+which there are few. The result of a row depends on that row alone, to the last bit: sums over
+sources are additions of whole slices, in an order that does not depend on the number of rows.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 # A weight that underflowed to zero counts as the smallest normal float32: kl <= 87.4 nats.
 FLOOR = torch.finfo(torch.float32).tiny
 
-# How many float64 numbers a packed chunk holds: on a CPU what its caches hold.
+# How many float64 numbers a packed chunk holds. On a CPU it fits into the caches.
 CPU_CHUNK, DEVICE_CHUNK = 2**19, 2**24
 
 
@@ -27,20 +27,20 @@ def chunks(retrievals: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """
     last = retrievals[-1]
     budget = CPU_CHUNK if last.device.type == "cpu" else DEVICE_CHUNK
-    each = max(1, len(retrievals) * last[:1].numel())
-    step = max(1, budget // each)
+    numbers_per_sample = max(1, len(retrievals) * last[:1].numel())
+    step = max(1, budget // numbers_per_sample)
     if len(last):
         yield from map(list, zip(*(w.split(step) for w in retrievals), strict=True))
 
 
 class Scratch:
-    """Buffers by name that are used again for every chunk: fresh pages cost more than the sums."""
+    """Buffers by name, reused for every chunk, because fresh pages cost more than the sums."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
-        """An uninitialised float64 tensor; it holds until the name is taken again."""
+        """An uninitialised float64 tensor. Taking the same name again overwrites it."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.device != device or buffer.numel() < size:
@@ -48,7 +48,7 @@ class Scratch:
         return buffer[:size].view(*shape)
 
     def zeros(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
-        """A float64 tensor that is zero at first; with the same shape again, as it was left."""
+        """A float64 tensor, zero at first. The same name and shape return it as it was left."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.device != device or buffer.shape != tuple(shape):
             buffer = torch.zeros(*shape, dtype=torch.float64, device=device)
@@ -60,25 +60,25 @@ def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[
     """Upcast to float64, normalise and pack the retrievals of a stage.
 
     Args:
-        retrievals: T tensors [samples, ..., sources_t]; sources_t never falls.
-        scratch: where the weights are put; one for retrievals of the same sizes.
+        retrievals: T tensors [samples, ..., sources_t], sources_t in non-decreasing order.
+        scratch: it holds the weights; use it only for retrievals of the same sizes.
 
     Returns:
         weights: [T, sources_T, rows] float64; site t sums to 1 over its first sources_t and is
-        zero behind them. The rows of a sample (heads, tokens) lie `samples` apart.
+        zero after them. The rows of a sample (heads, tokens) are `samples` apart.
         broken: [T] bool, whether any weight of a site is negative, NaN or infinite.
     """
     samples, rows = len(retrievals[0]), retrievals[0][..., 0].numel()
     sizes = [w.shape[-1] for w in retrievals]
     shape = (len(sizes), sizes[-1], rows)
     weights = (scratch or Scratch()).zeros("weights", shape, retrievals[0].device)
-    for own, size, w in zip(weights, sizes, retrievals, strict=True):
-        own[:size].view(size, -1, samples).copy_(
+    for packed, size, w in zip(weights, sizes, retrievals, strict=True):
+        packed[:size].view(size, -1, samples).copy_(
             w.detach().reshape(samples, -1, size).permute(2, 1, 0)
         )
     broken = ~(weights.amin(dim=(1, 2)) >= 0) if rows else weights.new_zeros(shape[0]).bool()
-    for own, size in zip(weights, sizes, strict=True):
-        own[:size].clamp_min_(FLOOR)
+    for packed, size in zip(weights, sizes, strict=True):
+        packed[:size].clamp_min_(FLOOR)
     total = weights[:, 0].clone()
     for source, first in readers(sizes):
         if source:
@@ -88,7 +88,7 @@ def pack(retrievals: Sequence[Tensor], scratch: Scratch | None = None) -> tuple[
 
 
 def readers(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Each source with the first site that reads it; all later ones do.
+    """Each source with the first site that reads it; all later sites read it too.
 
     >>> list(readers([1, 1, 3]))
     [(0, 0), (1, 2), (2, 2)]
@@ -98,7 +98,7 @@ def readers(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def folded(values: Tensor) -> Tensor:
-    """Sum over the last axis but one, [..., terms, rows] to [..., rows]; `values` is used up."""
+    """Sum over the last axis but one, [..., terms, rows] to [..., rows]. Overwrites `values`."""
     size = values.shape[-2]
     while size > 1:
         half = size // 2

@@ -1,4 +1,4 @@
-"""AttentionProbe: hooks in, sums out. It reads a model's retrievals while the model runs."""
+"""AttentionProbe: reads a model's retrievals while the model runs, and adds them up."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ from ela_probe.forward import unwrap
 class AttentionProbe:
     """A context manager that streams a model's layer-attention weights into metrics.
 
-    Every forward pass of the model inside the `with` block counts; no batch is kept. The model's
-    modes, parameters, outputs and random state are left alone, and only the probe's own hooks are
-    removed when the block ends, however it ends.
+    Every forward pass of the model inside the `with` block counts, and no batch is stored. The
+    model's modes, parameters, outputs and random state don't change. When the block ends, also by
+    an error, the probe removes its own hooks and no others.
 
         with AttentionProbe(model) as probe:
             for images, _ in loader:
@@ -35,8 +35,8 @@ class AttentionProbe:
         every: record the first of every `every` forward passes; the others run without hooks on
             the sites.
         max_batches: stop recording after this many passes.
-        max_tokens: of a sequence model, record at most this many token positions of a sample,
-            evenly spaced (`sampling.positions`) and the same for all sites.
+        max_tokens: of a sequence model, record at most this many token positions of a sample. They
+            are evenly spaced (`sampling.positions`) and the same for all sites.
 
     Attributes:
         stages: the stages found, in forward order.

@@ -1,4 +1,4 @@
-"""Analysis: what the probe found, as matrices, fits and data frames; saving and loading it."""
+"""Analysis: the redundancy of a model as matrices, fits and data frames, and its files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class StageAnalysis:
-    """The redundancy of one stage of T sites with S sources at the most.
+    """The redundancy of one stage of T sites with at most S sources.
 
     weights: [T, S] mean weights. divergences: by name (kl, shape, mass, js, each with a `_se`,
     and kl_of_means) [T, T] means over samples in nats, upper triangle. beta: [T] statistics of
@@ -62,7 +62,7 @@ class StageAnalysis:
     def from_arrays(cls, stage: Stage, arrays: dict[str, NDArray[Any]]) -> StageAnalysis:
         """A stage from the arrays that `arrays` gives."""
         sites = len(stage.sites)
-        # torchmetrics squeezes what has a single element: a stage of one site
+        # torchmetrics squeezes tensors of a single element, as of a stage with one site
         histogram = arrays["histogram"].reshape(sites, BINS)
         zeros, sums = arrays["zeros"].reshape(sites), arrays["beta_sums"].reshape(4, sites)
         beta = tuple(
@@ -118,9 +118,9 @@ class StageAnalysis:
 
     @cached_property
     def quantiles(self) -> Floats:
-        """[T] q_t: the chance that a retrieval drawn from the stage is less divergent.
+        """[T] q_t: the chance that a random retrieval of the stage is less divergent than site t's.
 
-        NaN for the first site and where the stage has no fit.
+        NaN for the first site, and for all sites if the stage has no fit.
         """
         if self.fit is None:
             return np.full(len(self.beta), np.nan)
@@ -136,9 +136,9 @@ class StageAnalysis:
 class Provenance(Strict):
     """What an analysis was made from.
 
-    samples: how many were run. sampling: empty where all of them were recorded, else what was
-    asked for (every, max_batches, max_tokens), the `batches` run and those `recorded`. notes: what
-    to know before believing it.
+    samples: how many were run. sampling: empty if all of them were recorded, else the options
+    (every, max_batches, max_tokens) and the numbers of `batches` that were run and `recorded`.
+    notes: reservations, in sentences.
     """
 
     model: str | None = None
@@ -226,12 +226,12 @@ class Analysis:
         return pd.DataFrame(rows)
 
     def stage(self, name: str) -> StageAnalysis:
-        """A stage by name. Raises AnalysisError naming the ones there are."""
+        """A stage by name. Raises AnalysisError, which lists the stages, if none is called so."""
         for part in self.stages:
             if part.stage.name == name:
                 return part
-        there = ", ".join(part.stage.name for part in self.stages)
-        raise AnalysisError(f"no stage is called {name!r}; this analysis has {there}")
+        names = ", ".join(part.stage.name for part in self.stages)
+        raise AnalysisError(f"no stage is called {name!r}; this analysis has {names}")
 
     def save(self, directory: str | Path) -> Path:
         """Write analysis.json, pairs.csv, sites.csv and arrays.npz. Raises OutputError."""
@@ -249,7 +249,7 @@ class Analysis:
         return directory
 
     def summary(self) -> dict[str, Any]:
-        """The analysis without its arrays, ready for JSON."""
+        """The analysis without its arrays, as plain values for JSON."""
         return {
             "schema_version": SCHEMA_VERSION,
             "provenance": self.provenance.model_dump(),
@@ -270,10 +270,10 @@ class Analysis:
 
     @classmethod
     def load(cls, directory: str | Path) -> Analysis:
-        """Read what `save` wrote.
+        """Read a folder that `save` wrote.
 
         Raises:
-            AnalysisError: no analysis there, another version, or broken files.
+            AnalysisError: no analysis is there, it has another version, or a file is broken.
         """
         directory = Path(directory)
         try:
@@ -294,12 +294,12 @@ class Analysis:
                     tuple(Site(**site) for site in entry["sites"]),
                     entry["carried_over"],
                 )
-                own = {
+                of_stage = {
                     name.partition("/")[2]: value
                     for name, value in arrays.items()
                     if name.startswith(f"{index}/")
                 }
-                stages.append(StageAnalysis.from_arrays(stage, own))
+                stages.append(StageAnalysis.from_arrays(stage, of_stage))
             return cls(
                 tuple(stages),
                 Provenance.model_validate(document["provenance"]),

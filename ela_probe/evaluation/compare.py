@@ -1,4 +1,4 @@
-"""`compare`: what checkpoints are worth and what they cost, side by side on one machine."""
+"""`compare`: the accuracy and the costs of models, side by side on one machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class CompareEntry:
-    """A model to compare: its name in the table, the model, how many retrievals were removed."""
+    """A model to compare, its name in the table, and how many retrievals its plan removed."""
 
     name: str
     model: nn.Module
@@ -45,12 +45,12 @@ class CompareEntry:
 
 
 class Compared(Strict):
-    """What one model is worth and what it costs.
+    """How good one model is, and what it costs.
 
-    accuracy: fraction of 1; loss: mean cross entropy in nats; perplexity: exp(loss), of language
-    models; flops: of one sample's forward pass
-    (convolutions and matrix products); kept, skipped: retrievals formed, and no longer formed;
-    latency in seconds per batch; memory in bytes at the peak of a step.
+    accuracy: fraction of 1; loss: mean cross entropy in nats; perplexity: exp(loss), for language
+    models only; flops: of one sample's forward pass (convolutions and matrix products); kept,
+    skipped: numbers of retrievals that are formed, and that were removed; latency: seconds per
+    batch; memory: bytes at the peak of a step.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Comparison(Strict):
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headings and a row of cells for each model, to print.
 
-        For language models perplexity stands in place of the loss.
+        Language models have a column of perplexity in place of the loss.
         """
         language = any(row.perplexity is not None for row in self.models)
         headings = tuple("perplexity" if language and h == "loss" else h for h in HEADINGS)
@@ -124,14 +124,14 @@ def compare(
     warmup: int = 2,
     progress: bool = True,
 ) -> Comparison:
-    """Evaluate each model on all of `loader`, and measure all of them alternately on `batch`.
+    """Evaluate each model on all of `loader`, and time all of them in turns on `batch`.
 
     Args:
-        entries: the models; the first is what the others are compared with.
+        entries: the models. The others are compared with the first one.
         loader: batches as `evaluate` takes them, normally of the test split.
-        batch: what time and memory are measured on; the loader's first batch when None.
+        batch: time and memory are measured on it; the loader's first batch when None.
         device: where to compute; the CPU when None. The models are moved there.
-        repeats, warmup: rounds of timing, and of warm-up before.
+        repeats, warmup: the rounds of timing, and the rounds of warm-up before them.
 
     Raises:
         OptionError: no entries, two of the same name, or no rounds.
@@ -140,7 +140,7 @@ def compare(
     """
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
-        raise OptionError(f"models to compare: {names}; expected one or more, named differently")
+        raise OptionError(f"got the models {names}; expected one or more with different names")
     if batch is None:
         batch = next(iter(loader), None)
         if batch is None:
@@ -186,7 +186,7 @@ def compare(
 
 
 def retrievals(model: nn.Module) -> int:
-    """How many retrievals a model forms; 0 where no layer attention is found."""
+    """The number of retrievals that a model forms; 0 if it has no layer attention."""
     try:
         return sum(len(stage.sites) for stage in discover(model).stages)
     except ModelError:

@@ -1,7 +1,7 @@
-"""Peak memory of a piece of work, in bytes beyond what was allocated before it.
+"""Peak memory of a piece of work, in bytes on top of what was allocated before it.
 
-On CUDA it is the caching allocator's own count. Elsewhere the tensors that operations return are
-followed from birth to death; what a kernel allocates and frees within itself is not seen.
+On CUDA the caching allocator counts it. Elsewhere the tensors that operations return are followed
+until they are freed; memory that a kernel allocates and frees by itself is not seen.
 """
 
 import weakref
@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device | None = None) -> int:
-    """Run `work` once and return the bytes it took at its peak, beyond what was there before.
+    """Run `work` once; return the bytes that it allocated at its peak, on top of those before.
 
     Args:
-        work: takes nothing; what it returns is dropped.
+        work: called without arguments; its result is discarded.
         device: where it computes; the CPU when None.
     """
     if device is not None and device.type == "cuda":
@@ -35,13 +35,13 @@ def peak_bytes(work: Callable[[], object], device: torch.device | None = None) -
 
 
 class TensorMemory(TorchDispatchMode):
-    """Counts the bytes of tensor storages that are born inside the `with` block and still live.
+    """Counts the bytes of the tensor storages that were created inside the `with` block.
 
-    A storage that an operation only receives was there before and counts nothing, also when a
-    view of it is returned. Covers backward passes.
+    A storage that an operation only receives existed before and is not counted, even if a view of
+    it is returned. Backward passes are covered.
 
     Attributes:
-        live: bytes now. peak: the most there were at once.
+        live: bytes that are allocated now. peak: the most that were allocated at once.
     """
 
     def __init__(self) -> None:
@@ -56,24 +56,24 @@ class TensorMemory(TorchDispatchMode):
         kwargs = kwargs or {}
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
-                self._follow(value, born=False)
+                self._follow(value, created=False)
         result = func(*args, **kwargs)
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self._follow(value, born=True)
+                self._follow(value, created=True)
         return result
 
-    def _follow(self, tensor: Tensor, *, born: bool) -> None:
+    def _follow(self, tensor: Tensor, *, created: bool) -> None:
         storage = tensor.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()
         if not address or address in self._known:
             return
-        counted = size if born else 0
+        counted = size if created else 0
 
-        def gone(_: object) -> None:
+        def freed(_: object) -> None:
             self.live -= counted
             self._known.pop(address, None)
 
-        self._known[address] = weakref.ref(storage, gone)
+        self._known[address] = weakref.ref(storage, freed)
         self.live += counted
         self.peak = max(self.peak, self.live)

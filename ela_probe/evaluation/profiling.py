@@ -1,6 +1,6 @@
 """What a model costs: FLOPs, latency of training and inference, peak memory, and on which machine.
 
-Models are measured on copies, alternately within one run, so that a busy machine slows all alike.
+Copies of the models take turns within one run, so that a busy machine slows all of them alike.
 """
 
 import copy
@@ -30,8 +30,8 @@ Step = Callable[[], object]
 class Timing(Strict):
     """Seconds of one contestant over the rounds of a run, and its ratios to the first one.
 
-    A ratio is formed within each round, between neighbours in time; `lower` and `upper` are the
-    quartiles.
+    A ratio is taken within each round, between two steps that follow closely. `lower` and `upper`
+    are the quartiles over the rounds.
     """
 
     median: float
@@ -44,7 +44,7 @@ class Timing(Strict):
 
     @classmethod
     def of(cls, seconds: Sequence[float], reference: Sequence[float]) -> "Timing":
-        """From the seconds of each round, of this contestant and of the first one."""
+        """From the seconds of this contestant and of the first one in each round."""
         lower, median, upper = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
         ratios = np.asarray(seconds) / np.asarray(reference)
         ratio_lower, ratio, ratio_upper = (float(q) for q in np.percentile(ratios, [25, 50, 75]))
@@ -67,10 +67,10 @@ class Latency(Strict):
 
 
 class PeakMemory(Strict):
-    """Bytes that a step takes at its peak beyond what was there before it.
+    """Bytes that a step allocates at its peak, on top of what was allocated before it.
 
-    Before a step there are the parameters, buffers, momentum and the batch; a step adds
-    activations, gradients and temporary tensors.
+    The parameters, buffers, momentum and the batch are allocated before. A step adds activations,
+    gradients and temporary tensors.
     """
 
     training: int
@@ -78,7 +78,7 @@ class PeakMemory(Strict):
 
 
 class Machine(Strict):
-    """Where something was measured."""
+    """The machine, software and device of a measurement."""
 
     platform: str
     cpu: str
@@ -95,19 +95,19 @@ def count_flops(
 ) -> int:
     """Floating-point operations of one sample's forward pass in eval mode, by torch's counter.
 
-    It counts convolutions and matrix products, a multiplication and an addition as two. It does
-    not count elementwise work, such as normalisation, activations, MRLA-B's weighted sum of its
-    sources or AttnRes's retrievals: a skipped retrieval saves time and memory that FLOPs don't
-    show.
+    It counts convolutions and matrix products, where a multiplication and an addition are two
+    operations. It does not count elementwise work, such as normalisation, activations, MRLA-B's
+    weighted sum of its sources or AttnRes's retrievals. So a skipped retrieval saves time and
+    memory that FLOPs don't show.
 
     Args:
         input_shape: of one sample, (C, H, W) or (tokens,).
-        dtype: of the sample; the parameters' own when None.
+        dtype: of the sample; the parameters' dtype when None.
     """
     model = copy.deepcopy(model).eval()
     parameter = next(model.parameters(), torch.empty(0))
     sample = torch.zeros((1, *input_shape), device=parameter.device, dtype=dtype or parameter.dtype)
-    # the plain kernel: its products are counted alike in every version and on every device
+    # The plain kernel's products are counted the same in every version and on every device.
     plain = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         model(sample)
@@ -123,19 +123,19 @@ def measure_latency(
     warmup: int = 2,
     progress: bool = True,
 ) -> dict[str, Latency]:
-    """Time all models alternately on one batch; ratios are to the first model.
+    """Time all models in turns on one batch. Ratios are to the first model.
 
     A training step is forward, cross-entropy, backward, a step of SGD with momentum at learning
-    rate 0 (the same arithmetic, and the weights stay as they are) and zero_grad, in the order of
-    memory of training (`memory_format.to_memory_format`). The models given
-    stay untouched, as does the random state.
+    rate 0 (the same arithmetic, but the weights don't change) and zero_grad, in the memory format
+    of training (`memory_format.to_memory_format`). The given models stay unchanged, and so does the
+    random state.
 
     Args:
         models: by name.
         batch: inputs and labels, as `evaluate` takes them.
-        device: where to measure; where the images are when None.
-        repeats: rounds; in each, every model takes one step.
-        warmup: rounds before, not counted.
+        device: where to measure; the inputs' device when None.
+        repeats: rounds; in each round, every model takes one step.
+        warmup: rounds before that, which don't count.
 
     Raises:
         OptionError: no models, or fewer than one round.
@@ -177,7 +177,7 @@ def measure_memory(
     """Peak memory of a training step and of inference on a batch (`evaluation.peak_memory`).
 
     Args:
-        batch: inputs and labels, as `evaluate` takes them. device: where the images are when None.
+        batch: inputs and labels, as `evaluate` takes them. device: the inputs' device when None.
     """
     device = device or batch[0].device
     images, labels = (part.to(device) for part in batch)
@@ -185,7 +185,7 @@ def measure_memory(
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
             step = build(copy.deepcopy(model).to(device), to_memory_format(images, model), labels)
-            step()  # so that the momentum buffers are there before
+            step()  # so that the momentum buffers are allocated before
             peaks[kind] = peak_bytes(step, device)
     return PeakMemory(**peaks)
 
@@ -203,14 +203,16 @@ def alternate(
 
     Args:
         contestants: by name; each is called once a round.
-        rounds: counted rounds. warmup: rounds before, not counted.
+        rounds: rounds that count. warmup: rounds before them, which don't.
         device: it is synchronised before and after each call.
 
     Raises:
         OptionError: fewer than one round, or a negative warm-up.
     """
     if rounds < 1 or warmup < 0:
-        raise OptionError(f"{rounds} rounds after {warmup} of warm-up; expected 1 or more after 0")
+        raise OptionError(
+            f"got {rounds} rounds after {warmup} of warm-up; expected at least 1 after at least 0"
+        )
     device = device or torch.device("cpu")
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -228,7 +230,7 @@ def alternate(
 
 
 def describe_machine(device: torch.device | None = None) -> Machine:
-    """The machine and the device that a measurement ran on."""
+    """The machine and the device of a measurement that runs now."""
     device = device or torch.device("cpu")
     cpu = cpu_name()
     return Machine(
@@ -268,7 +270,7 @@ def inference_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

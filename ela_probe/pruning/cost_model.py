@@ -1,6 +1,7 @@
 """CostModel: how long a training step takes under any plan, as a small validated JSON file.
 
-It is linear in what a plan forms, skips and lets recur. `pruning.measure_costs` measures one.
+It is linear in the numbers of retrievals that a plan keeps, skips and lets recur.
+`pruning.measure_costs` measures one.
 """
 
 import math
@@ -27,28 +28,28 @@ Actions = Mapping[str, Action]
 
 
 class Seconds(Strict):
-    """Seconds of a training step. lower, upper: the quartiles of what single rounds give."""
+    """Seconds of a training step. lower, upper: the quartiles over the rounds."""
 
     value: Finite = Field(ge=0)
     lower: Finite
     upper: Finite
 
     def is_noise(self, rounds: int) -> bool:
-        """Whether it can't be told from 0: within two standard errors of a median of the rounds.
+        """Whether it can't be told from 0: at most two standard errors of the median over `rounds`.
 
-        The standard error is 1.253 σ / √rounds, with σ the interquartile range / 1.349 (as for
-        normal noise).
+        The standard error is 1.253 σ / √rounds, with σ the interquartile range / 1.349, as for
+        normal noise. Fewer than four rounds tell nothing.
         """
         error = 1.253 / 1.349 * (self.upper - self.lower) / math.sqrt(rounds)
         return rounds < 4 or self.value <= 2 * error
 
 
 class Terms(NamedTuple):
-    """What a stage's time is made of, counted over all sites but the first.
+    """The counts that a stage's time is linear in, over all its sites but the first.
 
-    keep, skip, recur: sites; of skipped ones those that a later site reads. source: the sources
-    of all kept sites. start: the sources at all recurrences that continue a kept site, not another
-    recurrence.
+    keep, skip, recur: numbers of sites; a skipped site counts if something reads its source.
+    source: the sources of all kept sites together. start: the sources, together, of the recurring
+    sites that continue a kept site rather than another recurring one.
     """
 
     keep: int
@@ -59,7 +60,7 @@ class Terms(NamedTuple):
 
 
 class SiteChoices(Strict):
-    """A site and the actions that the model's adapter carries out there while all else is kept."""
+    """A site, and the actions that the model's adapter can do there if all other sites are kept."""
 
     name: str
     sources: int = Field(ge=1)
@@ -67,13 +68,13 @@ class SiteChoices(Strict):
 
 
 class StageCosts(Strict):
-    """Seconds that an action adds to a step, against one without that retrieval (`drop`).
+    """Seconds that an action adds to a step, compared with dropping the site.
 
-    With n the sources that a site has left, a kept one costs keep + source · n, and one that recurs
-    recur, and start · n more where it continues a kept one. None: not measured, because the adapter
-    refuses the action, no plan can have it, or a term before it is always there with it.
+    With n sources left, a kept site costs keep + source · n. A recurring site costs recur, and
+    start · n more where it continues a kept one. None: not measured, because the adapter refuses
+    the action, no plan can contain it, or it never occurs apart from an earlier term.
 
-    recur_after_skip: whether a site can recur though the one before it is not formed.
+    recur_after_skip: whether a site can recur when the site before it is not formed.
     carried_over: as in `Stage`.
     """
 
@@ -89,7 +90,7 @@ class StageCosts(Strict):
     start: Seconds | None = None
 
     def terms(self, actions: Actions) -> Terms:
-        """What is formed, recurs and is skipped. As in `prune`, what nothing reads is dropped."""
+        """The counts under these actions. As in `prune`, a source that nothing reads is dropped."""
         chosen = drop_unread(
             [actions.get(site.name, "keep") for site in self.sites], carried_over=self.carried_over
         )
@@ -105,14 +106,18 @@ class StageCosts(Strict):
         return Terms(keep, skip, recur, source, start)
 
     def seconds(self, actions: Actions) -> float:
-        """What the retrievals after the first add to a step. Raises PlanError."""
+        """Seconds that the retrievals after the first add to a step.
+
+        Raises:
+            PlanError: an action that was not measured.
+        """
         total = 0.0
         for name, count in self.terms(actions)._asdict().items():
             cost: Seconds | None = getattr(self, name)
             if cost is None and count and name in ("keep", "skip", "recur"):
                 raise PlanError(
-                    f"the costs hold none of the action {name!r} in {self.name}: the model's "
-                    "adapter refused it when they were measured; measure again, or use another"
+                    f"the costs of the action {name!r} in {self.name} were not measured, because "
+                    "the model's adapter refused it; measure again, or plan with another action"
                 )
             total += 0.0 if cost is None else count * cost.value
         return total
@@ -121,8 +126,8 @@ class StageCosts(Strict):
 class CostModel(Strict):
     """How long a training step of a model takes under any plan.
 
-    unpruned: as measured. base: the step with the first retrieval of every stage only. error: the
-    largest relative difference between a measured step and the fitted one.
+    unpruned: the whole model's step, as measured. base: the step with only the first retrieval of
+    every stage. error: the largest relative difference between a measured and a predicted step.
     """
 
     schema_version: Literal[1] = 1
@@ -138,7 +143,7 @@ class CostModel(Strict):
     stages: tuple[StageCosts, ...]
 
     def predict(self, actions: Actions) -> float:
-        """Seconds of a training step under these actions by site name; the others are kept.
+        """Seconds of a training step. actions: by site name; all other sites are kept.
 
         Raises:
             PlanError: an action that was not measured.
@@ -146,7 +151,7 @@ class CostModel(Strict):
         return self.base.value + sum(stage.seconds(actions) for stage in self.stages)
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
-        """Raises PlanError, listing the differences, unless measured on a model of these sites."""
+        """Raise PlanError, listing the differences, unless measured on a model with these sites."""
         check_same_sites(
             self.stages,
             self.fingerprint,
@@ -164,7 +169,7 @@ class CostModel(Strict):
 
     @classmethod
     def load(cls, path: str | Path) -> "CostModel":
-        """Read what `save` wrote. Raises PlanError: no such file, or no valid costs."""
+        """Read a file that `save` wrote. Raises PlanError: no such file, or no valid costs."""
         try:
             return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

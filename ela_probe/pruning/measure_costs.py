@@ -1,7 +1,7 @@
-"""Measuring what each action at a retrieval costs in time, on the device.
+"""Measuring how much time each action at a retrieval costs on the device.
 
-Whole training steps are timed, of models pruned so that one action prevails in one stage, and a
-linear model is fitted to them. So any model that can be pruned can be measured.
+Whole training steps are timed, of models that are pruned so that one action prevails in one stage.
+A linear model is fitted to these times. So any model that can be pruned can be measured.
 """
 
 import itertools
@@ -49,16 +49,18 @@ def measure_costs(
     name: str | None = None,
     progress: bool = True,
 ) -> CostModel:
-    """Time training steps under plans that tell the actions' costs apart, in alternation.
+    """Time training steps under plans that separate the actions' costs.
 
-    A step is that of `measure_latency`. Times become ratios to the unpruned step of the same
-    round, and their medians are fitted by least squares with no cost below 0.
+    A step is that of `measure_latency`; the plans take turns. Each time is divided by the unpruned
+    step's time in the same round. The medians of these ratios are fitted by least squares, with no
+    cost below 0.
 
     Args:
-        model: it stays untouched, as does the random state.
+        model: it stays unchanged, and so does the random state.
         batch: inputs and labels, as `evaluate` takes them.
-        device: where to measure; where the inputs are when None.
-        rounds: in each, every plan's model takes one step. warmup: rounds before, not counted.
+        device: where to measure; the inputs' device when None.
+        rounds: in each round, every plan's model takes one step. warmup: rounds before that, which
+            don't count.
         name: of the model, for messages.
 
     Raises:
@@ -70,15 +72,15 @@ def measure_costs(
         raise cannot_prune(model)
     device = device or batch[0].device
     stages = [
-        offered(model, stage)
+        possible_actions(model, stage)
         for stage in track(discover(model).stages, "trying what can be pruned", progress=progress)
     ]
-    plans = list(contestants(stages))
+    plans = list(plans_to_time(stages))
     inputs, labels = (part.to(device) for part in batch)
     with torch.random.fork_rng(devices=cuda_devices(device)):
         steps = {}
         for number, actions in enumerate(plans):
-            pruned = tried(model, actions)
+            pruned = pruned_or_none(model, actions)
             if pruned is not None:
                 steps[str(number)] = training_step(
                     pruned.to(device), to_memory_format(inputs, pruned), labels
@@ -96,11 +98,11 @@ def measure_costs(
         [1, *(count for stage in stages for count in stage.terms(plans[int(number)]))]
         for number in taken
     ]
-    each = len(Terms._fields)
-    fitted, error = fit(np.array(rows, dtype=float), seconds)
+    width = len(Terms._fields)
+    fitted, error = fit_terms(np.array(rows, dtype=float), seconds)
     costs = [
-        stage.model_copy(update=dict(zip(Terms._fields, fitted[at : at + each], strict=True)))
-        for at, stage in zip(range(1, len(fitted), each), stages, strict=True)
+        stage.model_copy(update=dict(zip(Terms._fields, fitted[n : n + width], strict=True)))
+        for n, stage in zip(range(1, len(fitted), width), stages, strict=True)
     ]
     assert fitted[0] is not None
     lower, median, upper = np.percentile(seconds[0], [25, 50, 75])
@@ -118,14 +120,14 @@ def measure_costs(
     )
 
 
-def fit(terms: Floats, seconds: Floats) -> tuple[list[Seconds | None], float]:
-    """What each term costs, and the largest relative difference between a median and the fit.
+def fit_terms(terms: Floats, seconds: Floats) -> tuple[list[Seconds | None], float]:
+    """The seconds of each term, and the largest relative difference of a median from the fit.
 
     Args:
         terms: [steps, terms] counts; the first step is the unpruned one.
         seconds: [steps, rounds].
 
-    Returns: None for a term that no step has, or that can't be told from those before it.
+    Returns: None for a term that no step has, or that earlier terms determine (collinear).
     """
     known: list[int] = []
     for column in range(terms.shape[1]):
@@ -142,11 +144,12 @@ def fit(terms: Floats, seconds: Floats) -> tuple[list[Seconds | None], float]:
     return costs, float(np.abs(terms[:, known] @ values / medians - 1).max())
 
 
-def contestants(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
-    """Actions of the plans to time, the unpruned one first, no two that come to the same.
+def plans_to_time(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
+    """The actions of the plans to time: the unpruned one first, and no two with equal terms.
 
-    All but the first retrievals dropped is the base. On it stand, stage by stage: all kept; the
-    first half kept (fewer, with few sources); the first half skipped; all recurring; every second
+    In the base plan only the first retrieval of every stage is kept and the others are dropped.
+    The plans after it change one stage of the base plan: all of it kept; its first half kept
+    (fewer sites, with few sources); its first half skipped; all recurring; every second one
     recurring.
     """
     seen = set()
@@ -170,13 +173,13 @@ def contestants(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
             yield plan
 
 
-def offered(model: nn.Module, stage: Stage) -> StageCosts:
-    """A stage without its costs: what the adapter can carry out in it, told by trying."""
+def possible_actions(model: nn.Module, stage: Stage) -> StageCosts:
+    """A stage without its costs yet: the actions that its adapter accepts, found by trying them."""
     choices: tuple[Action, ...] = ("recur", "skip", "drop")
     sites = []
     for t, site in enumerate(stage.sites):
-        able = [a for a in choices if t and tried(model, {site.name: a}) is not None]
-        sites.append(SiteChoices(name=site.name, sources=site.sources, actions=("keep", *able)))
+        accepted = [a for a in choices if t and pruned_or_none(model, {site.name: a}) is not None]
+        sites.append(SiteChoices(name=site.name, sources=site.sources, actions=("keep", *accepted)))
     pairs = (
         (a, b) for a, b in itertools.pairwise(sites) if "skip" in a.actions and "recur" in b.actions
     )
@@ -186,16 +189,16 @@ def offered(model: nn.Module, stage: Stage) -> StageCosts:
         kind=stage.kind,
         carried_over=stage.carried_over,
         recur_after_skip=pair is not None
-        and tried(model, {pair[0].name: "skip", pair[1].name: "recur"}) is not None,
+        and pruned_or_none(model, {pair[0].name: "skip", pair[1].name: "recur"}) is not None,
         sites=tuple(sites),
     )
 
 
-def tried(model: nn.Module, actions: Actions) -> nn.Module | None:
-    """The pruned model; None where its adapter refuses the actions.
+def pruned_or_none(model: nn.Module, actions: Actions) -> nn.Module | None:
+    """The model pruned by these actions; None where its adapter refuses them.
 
     Raises:
-        PlanError: it refuses to keep everything, so it can't prune at all.
+        PlanError: the adapter refuses even to keep everything, so it can't prune at all.
     """
     plan = SkipPlan.for_actions(discover(model).stages, actions)
     try:

@@ -1,4 +1,4 @@
-"""SkipPlan: what to do with every retrieval of a model, as a small validated JSON file."""
+"""SkipPlan: an action for every retrieval of a model, as a small validated JSON file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,9 +35,9 @@ class FitSummary(Strict):
 class SitePlan(Strict):
     """A site and its action.
 
-    The divergences are those from `reference`, the last kept site before it (for a kept site: the
-    site before it; in plans of the planner `cost`: the last site before it that is kept or
-    recurs). They are None for the first site of a stage.
+    The divergences are those from the site `reference`: for a kept site the one before it, else
+    the last kept site before it (the planner `cost` takes the last one that is kept or recurs).
+    They are None for the first site of a stage.
     """
 
     name: str
@@ -63,7 +63,7 @@ class StagePlan(Strict):
     def _first_site_kept(self) -> "StagePlan":
         if self.sites[0].action != "keep":
             raise ValueError(
-                f"{self.sites[0].name} is the first site of its stage and can't be "
+                f"{self.sites[0].name} is the first site of its stage and can't have the action "
                 f"{self.sites[0].action!r}; set it to 'keep'"
             )
         return self
@@ -72,8 +72,8 @@ class StagePlan(Strict):
 class Constraints(Strict):
     """Guards of a plan.
 
-    max_run: at most this many retrievals skipped in a row (None: any number). min_keep: the least
-    number of sites kept in a stage, the first included.
+    max_run: the most retrievals skipped in a row; None for any number. min_keep: the fewest sites
+    that are kept in a stage, the first one included.
     """
 
     max_run: int | None = Field(None, ge=1)
@@ -92,16 +92,22 @@ class Origin(Strict):
     planner: str
     measure: str = "kl"
     seed: int | None = None
-    epoch: int | None = Field(None, description="of the ELA run that ended with it")
+    epoch: int | None = Field(None, description="the epoch of the ELA run that ended with it")
     ela_probe: str
-    time_budget: Finite | None = Field(None, description="asked for: of the unpruned step's time")
-    predicted_ratio: Finite | None = Field(None, description="to the unpruned step's time")
-    predicted_seconds: Finite | None = Field(None, description="of a training step")
+    time_budget: Finite | None = Field(
+        None, description="the requested share of the unpruned step's time"
+    )
+    predicted_ratio: Finite | None = Field(
+        None, description="the predicted share of the unpruned step's time"
+    )
+    predicted_seconds: Finite | None = Field(
+        None, description="the predicted seconds of a training step"
+    )
     timed_on: str | None = Field(None, description="the device that the costs were measured on")
 
 
 class SkipPlan(Strict):
-    """An action for every site of a model, and why."""
+    """An action for every site of a model, with the figures that it was chosen by."""
 
     schema_version: Literal[1] = 1
     fingerprint: str
@@ -124,18 +130,18 @@ class SkipPlan(Strict):
         constraints: Constraints = Constraints(),
         charge: float | None = None,
     ) -> "SkipPlan":
-        """The plan that does these actions to a model's sites, and keeps all other sites.
+        """A plan with these actions, in which all other sites are kept.
 
             SkipPlan.for_actions(discover(model).stages, {"stages.0.2.retrieval": "skip"})
 
         Args:
-            stages: of the model, as `discover` or an analysis has them.
+            stages: of the model, as `discover` or an analysis holds them.
             actions: by site name.
-            origin: what the plan was made from; a planner called "manual" when None.
+            origin: what the plan was made from; when None, by a planner called "manual".
             figures: by site name, further fields of `SitePlan`. fits: by stage name.
 
         Raises:
-            PlanError: an unknown site or action, or a rule of `SkipPlan` is broken.
+            PlanError: an unknown site or action, or the plan breaks a rule of `SkipPlan`.
         """
         figures, fits = figures or {}, fits or {}
         names = [site.name for stage in stages for site in stage.sites]
@@ -181,7 +187,7 @@ class SkipPlan(Strict):
 
     @property
     def changes(self) -> dict[str, Action]:
-        """The actions of the sites that are not kept as they are."""
+        """The actions other than `keep`, by site name."""
         return {name: action for name, action in self.actions.items() if action != "keep"}
 
     @property
@@ -190,7 +196,7 @@ class SkipPlan(Strict):
         return len(self.skipped) / len(self.actions)
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
-        """Raises PlanError, listing the differences, unless the plan was made for these sites."""
+        """Raise PlanError, listing the differences, unless the plan was made for these sites."""
         check_same_sites(
             self.stages,
             self.fingerprint,
@@ -211,7 +217,7 @@ class SkipPlan(Strict):
         """Read and validate a plan.
 
         Raises:
-            PlanError: no such file, no JSON, an unknown version or action, or a broken rule.
+            PlanError: no such file, not JSON, an unknown version or action, or a rule is broken.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Applying a skip plan: the skipped retrievals and their parameters are physically gone."""
+"""Applying a skip plan: the skipped retrievals and their parameters are physically removed."""
 
 import copy
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from ela_probe.sites import Action, Stage, drop_unread
 def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
     """A copy of the model without the retrievals that the plan skips.
 
-    Prune first, then build the optimizer and wrap for DDP or compile. A skipped site that no
-    later retrieval reads is dropped.
+    Prune first. Then build the optimizer, and wrap the model for DDP or compile it. A skipped site
+    whose source no later retrieval reads is dropped.
 
     Raises:
-        PlanError: no adapter knows the model, the plan was made for other sites (listed), or it
-            has an action that the model's adapter can't carry out.
+        PlanError: no adapter knows the model, the plan was made for other sites (the message lists
+            the differences), or the model's adapter refuses an action.
         ModelError: the model has no layer attention, or was compiled.
     """
     model = unwrap(model)
@@ -34,7 +34,7 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
 
 
 def actions_of(plan: SkipPlan, stages: Sequence[Stage]) -> dict[str, Action]:
-    """What prune does with each site: a skipped one that no later retrieval reads is dropped."""
+    """The action that `prune` applies to each site: `drop` for a skipped one that nothing reads."""
     actions: dict[str, Action] = {}
     for planned, stage in zip(plan.stages, stages, strict=True):
         chosen = [site.action for site in planned.sites]

@@ -1,7 +1,7 @@
-"""Which actions are worth their time: the plans that no other beats in both time and charge.
+"""The actions of the least charge for a time: the plans that no other beats in time and charge.
 
-A dynamic programme along each stage keeps, for every state, all plans so far that are not beaten;
-stages are then combined. What is not beaten in the end answers every time budget at once.
+A dynamic programme along each stage keeps, for every state, all partial plans that no other one
+beats. Then the stages are combined. The plans left at the end answer every time budget at once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from ela_probe.pruning.cost_model import CostModel, StageCosts
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
-# No frontier holds more plans. It is exact while it needs none (see `Frontier.best_of`).
+# The most plans that a frontier holds. With fewer it is exact (see `Frontier.best_of`).
 LIMIT = 2000
 
 
 class Decision(NamedTuple):
-    """What becomes of a site, the position it is compared with, and its charge in nats."""
+    """A site's action, the position of the site it is compared with, and its charge in nats."""
 
     action: Action
     reference: int | None
@@ -37,10 +37,11 @@ class Decision(NamedTuple):
 
 
 class Charges(NamedTuple):
-    """What a stage's actions are charged, in nats.
+    """The charges of a stage's actions, in nats.
 
-    skip, recur: [T, T], of site t after the last formed one i < t. lost: [T], what later sites
-    lose when t is no source; inf where unknown. carried_over: as in `Stage`.
+    skip, recur: [T, T]; entry (i, t) is for site t when the last formed site before it is i.
+    lost: [T]; how much later sites lose when site t is not a source; inf where that is unknown.
+    carried_over: as in `Stage`.
     """
 
     skip: Floats
@@ -50,12 +51,11 @@ class Charges(NamedTuple):
 
     @classmethod
     def of(cls, part: StageAnalysis) -> Charges:
-        """The charges of a stage.
+        """The charge of a skipped site is kl(i,t) and of a recurring one shape(i,t).
 
-        A skipped site is charged kl(i,t), one that recurs shape(i,t), a dropped one kl(i,t) and
-        Σ_j −log(1 − w̄_j(t)) over the later sites j, w̄_j(t) the mean weight they give it.
-        The weights of kind `channel` say nothing of layers, and a stage whose sources are carried
-        over is read by sites outside it: there `lost` is unknown.
+        A dropped site is charged kl(i,t) and Σ_j −log(1 − w̄_j(t)), over the later sites j that
+        give it the mean weight w̄_j(t). That sum, `lost`, is unknown for weights of kind `channel`,
+        which say nothing about layers, and for a stage whose sources the next stage reads too.
         """
         sites = part.stage.sites
         lost = np.full(len(sites), np.inf)
@@ -66,7 +66,7 @@ class Charges(NamedTuple):
         return cls(part.divergences["kl"], part.divergences["shape"], lost, part.stage.carried_over)
 
     def decisions(self, actions: Sequence[Action]) -> list[Decision]:
-        """The actions of a stage with what each is charged."""
+        """The actions of a stage with their references and charges."""
         decided, formed = [Decision("keep", None, 0.0)], 0
         last = last_formed(actions)
         for t, action in enumerate(actions[1:], start=1):
@@ -82,7 +82,7 @@ class Charges(NamedTuple):
 
 @dataclass(frozen=True)
 class Frontier:
-    """Plans by rising seconds and falling charge.
+    """Plans in the order of rising seconds and falling charge.
 
     seconds, charges: [plans]. actions: [plans, sites], as positions in ACTIONS.
     """
@@ -93,16 +93,16 @@ class Frontier:
 
     @classmethod
     def of_one(cls, sites: int) -> Frontier:
-        """The plan that keeps everything, with no time counted yet."""
+        """A single plan that keeps everything; its seconds are not counted yet."""
         return cls(np.zeros(1), np.zeros(1), np.zeros((1, sites), dtype=np.int8))
 
     @classmethod
     def best_of(cls, parts: Sequence[Frontier]) -> Frontier:
-        """The plans of all parts that are not beaten.
+        """The plans of all parts that no other plan beats.
 
-        Of more than LIMIT, one stays in each of LIMIT equal intervals of seconds, that of the
-        least charge. So each thinning puts in place of a plan one that is charged no more and
-        takes longer by 1 / LIMIT of the range at most. The fastest plan always stays.
+        If there are more than LIMIT, the plan of the least charge is kept in each of LIMIT equal
+        intervals of seconds. So each thinning replaces a plan by one of no higher charge that takes
+        longer by 1 / LIMIT of the range at most. The fastest plan is always kept.
         """
         seconds = np.concatenate([part.seconds for part in parts])
         charges = np.concatenate([part.charges for part in parts])
@@ -114,7 +114,7 @@ class Frontier:
         )
 
     def then(self, t: int, action: Action, *, seconds: float, charge: float) -> Frontier:
-        """The same plans with an action at site t."""
+        """The same plans, with an action at site t that adds these seconds and this charge."""
         actions = self.actions
         if action != "keep":
             actions = actions.copy()
@@ -122,7 +122,7 @@ class Frontier:
         return Frontier(self.seconds + seconds, self.charges + charge, actions)
 
     def beside(self, other: Frontier) -> Frontier:
-        """Every plan of this stage (or stages) with every plan of another."""
+        """Every plan of this stage (or stages) combined with every plan of another stage."""
         seconds = np.add.outer(self.seconds, other.seconds).ravel()
         charges = np.add.outer(self.charges, other.charges).ravel()
         chosen = unbeaten(seconds, charges)
@@ -137,15 +137,19 @@ def within_time(
     time: float,
     constraints: Constraints = Constraints(),
 ) -> list[list[Decision]]:
-    """Per stage the decisions of least total charge within a budget of time.
+    """Per stage the decisions of the least total charge within a time.
 
-    The predicted step takes at most `time` times as long as the predicted unpruned one.
+    Args:
+        time: the predicted step takes at most this share of the predicted unpruned step's time.
 
     Raises:
-        PlanError: the costs are of another model, or no plan is so fast; it names the least ratio.
+        PlanError: the costs were measured on another model, or no plan is so fast; then the
+            message gives the least possible ratio.
     """
     if not 0 < time <= 1:
-        raise PlanError(f"a time of {time} of the unpruned; expected more than 0, and 1 at most")
+        raise PlanError(
+            f"got a time of {time} of the unpruned step's; expected more than 0 and at most 1"
+        )
     costs.check_sites([part.stage for part in analysis.stages])
     charges = [Charges.of(part) for part in analysis.stages]
     total = Frontier.of_one(0)
@@ -156,7 +160,7 @@ def within_time(
     if not affordable:
         least = math.ceil(100 * (base + total.seconds[0]) / full) / 100
         raise PlanError(
-            f"no plan takes {time:g} of the unpruned step's time: under max_run="
+            f"no plan takes {time:g} of the unpruned step's time: with max_run="
             f"{constraints.max_run}, min_keep={constraints.min_keep} the least is {least}; "
             "ask for that or more, or loosen the guards"
         )
@@ -168,7 +172,7 @@ def within_time(
 
 
 class State(NamedTuple):
-    """formed: the last site that is; how: kept or recurring; dropped, kept: how many so far."""
+    """formed: the last formed site; how: its action; dropped, kept: numbers of sites so far."""
 
     formed: int
     how: Action
@@ -179,10 +183,10 @@ class State(NamedTuple):
 def stage_frontier(
     costs: StageCosts, charges: Charges, constraints: Constraints = Constraints()
 ) -> Frontier:
-    """The unbeaten plans of a stage, with the seconds that they add to the base.
+    """The plans of a stage that no other beats, with the seconds that they add to the base.
 
-    A state is the last site formed and whether it recurs, how many sources were dropped so far
-    (they shorten what is kept later) and how many sites were kept (up to the guard).
+    A state holds the last formed site and its action, how many sources were dropped so far (later
+    kept sites get shorter by them), and how many sites were kept (counted up to min_keep).
     """
     sites = len(costs.sites)
     enough = min(constraints.min_keep, sites)
@@ -227,7 +231,7 @@ def stage_frontier(
 def choices(
     costs: StageCosts, charges: Charges, t: int, state: State
 ) -> Iterator[tuple[Action, float, float]]:
-    """The actions possible at site t, read by a later one, each with its seconds and its charge."""
+    """The actions possible at site t if something reads it later, with seconds and charges."""
     site, formed = costs.sites[t], state.formed
     sources = site.sources - state.dropped
     keep, source, start = (
@@ -244,7 +248,7 @@ def choices(
 
 
 def unbeaten(seconds: Floats, charges: Floats) -> NDArray[np.intp]:
-    """Positions of the plans that are charged less than any as fast, by rising seconds."""
+    """Positions of the plans with a lower charge than all faster plans, by rising seconds."""
     order = np.lexsort((charges, seconds))
     sorted_charges = charges[order]
     before = np.minimum.accumulate(sorted_charges)[:-1]

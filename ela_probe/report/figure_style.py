@@ -1,4 +1,4 @@
-"""What the figures of `plots` share: the theme, colour scales, ticks and site labels."""
+"""The style of all figures: theme, colour scales, ticks and site labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INK, MUTED = "#222222", "#666666"
 THEME: dict[str, Any] = {
     **sns.axes_style("white"),
     **sns.plotting_context("paper", font_scale=1.1),
-    "font.sans-serif": ["DejaVu Sans"],  # matplotlib's own: figures are alike on all machines
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: equal figures on all machines
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#999999",
@@ -33,7 +33,7 @@ THEME: dict[str, Any] = {
     "legend.frameon": False,
     "figure.dpi": 110,
 }
-ANNOTATED = 9  # the most rows and columns of a heatmap whose cells carry their values
+ANNOTATED = 9  # the most rows and columns of a heatmap whose cells show their values
 TICKS = 18  # the most tick labels along an axis
 
 
@@ -49,7 +49,7 @@ def drawing(ax: Axes | None, size: tuple[float, float]) -> Iterator[tuple[Figure
 
 
 def title(axes: Axes, text: str, note: str) -> None:
-    """A bold line and below it a muted one."""
+    """A bold title, and a muted note below it."""
     axes.set_title(text, loc="left", weight="bold", pad=20)
     axes.annotate(
         note, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points",
@@ -76,7 +76,7 @@ def heatmap(
     extend: str = "neither",
     square: bool = True,
 ) -> None:
-    """seaborn's heatmap, annotated where the cells are few; masked cells stay empty."""
+    """seaborn's heatmap; a small one shows the values in its cells. Masked cells stay empty."""
     few = max(values.shape) <= ANNOTATED
     sns.heatmap(
         np.where(mask, np.nan, values),
@@ -96,13 +96,13 @@ def heatmap(
 
 
 def robust_norm(values: Floats) -> tuple[Normalize, str]:
-    """A colour scale that outliers don't spoil, and which ends of its bar are open.
+    """A colour scale that outliers don't stretch, and which ends of its bar are open.
 
-    It runs from 0, or is logarithmic where the 2nd and 98th percentile of the positive values
-    lie more than two decades apart.
+    It starts at 0, or is logarithmic if the 2nd and 98th percentiles of the positive values are
+    more than two decades apart.
 
     Args:
-        values: [n], not negative; NaN is left out.
+        values: [n], not negative; NaN is ignored.
     """
     values = values[np.isfinite(values)]
     positive = values[values > 0]
@@ -129,17 +129,17 @@ def number(value: float) -> str:
 
 
 def cell_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Label the cells of a heatmap, at most TICKS along an axis, rotated where they are long."""
+    """Label the cells of a heatmap, at most TICKS along an axis. Long labels are rotated."""
     for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        shown = range(0, len(labels), -(-len(labels) // TICKS))
-        axis.set_ticks([k + 0.5 for k in shown], [labels[k] for k in shown])
+        ticks = range(0, len(labels), -(-len(labels) // TICKS))
+        axis.set_ticks([k + 0.5 for k in ticks], [labels[k] for k in ticks])
     long = max(map(len, columns)) * min(len(columns), TICKS) > 50
     axes.tick_params("x", rotation=90 if long else 0)
     axes.tick_params("y", rotation=0)
 
 
 def short_labels(names: Sequence[str], longest: int = 14) -> list[str]:
-    """What distinguishes qualified names: the parts that are not common to all of them.
+    """The parts by which qualified names differ.
 
     >>> short_labels(["stages.0.1.retrieval", "stages.0.2.retrieval"])
     ['1', '2']
@@ -150,8 +150,8 @@ def short_labels(names: Sequence[str], longest: int = 14) -> list[str]:
     return [text if len(text) <= longest else "…" + text[1 - longest :] for text in labels]
 
 
-def pattern(names: Sequence[str], longest: int = 40) -> str:
-    """The common parts of qualified names around a star: `stages.0.*.retrieval`."""
+def shared_name(names: Sequence[str], longest: int = 40) -> str:
+    """The common parts of qualified names around a star, such as `stages.0.*.retrieval`."""
     parts = [_parts(name) for name in names]
     if len(parts) < 2:
         return short(names[0], longest)

@@ -1,6 +1,7 @@
 """Histograms and Beta densities of u over its log-odds, log(u / (1 − u)).
 
-There the density of every Beta distribution is bounded, and the bins of `beta` are equally wide.
+On this scale the density of every Beta distribution is bounded, and the bins of `beta_fit` are
+equally wide.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ela_probe.system.arrays import Counts, Floats
 def rebin(histogram: Counts, *, step: int) -> tuple[Floats, Floats]:
     """Join every `step` fine bins of `BetaStatistics.histogram`.
 
-    Returns: edges in log-odds [k + 1] and shares per unit of log-odds [k]: their area is 1.
+    Returns: edges in log-odds [k + 1], and shares per unit of log-odds [k], whose area is 1.
     """
     starts = np.arange(0, BINS, step)
     edges = LOGIT_EDGES[np.append(starts, BINS)]
@@ -26,13 +27,13 @@ def rebin(histogram: Counts, *, step: int) -> tuple[Floats, Floats]:
 
 
 def log_odds_density(fit: BetaFit, x: Floats) -> Floats:
-    """The density of log(u / (1 − u)) at x for u ~ Beta(α, β): bounded, without poles."""
+    """The density of log(u / (1 − u)) at x for u ~ Beta(α, β). It is bounded, without poles."""
     logs = fit.alpha * special.log_expit(x) + fit.beta * special.log_expit(-x)
     return np.asarray(np.exp(logs - special.betaln(fit.alpha, fit.beta)))
 
 
 def view(histogram: Counts) -> tuple[float, float]:
-    """The range of log-odds that holds all but a thousandth of the sample at either end."""
+    """The range of log-odds that holds all of the sample but a thousandth at each end."""
     cumulative = np.cumsum(histogram) / histogram.sum()
     low = LOGIT_EDGES[int(np.searchsorted(cumulative, 0.001))]
     high = LOGIT_EDGES[int(np.searchsorted(cumulative, 0.999)) + 1]
@@ -41,22 +42,22 @@ def view(histogram: Counts) -> tuple[float, float]:
 
 
 def bin_step(span: float, n: int) -> int:
-    """How many fine bins to join: about 40 bars, fewer where the sample is small."""
+    """How many fine bins to join for about 40 bars, or fewer if the sample is small."""
     bars = min(40.0, max(6.0, 3 * float(np.cbrt(n))))
     width = float(LOGIT_EDGES[1] - LOGIT_EDGES[0])
     return max(1, round(span / width / bars))
 
 
 def logit_ticks(axes: Axes, low: float, high: float) -> None:
-    """Tick log-odds by their u: 0.001, 0.01, 0.1, 0.5, 0.9, ..."""
+    """Label log-odds by their u: 0.001, 0.01, 0.1, 0.5, 0.9, ..."""
     small = [10.0**-k for k in range(15, 0, -1)]
     ticks = [(special.logit(u), number(u) if u < 1e-3 else f"{u:g}") for u in [*small, 0.5]]
     ticks += [(-special.logit(u), f"1−{number(u)}" if u < 1e-3 else f"{1 - u:g}") for u in small]
     if high - low < 5:
         ticks += [(special.logit(u), f"{u:g}") for u in (0.02, 0.05, 0.2, 0.3, 0.7, 0.8, 0.95)]
-    shown = sorted((x, text) for x, text in ticks if low <= x <= high)
-    shown = shown[:: -(-len(shown) // 9) or 1]
-    if len(shown) < 3:
-        shown = [(x, f"{special.expit(x):.3g}") for x in np.linspace(low, high, 7)[1:-1]]
-    axes.set_xticks([x for x, _ in shown], [text for _, text in shown])
+    drawn = sorted((x, text) for x, text in ticks if low <= x <= high)
+    drawn = drawn[:: -(-len(drawn) // 9) or 1]
+    if len(drawn) < 3:
+        drawn = [(x, f"{special.expit(x):.3g}") for x in np.linspace(low, high, 7)[1:-1]]
+    axes.set_xticks([x for x, _ in drawn], [text for _, text in drawn])
     axes.tick_params(bottom=True)

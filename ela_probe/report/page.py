@@ -1,4 +1,4 @@
-"""Writing the report page: what was analysed, what was found, figures and tables."""
+"""Writing the report page: the provenance, the findings, figures and tables."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from ela_probe.analysis.findings import Finding, findings
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.report import plots
-from ela_probe.report.tables import comparison_table, plan_table, shown, site_table
+from ela_probe.report.tables import cell, comparison_table, plan_table, site_table
 from ela_probe.system.storage import write_text
 
-# Above this many stages only the first one's figures are unfolded.
+# With more stages than this only the first one's figures are unfolded.
 UNFOLDED = 4
-FOUND_IN = {"model_args": "model arguments", "checkpoint_sha256": "checkpoint SHA-256"}
+LABELS = {"model_args": "model arguments", "checkpoint_sha256": "checkpoint SHA-256"}
 GLOSSARY = """<details><summary>How to read this</summary><ul>
-<li><b>kl</b> (nats): how far a retrieval is from an earlier one, mean over samples; 0: the same
-weights. kl = shape + mass, exactly.</li>
-<li><b>shape</b>: how differently it reads the sources both know. <b>mass</b>: −log of the weight it
-leaves on them; exp(−mass) is kept, the rest goes to new sources.</li>
-<li>shape ≈ 0 and mass ≈ 0: it retrieves what the earlier site did, and can likely be skipped.
-shape ≈ 0 and mass &gt; 0: it is the earlier site plus new sources.</li>
-<li><b>u</b> = 1 − exp(−kl), in (0, 1); a Beta distribution is fitted to the u of a stage.
-<b>q</b>: the chance that a retrieval drawn from the stage is less divergent than this one.
-<b>score</b>: the skip score that q maps to (our reading of EBQM); higher: skip first.</li>
+<li><b>kl</b> (nats): how far a retrieval is from an earlier one, as a mean over samples. 0 means
+equal weights. kl = shape + mass, exactly.</li>
+<li><b>shape</b>: how differently it weights the sources that both retrievals have. <b>mass</b>:
+−log of the weight that it leaves on these: exp(−mass) stays there, and the rest goes to new
+sources.</li>
+<li>shape ≈ 0 and mass ≈ 0: it retrieves what the earlier site did. shape ≈ 0 and mass &gt; 0: it
+retrieves the same plus new sources.</li>
+<li><b>u</b> = 1 − exp(−kl), in (0, 1). A Beta distribution is fitted to the u of a stage.
+<b>q</b>: the chance that a random retrieval of the stage is less divergent than this one.
+<b>score</b>: the skip score that q is mapped to (our reading of EBQM). The highest scores are
+skipped first.</li>
 </ul></details>"""
 
 
@@ -43,11 +45,11 @@ def write_report(
     plan: SkipPlan | None = None,
     comparison: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a page that needs nothing but itself: figures are embedded, nothing is fetched.
+    """Write one self-contained page: figures are embedded, and nothing is fetched.
 
     Args:
-        plan: shown as a strip and a table.
-        comparison: as `compare` gives it: under "models" a row of plain values for each model.
+        plan: drawn as a strip and listed in a table.
+        comparison: as `compare` writes it: under "models" a row of plain values for each model.
 
     Raises:
         OutputError: the page can't be written.
@@ -65,8 +67,8 @@ def write_report(
         f"<h2>Along depth</h2>{GLOSSARY}"
         + _figure(
             plots.adjacent_divergence(analysis)[0],
-            "Each retrieval's divergence from the one before it. Below the dashed line it nearly "
-            "repeats it.",
+            "Each retrieval's divergence from the one before it. Retrievals below the dashed line "
+            "nearly repeat the one before.",
         )
     )
     parts.append("<h2>Stages</h2>")
@@ -85,17 +87,17 @@ def write_report(
 
 
 def _summary(found: list[Finding]) -> str:
-    """The verdict over all stages, then a list: what is redundant first, then the reservations."""
-    lead = "".join(f'<p class="lead">{shown(f.text)}</p>' for f in found if f.kind == "summary")
+    """The summary of all stages, then a list: verdicts, reservations, fits."""
+    lead = "".join(f'<p class="lead">{cell(f.text)}</p>' for f in found if f.kind == "summary")
     items = "".join(
-        f"<li>{shown(f.text)}</li>" for f in found if f.kind not in ("summary", "fit", "caution")
+        f"<li>{cell(f.text)}</li>" for f in found if f.kind not in ("summary", "fit", "caution")
     )
-    doubts = "".join(
-        f'<li class="caution">{shown(f.text)}</li>' for f in found if f.kind == "caution"
+    cautions = "".join(
+        f'<li class="caution">{cell(f.text)}</li>' for f in found if f.kind == "caution"
     )
-    fits = "".join(f"<li>{shown(f.text)}</li>" for f in found if f.kind == "fit")
+    fits = "".join(f"<li>{cell(f.text)}</li>" for f in found if f.kind == "fit")
     return (
-        f"{lead}<ul>{items}{doubts}{fits}</ul>"
+        f"{lead}<ul>{items}{cautions}{fits}</ul>"
         "<p>Next: <code>ela-probe plan DIR --skip 0.3 -o plan.json</code>, then "
         "<code>ela-probe prune CHECKPOINT --plan plan.json -o pruned.pt</code>.</p>"
     )
@@ -110,7 +112,7 @@ def _provenance(analysis: Analysis) -> str:
         f"{len(analysis.stages)}, with {sites} retrievals ({', '.join(kinds)} weights)"
     )
     rows = "".join(
-        f"<dt>{html.escape(FOUND_IN.get(name, name))}</dt><dd>{shown(value)}</dd>"
+        f"<dt>{html.escape(LABELS.get(name, name))}</dt><dd>{cell(value)}</dd>"
         for name, value in known.items()
     )
     return f"<dl>{rows}</dl>"
@@ -121,13 +123,13 @@ def _plan(plan: SkipPlan) -> str:
         f"{len(plan.skipped)} of {len(plan.actions)} retrievals ({plan.share:.0%}) are not formed, "
         f"chosen by {plan.origin.planner} on {plan.origin.measure}."
     )
-    drawn = _figure(
+    figure = _figure(
         plots.skip_plan(plan)[0],
-        "keep: formed; recur: updated from the one before; skip: not formed, still a source for "
-        "later layers; drop: not formed and no source.",
+        "keep: formed; recur: updated from the one before; skip: not formed, but still a source "
+        "of later layers; drop: neither formed nor a source.",
     )
     return (
-        f"<p>{html.escape(text)}</p>{drawn}<details><summary>Site by site</summary>"
+        f"<p>{html.escape(text)}</p>{figure}<details><summary>Site by site</summary>"
         f"{plan_table(plan)}</details>"
     )
 
@@ -138,11 +140,11 @@ def _stage(part: StageAnalysis, unfolded: bool) -> str:
         (plots.weights_heatmap(part)[0], "Mean weight of every source at every site."),
         (plots.beta_histogram(part)[0], "How divergent neighbours are over all samples."),
     )
-    drawn = "".join(_figure(figure, caption) for figure, caption in figures)
+    embedded = "".join(_figure(figure, caption) for figure, caption in figures)
     return (
         f"<details{' open' if unfolded else ''}><summary>{html.escape(part.stage.name)} "
         f"({len(part.stage.sites)} sites)</summary>"
-        f'<div class="figures">{drawn}</div></details>'
+        f'<div class="figures">{embedded}</div></details>'
     )
 
 

@@ -1,7 +1,7 @@
-"""Figures of an analysis: seaborn heatmaps, bars and histograms. Returned, never shown.
+"""Figures of an analysis or a plan: seaborn heatmaps, bars and histograms.
 
-Every function takes an optional `ax`, draws under the project's theme without touching matplotlib's
-global settings, and returns the figure and its axes.
+Every function takes an optional `ax`, draws in the project's theme without changing matplotlib's
+global settings, and returns the figure and its axes. None of them shows a figure.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ela_probe.report.figure_style import (
     empty,
     heatmap,
     number,
-    pattern,
     robust_norm,
+    shared_name,
     short,
     short_labels,
     title,
@@ -58,9 +58,9 @@ def divergence_heatmap(
 ) -> tuple[Figure, Axes]:
     """The divergence of every pair i < j of a stage, in nats: [T − 1, T − 1] cells.
 
-    Row i is the earlier site, column j the later one; the diagonal holds neighbours. Colours are
-    logarithmic where the values span more than two decades, and clipped at their 2nd and 98th
-    percentile.
+    Row i is the earlier site and column j the later one; neighbours are on the diagonal. Colours
+    are logarithmic if the values span more than two decades, and clipped at their 2nd and 98th
+    percentiles.
 
     Args:
         measure: kl, shape, mass, js, or kl_of_means.
@@ -90,26 +90,26 @@ def divergence_heatmap(
         )
         labels = short_labels(names)
         cell_ticks(axes, labels[1:], labels[:-1])
-        axes.set_xlabel(f"later site  ({pattern(names)})")
+        axes.set_xlabel(f"later site  ({shared_name(names)})")
         axes.set_ylabel("earlier site")
     return figure, axes
 
 
 def weights_heatmap(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """The mean weights of a stage, sites by sources: [T, S] cells, empty behind S_t."""
+    """The mean weights of a stage, sites by sources: [T, S] cells, empty beyond S_t."""
     names = [site.name for site in part.stage.sites]
     sizes = part.stage.sizes
     with drawing(ax, (6.0, 5.0)) as (figure, axes):
         title(axes, f"{short(part.stage.name)}: mean weights", _sample(part))
-        behind = np.arange(part.weights.shape[1])[None, :] >= np.array(sizes)[:, None]
-        # The first retrieval of a stage has one source of weight 1, which says nothing.
-        said = part.weights[~behind & (np.array(sizes) > 1)[:, None]]
-        top = float(np.quantile(said, 0.98)) * 1.1 if said.size else 1.0
+        beyond = np.arange(part.weights.shape[1])[None, :] >= np.array(sizes)[:, None]
+        # The first retrieval of a stage has a single source, whose weight is always 1.
+        informative = part.weights[~beyond & (np.array(sizes) > 1)[:, None]]
+        top = float(np.quantile(informative, 0.98)) * 1.1 if informative.size else 1.0
         top = 1.0 if top > 0.5 else top
         heatmap(
             axes,
             part.weights,
-            mask=behind,
+            mask=beyond,
             norm=Normalize(0.0, top),
             cmap="mako_r",
             label="mean weight",
@@ -117,10 +117,10 @@ def weights_heatmap(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Fig
             square=part.weights.shape[1] < 2 * len(names),
         )
         labels = short_labels(names)
-        own = sizes == tuple(range(1, len(names) + 1))
-        columns = labels if own else [str(s) for s in range(part.weights.shape[1])]
+        one_source_each = sizes == tuple(range(1, len(names) + 1))
+        columns = labels if one_source_each else [str(s) for s in range(part.weights.shape[1])]
         cell_ticks(axes, columns, labels)
-        axes.set_ylabel(f"site  ({pattern(names)})")
+        axes.set_ylabel(f"site  ({shared_name(names)})")
         axes.set_xlabel("channel" if part.stage.kind == "channel" else "source")
     return figure, axes
 
@@ -168,9 +168,9 @@ def adjacent_divergence(analysis: Analysis, *, ax: Axes | None = None) -> tuple[
 def beta_histogram(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
     """Histogram of a stage's adjacent u = 1 − exp(−kl) with the fitted Beta density.
 
-    The axis is log-odds, log(u / (1 − u)), labelled by u: there the density of any Beta
-    distribution is bounded, also where its density over u has poles at 0 or 1. Heights are shares
-    per unit of log-odds, so that the bars have area 1. Draws no curve without a fit, and says why.
+    The axis is log-odds, log(u / (1 − u)), labelled by u. On it the density of any Beta
+    distribution is bounded, even if its density over u has poles at 0 or 1. Heights are shares per
+    unit of log-odds, so that the bars have area 1. Without a fit it draws no curve and says why.
     """
     with drawing(ax, (6.0, 5.0)) as (figure, axes):
         title(axes, f"{short(part.stage.name)}: u of neighbours, 1 − exp(−kl)", _sample(part))
@@ -202,7 +202,7 @@ def beta_histogram(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figu
 
 
 def skip_plan(plan: SkipPlan, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """The action of every site: a row for each stage, depth from left to right."""
+    """The action of every site: a row for each stage, with depth from left to right."""
     longest = max(len(stage.sites) for stage in plan.stages)
     height = 1.5 + 0.38 * len(plan.stages)
     with drawing(ax, (min(12.0, max(6.0, 0.2 * longest)), height)) as (figure, axes):
@@ -210,7 +210,7 @@ def skip_plan(plan: SkipPlan, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
         title(
             axes,
             f"Skip plan ({plan.origin.planner})",
-            f"{len(plan.skipped)} of {len(plan.actions)} retrievals not formed{charge}",
+            f"{len(plan.skipped)} of {len(plan.actions)} retrievals are not formed{charge}",
         )
         for row, stage in enumerate(plan.stages):
             labels = short_labels([site.name for site in stage.sites])
@@ -257,7 +257,7 @@ def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
 
 
 def all_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
-    """Every figure of an analysis, one at a time, with its file name less `.png`."""
+    """Every figure of an analysis, one at a time, with its file name without `.png`."""
     yield "adjacent", adjacent_divergence(analysis)[0]
     taken: set[str] = set()
     for index, part in enumerate(analysis.stages):
@@ -275,7 +275,7 @@ def _sample(part: StageAnalysis) -> str:
 
 
 def _clip_bars(axes: Axes, x: NDArray[np.int64], kl: Floats, error: Floats) -> float:
-    """Cut the axis above where one or two bars dwarf the others, and write their heights."""
+    """Limit the axis if one or two bars are far higher than the others; label these bars."""
     heights = kl[x]
     if not x.size:
         return 0.0
@@ -294,23 +294,23 @@ def _clip_bars(axes: Axes, x: NDArray[np.int64], kl: Floats, error: Floats) -> f
 
 
 def _stage_axis(axes: Axes, analysis: Analysis) -> None:
-    """Site labels below, and a line and a name for each stage."""
+    """Label the sites, and mark each stage by a line and its name."""
     count = sum(len(part.stage.sites) for part in analysis.stages)
-    start, free, ticks = 0, -1.0, list[tuple[int, str]]()
+    start, name_end, ticks = 0, -1.0, list[tuple[int, str]]()
     for index, part in enumerate(analysis.stages):
         labels = short_labels([site.name for site in part.stage.sites])
         ticks += [(start + t, label) for t, label in enumerate(labels)]
         if index:
             axes.axvline(start - 0.5, color="#bbbbbb", linewidth=1, zorder=0)
         name = short(part.stage.name, 20)
-        if start >= free:  # a name that would run into the one before is left out
+        if start >= name_end:  # a name that would overlap the one before is left out
             axes.text(
                 start - 0.4, -0.1, name, transform=axes.get_xaxis_transform(), va="top",
                 fontsize="small", color=MUTED,
             )  # fmt: skip
-            free = start + (len(name) + 2) * max(min(count, 36) / 70, count / 150)
+            name_end = start + (len(name) + 2) * max(min(count, 36) / 70, count / 150)
         start += len(labels)
-    shown = ticks[:: -(-len(ticks) // 30)]
-    axes.set_xticks([x for x, _ in shown], [text for _, text in shown])
-    if sum(len(text) + 1 for _, text in shown) > 70:
+    drawn = ticks[:: -(-len(ticks) // 30)]
+    axes.set_xticks([x for x, _ in drawn], [text for _, text in drawn])
+    if sum(len(text) + 1 for _, text in drawn) > 70:
         axes.tick_params("x", rotation=90)

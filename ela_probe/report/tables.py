@@ -1,4 +1,4 @@
-"""HTML tables. Every value is escaped here, so that a name can't become markup."""
+"""HTML tables. Every value is escaped here, so that no name can become markup."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ VERDICTS = {
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, classes: Sequence[str] = ()
 ) -> str:
-    """An HTML table; numbers to the right, text to the left.
+    """An HTML table with numbers aligned to the right and text to the left.
 
     Args:
-        rows: plain values, one a column; None and NaN become a dash.
-        classes: of each row, from the program and not from a user.
+        rows: plain values, one for each column; None and NaN become a dash.
+        classes: the CSS class of each row; it is not escaped.
     """
     rows = [list(row) for row in rows]
     text = [any(isinstance(row[c], str) for row in rows) for c in range(len(columns))]
 
     def cells(tag: str, values: Sequence[Any]) -> str:
         return "".join(
-            (f'<{tag} class="text">' if left else f"<{tag}>") + f"{shown(value)}</{tag}>"
+            (f'<{tag} class="text">' if left else f"<{tag}>") + f"{cell(value)}</{tag}>"
             for value, left in zip(values, text, strict=True)
         )
 
@@ -49,7 +49,7 @@ def table(
     )
 
 
-def shown(value: Any) -> str:
+def cell(value: Any) -> str:
     """A value as escaped text: integers with separators, floats to four significant digits."""
     if value is None or (isinstance(value, Real) and not math.isfinite(float(value))):
         return "–"
@@ -60,14 +60,14 @@ def shown(value: Any) -> str:
     if isinstance(value, Real):
         return f"{float(value):,.0f}" if abs(float(value)) >= 1e4 else f"{float(value):.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{html.escape(str(k))} = {shown(v)}" for k, v in value.items())
+        return ", ".join(f"{html.escape(str(k))} = {cell(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown, value))
+        return ", ".join(map(cell, value))
     return html.escape(str(value))
 
 
 def site_table(analysis: Analysis) -> str:
-    """One row a site, coloured by its verdict."""
+    """One row for each site, coloured by its verdict."""
     columns = ["stage", "site", "verdict", "kl", "± 2 se", "shape", "mass", "js", "q", "score"]
     found = [verdict for part in analysis.stages for verdict in verdicts(part)]
     rows = [
@@ -79,7 +79,7 @@ def site_table(analysis: Analysis) -> str:
 
 
 def plan_table(plan: SkipPlan) -> str:
-    """One row a site: its action, and its divergence from the site that stands in for it."""
+    """One row for each site: its action, and its divergence from the site it is compared with."""
     columns = ["stage", "site", "action", "compared with", "kl", "shape", "mass", "score"]
 
     def mean(estimate: Estimate | None) -> float | None:
@@ -95,7 +95,7 @@ def plan_table(plan: SkipPlan) -> str:
 
 
 def comparison_table(models: Sequence[Mapping[str, Any]]) -> str:
-    """One row a model; the columns are the keys of all rows, in the order they first appear."""
+    """One row for each model. The columns are the keys of all rows, in order of appearance."""
     columns = list(dict.fromkeys(key for row in models for key in row))
     rows = [[row.get(column) for column in columns] for row in models]
     return table([column.replace("_", " ") for column in columns], rows)

@@ -14,7 +14,8 @@ import numpy as np
 from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
 from ela_probe.pruning.plan import Constraints, SkipPlan
-from ela_probe.pruning.planners import as_plan, charge_matrices, skipping, within_budget
+from ela_probe.pruning.planners import as_plan, skip_decisions
+from ela_probe.pruning.site_budget import charge_matrices, within_budget
 from ela_probe.sites import Stage
 from ela_probe.system.arrays import Floats
 
@@ -101,7 +102,7 @@ def plan_skipping(
             removed with.
     """
     decided = [
-        skipping(part, sorted(positions), action)
+        skip_decisions(part, sorted(positions), action)
         for positions, part in zip(
             positions_by_stage(skipped, site_names(analysis)), analysis.stages, strict=True
         )
