@@ -19,9 +19,10 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, type] = {}
-    hints = get_type_hints(command, include_extras=True)
-    for name, parameter in inspect.signature(command).parameters.items():
-        kind = hints[name]
+    # Not get_type_hints: before Python 3.11 it wraps what has the default None in Optional, which
+    # hides an option's names.
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        kind = parameter.annotation
         if not is_dataclass(kind):
             parameters[name] = _option(name, kind, parameter.default)
             continue
