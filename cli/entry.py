@@ -1,8 +1,11 @@
-"""The entry point of the command: errors become one line and an exit code."""
+"""The entry point of the command: errors become one line and an exit code, warnings one line."""
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from ela_probe.errors import ElaProbeError
 
@@ -15,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return int(app(words, prog_name="ela-probe", standalone_mode=False) or 0)
+        with _warnings_in_one_line():
+            return int(app(words, prog_name="ela-probe", standalone_mode=False) or 0)
     except ElaProbeError as error:
         if debug:
             raise
@@ -41,6 +45,24 @@ def fail(message: str, *, code: int = 2) -> int:
     """Print an error in one line on stderr."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print this package's own warnings as `warning: TEXT`, without file and line of code."""
+    from .console import is_first_process, print_note
+
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not category.__module__.startswith("ela_probe."):
+                show_others(message, category, *place)
+            elif is_first_process():
+                print_note(f"warning: {' '.join(str(message).split())}")
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def run() -> None:

@@ -254,3 +254,15 @@ def test_every_hint_opens(capsys: pytest.CaptureFixture[str]) -> None:
         open_data(source)
     assert main(["train", "--model", "resnet8", "--data", "X-train.npz"]) == 2
     assert capsys.readouterr().err == ("error: data source 'X-train.npz' is a file; write npz:X\n")
+
+
+def test_the_command_prints_a_warning_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from_1 = {f"{s}_labels": labels + 1 for s, (_, labels) in ARRAYS.items()}
+    np.savez(tmp_path / "x.npz", **as_medmnist(**from_1))
+    words = ["train", "--model", "resnet8", "--data", f"npz:{tmp_path / 'x'}", "--epochs", "1"]
+    assert main([*words, "--batch-size", "4", "-o", str(tmp_path / "run")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line.lower()]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: 1 of the 4 classes of npz:")
