@@ -308,8 +308,8 @@ def test_the_first_site_is_always_kept_and_recur_can_be_planned() -> None:
 @pytest.mark.parametrize(
     ("name", "actions", "message"),
     [
-        ("attnres3", {1: "skip", 2: "recur"}, "does not form"),
-        ("attnres_block3", {2: "recur"}, "read already"),
+        ("attnres3", {1: "skip", 2: "recur"}, "has none"),
+        ("attnres_block3", {2: "recur"}, "before has read"),
         ("attnres_block3", {2: "drop"}, "another source"),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, analyze, discover, make_plan
-from ela_probe.adapters.unrolled import unrolled
+from ela_probe.adapters.weights import unrolled
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.discovery.sampling import positions, token_axis
 from ela_probe.errors import ModelError, OptionError, ProbeError

@@ -12,7 +12,7 @@ from ela_probe.sites import Action, Site, Stage
 
 
 class AttnResAdapter(ReadOnlyAdapter):
-    """One stage, the whole stack; a site is the retrieval before a sublayer or before the head."""
+    """The whole network is one stage; a site is the retrieval before a sublayer or the head."""
 
     name = "attnres"
 
@@ -20,7 +20,7 @@ class AttnResAdapter(ReadOnlyAdapter):
         return isinstance(model, Transformer)
 
     def stages(self, model: nn.Module) -> list[Stage]:
-        """Sources of a site: the embedding and a block for every `block_size` recorded outputs."""
+        """The sources of a site are the embedding and a block per `block_size` recorded outputs."""
         assert isinstance(model, Transformer)
         sites, recorded = [], -1
         for name, sublayer in model.sublayers():
@@ -41,19 +41,19 @@ class AttnResAdapter(ReadOnlyAdapter):
                 opens = (position - 1) % model.block_size == 0
                 if not opens:
                     raise PlanError(
-                        f"{name} cannot recur: its newest source is a block's sum that the site "
-                        "before has read already; in block form only the sites after a block's "
-                        "first sublayer can; use keep or skip"
+                        f"{name} cannot recur: its newest source is the sum of a block that the "
+                        "site before has read; in block form only sites after the first sublayer of "
+                        "a block can recur; use keep or skip"
                     )
-                left: Recurrence | Residual = Recurrence(retrieval.query)
+                replacement: Recurrence | Residual = Recurrence(retrieval.query)
             else:
-                left = Residual(source=action == "skip")
-            sublayer.retrieval = left.train(retrieval.training)
+                replacement = Residual(source=action == "skip")
+            sublayer.retrieval = replacement.train(retrieval.training)
         _check(model.block_size, sublayers)
 
 
 def _check(block_size: int, sublayers: list[tuple[str, Sublayer]]) -> None:
-    """Raises PlanError where what is left doesn't fit together."""
+    """Raises PlanError where the retrievals that remain do not fit together."""
     for position, (name, sublayer) in enumerate(sublayers):
         retrieval = sublayer.retrieval
         later = [s.retrieval for _, s in sublayers[position:]]
@@ -61,8 +61,8 @@ def _check(block_size: int, sublayers: list[tuple[str, Sublayer]]) -> None:
             sublayers[position - 1][1].retrieval, Residual
         ):
             raise PlanError(
-                f"{name} cannot recur: it continues the retrieval of the site before, which "
-                f"{sublayers[position - 1][0]} does not form; keep that one, or skip both"
+                f"{name} cannot recur: it continues the retrieval of the site before, and "
+                f"{sublayers[position - 1][0]} has none; keep that one, or skip both"
             )
         if (
             block_size > 1

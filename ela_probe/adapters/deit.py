@@ -1,31 +1,29 @@
-"""The adapter of DeiT with MRLA, as joyfang1106/MRLA published it, by structure.
+"""The adapter of DeiT with MRLA, as joyfang1106/MRLA published it, recognised by structure.
 
 A block has token attention (`attn`) and layer attention (`mrla`), which retrieves after the MLP.
-Only the latter has sites: MRLA-B's softmax over layers per head, MRLA-L's gate and decay. The class
-token passes a retrieval by (it is only normalised), and its patch tokens share one set of weights.
+Only the latter has sites: the softmax of MRLA-B over layers per head, the gate and decay of MRLA-L.
+A retrieval only normalises the class token; all patch tokens share one set of weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ela_probe.adapters.registry import register_adapter
-from ela_probe.adapters.unrolled import unrolled
-from ela_probe.errors import PlanError
+from ela_probe.adapters.replacements import NoRetrieval, NoSource, ProjectedSource, refuse_recur
+from ela_probe.adapters.weights import unrolled
 from ela_probe.sites import Action, Kind, Site, Stage
 
 
 class DeiTAdapter:
     """Sites are the blocks' `mrla`.
 
-    MRLA-B starts a new list of sources every few blocks (`init_cell`), and each list is a stage;
-    its weights [N, heads, 1, t] come out of the softmax. MRLA-L is one stage over all blocks; its
-    weights are unrolled from the gate [N, heads, 1, 1, 1] and `lambda_t` [channels]. As in the
-    ResNets' code o_{t-1} is the block's input, here normalised too, so that these describe the λ
-    path alone.
+    MRLA-B starts a new list of sources every few blocks (`init_cell`). Each list is a stage, and
+    the weights are the output of the softmax, [N, heads, 1, t]. In MRLA-L all blocks are one stage;
+    the weights are unrolled from the gate [N, heads, 1, 1, 1] and `lambda_t` [channels]. As in the
+    published ResNets o_{t-1} is the input of the block (here normalised too), so the weights
+    describe the λ path alone.
     """
 
     name = "deit"
@@ -55,21 +53,19 @@ class DeiTAdapter:
         )
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
+        refuse_recur(actions)
         for _, kind, blocks in _lists(model):
             for name, block in blocks:
                 action = actions.get(name, "keep")
-                if action == "recur":
-                    raise PlanError(
-                        f"{name}: this version cannot apply the action 'recur'; "
-                        "use keep, skip or drop"
-                    )
                 if action == "keep":
                     continue
                 layer = block.mrla
-                if action == "skip" and kind == "softmax" and not isinstance(layer, NoRetrieval):
-                    block.mrla = SourceOnly(_part(layer, "normx"), _part(layer, "mrla"))
-                else:
+                if kind == "unrolled":
                     block.mrla = NoRetrieval()
+                elif action == "skip" and not isinstance(layer, NoSource):
+                    block.mrla = TokenSource(_part(layer, "normx"), _part(layer, "mrla"))
+                else:
+                    block.mrla = NoSource()
 
     @staticmethod
     def _stage(
@@ -78,44 +74,30 @@ class DeiTAdapter:
         read = "mrla.softmax" if kind == "softmax" else "mrla.sigmoid"
         sites, sources = [], 0
         for site, block in blocks:
-            sources += not isinstance(block.mrla, NoRetrieval)
+            sources += not isinstance(block.mrla, NoSource | NoRetrieval)
             if _kind(block) is not None:
                 sites.append(Site(site, f"{site}.{read}", sources, reads="output"))
         return name, kind, tuple(sites)
 
 
-class SourceOnly(nn.Module):
-    """In place of a skipped MRLA-B retrieval: the block's key and value join the sources."""
+class TokenSource(ProjectedSource):
+    """Adds nothing and passes on the key and the value of the block's patch tokens."""
 
     def __init__(self, norm: nn.Module, layer: nn.Module) -> None:
-        super().__init__()
-        self.normx, self.Wk, self.Wv = norm, _part(layer, "Wk"), _part(layer, "Wv")
+        super().__init__(layer)
+        self.normx = norm
 
     def forward(
         self, tokens: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens: [N, 1 + h², C], the class token first. keys: [N, t, C]. values: [N, t, C, h, h].
-
-        Returns: 0 for what a retrieval would add, and keys and values of t + 1 sources.
-        """
+        """tokens: [N, 1 + h², C], class token first; keys: [N, t, C]; values: [N, t, C, h, h]."""
         patches = self.normx(tokens)[:, 1:].transpose(1, 2)
         side = round(patches.shape[-1] ** 0.5)
-        image = patches.unflatten(-1, (side, side))
-        key = self.Wk(F.adaptive_avg_pool2d(image, 1).flatten(1).unsqueeze(1))
-        value = self.Wv(image).unsqueeze(1)
-        return tokens.new_zeros(()), torch.cat((keys, key), 1), torch.cat((values, value), 1)
-
-
-class NoRetrieval(nn.Module):
-    """In place of a dropped retrieval: adds 0, and leaves the sources (MRLA-B's) as they are."""
-
-    def forward(self, tokens: Tensor, *sources: Tensor) -> Any:
-        nothing = tokens.new_zeros(())
-        return (nothing, *sources) if len(sources) == 2 else nothing
+        return super().forward(patches.unflatten(-1, (side, side)), keys, values)
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, Kind, list[tuple[str, Any]]]]:
-    """Per list of sources its stage's name, its kind, and the blocks by the name of their site."""
+    """For each list of sources the stage's name, its kind, and the blocks by their site's name."""
     blocks = _blocks(model)
     kind = next((kind for kind in map(_kind, blocks) if kind is not None), None)
     if kind is None:
@@ -131,7 +113,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, Kind, list[tuple[str, Any]]]
 
 
 def _blocks(model: nn.Module) -> list[Any]:
-    """The blocks, if every one has an `mrla`, ours in place of a pruned one included."""
+    """The blocks, if each has an `mrla` (or the replacement of a pruned one)."""
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):
         return []
@@ -140,7 +122,7 @@ def _blocks(model: nn.Module) -> list[Any]:
 
 
 def _kind(block: Any) -> Kind | None:
-    """Which retrieval a block holds; None where it was pruned, or is something else."""
+    """The kind of retrieval in a block; None where it was pruned, or is something else."""
     layer = getattr(block.mrla, "mrla", None)
     if not all(hasattr(layer, name) for name in ("Wq", "Wk", "Wv")):
         return None

@@ -1,7 +1,7 @@
-"""DIA as published (arXiv 1905.10671): a recurrent cell, shared by a stage, gates channels.
+"""DIA as published (arXiv 1905.10671): a recurrent cell that a stage shares gates channels.
 
-It gates the channels of every block's output. A stage has a list of blocks and a cell with `w_ih`,
-`w_hh` and `nlayers` that makes four gates.
+It gates the channels of the output of each block. A stage has a list of blocks and a cell with
+`w_ih`, `w_hh`, `nlayers` and four gates.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ela_probe.adapters.placement import refuse_recur
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
+from ela_probe.adapters.replacements import refuse_recur
+from ela_probe.adapters.weights import normalised
 from ela_probe.sites import Action, Site, Stage
 
 
 class DIAAdapter(ReadOnlyAdapter):
-    """Sites are the calls of the cell, `<cell>@<call>`: a profile over channels, not over layers.
+    """Sites are the calls of the cell, `<cell>@<call>`; the weights are over channels, not layers.
 
-    `skip` leaves a block's output ungated and its descriptor in the cell's state, so that the
-    cell still runs; with `drop` it doesn't. The cell's parameters are shared and stay.
+    With `skip` the output of a block is not gated, but the cell still reads the block. With `drop`
+    the cell does not run either. The parameters of the cell stay, since the calls share them.
     """
 
     name = "dia"
@@ -54,7 +55,7 @@ class DIAAdapter(ReadOnlyAdapter):
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """From the state [layers, samples, channels] as read, the last layer's, normalised."""
+        """The state of the last layer, normalised; read is [layers, samples, channels]."""
         return [normalised(tensors[0][-1]) for tensors in captured]
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
@@ -76,10 +77,10 @@ class DIAAdapter(ReadOnlyAdapter):
 
 
 class SelectiveCell(nn.Module):
-    """A stage's cell, run and applied only where a plan keeps it.
+    """The cell of a stage, run and applied only where a plan keeps it.
 
-    The call's number and the cell's true state travel in the place of the cell's memory, which a
-    stage hands from call to call unread: nothing is kept between passes.
+    The stage passes the memory of the cell from call to call without reading it. This module puts
+    the number of the call and the state there too, so that nothing is kept between passes.
     """
 
     def __init__(self, cell: nn.Module, calls: int) -> None:
@@ -88,7 +89,7 @@ class SelectiveCell(nn.Module):
         self.actions: list[Action] = ["keep"] * calls
 
     def forward(self, descriptor: Tensor, hidden: tuple[Any, Any]) -> tuple[Tensor, Any]:
-        """descriptor: [b, c]; hidden: two of [layers, b, c], or what the last call returned."""
+        """descriptor: [b, c]; hidden: two of [layers, b, c], or the result of the call before."""
         state, memory = hidden
         call = 0
         if isinstance(memory, tuple):
@@ -101,7 +102,7 @@ class SelectiveCell(nn.Module):
 
 
 class Recurrence(NamedTuple):
-    """A cell (by its name in the model), its stage's name, and its calls in a pass."""
+    """A cell with its name in the model, the name of its stage, and its calls in one pass."""
 
     name: str
     stage: str
@@ -136,19 +137,13 @@ def is_cell(module: nn.Module) -> bool:
 
 
 def gates_and_channels(cell: nn.Module) -> tuple[float, int]:
-    """How many gates a cell makes, and of how many channels; (0, 0) where that can't be told."""
+    """The numbers of gates and of channels of a cell; (0, 0) where they are unknown."""
     last = list(cell.get_submodule("w_hh").children())[-1]
     linear = [part for part in last.modules() if isinstance(part, nn.Linear)]
     if not linear:
         return 0, 0
     channels = linear[0].in_features
     return linear[-1].out_features / channels, channels
-
-
-def normalised(gates: Tensor) -> Tensor:
-    """[samples, channels], non-negative, to rows that sum to 1."""
-    gates = gates.double()
-    return gates / gates.sum(dim=-1, keepdim=True)
 
 
 register_adapter(DIAAdapter())

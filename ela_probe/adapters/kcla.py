@@ -1,37 +1,37 @@
 """KCLA as published (arXiv 2606.28405): running sums of features, weighted by their keys' norms.
 
-A layer has c_t = exp(min(‖k_t‖ / d, 10)) per head and passes on u_t = u_{t-1} + c_t x_t and
-z_t = z_{t-1} + c_t; it retrieves u_t / (z_t + 1e-3). So w_t(s) = c_s / z_t: a softmax over the
-sources, of logits that no query enters. (The 1e-3 scales all weights alike, by at least 0.999.)
-The first layer of a later stage takes u / z of the stage before as one more source, ahead of its
-own, with a key and so a c of its own.
+With c_t = exp(min(‖k_t‖ / d, 10)) per head, a layer passes on u_t = u_{t-1} + c_t x_t and
+z_t = z_{t-1} + c_t, and retrieves u_t / (z_t + 1e-3). So w_t(s) = c_s / z_t: a softmax over the
+sources whose logits depend on no query. (The 1e-3 scales all weights by the same factor, at least
+0.999.) The first layer of each later stage takes u / z of the stage before as an additional first
+source, with a key and so a c of its own.
 """
 
-import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.placement import (
-    along_channels,
-    has_projections,
-    refuse_recur,
-    stage_name,
-)
+from ela_probe.adapters.placement import along_channels, has_projections, stage_name
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
+from ela_probe.adapters.replacements import (
+    NoSource,
+    passes_on_the_same,
+    refuse_recur,
+    trial_tensors,
+)
 from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Site, Stage
 
-Info = list[Tensor]  # u [b, heads, d, h, w], the sum of keys [b, heads, d, 1, 1], z [b, heads, 1..]
+Info = list[Tensor]  # u [b, heads, d, h, w], sum of keys [b, heads, d, 1, 1], z [b, heads, 1, 1, 1]
 
 
 class KCLAAdapter(ReadOnlyAdapter):
-    """Sites are the layers themselves; `init_layer` starts a stage.
+    """Sites are the layers; `init_layer` starts a stage.
 
-    The weights come from the z of the sites: c_t is its step. In a pruned network the steps of
-    skipped layers are in that of the next site, and count as part of its source.
+    c_t is the difference between the z of two sites. In a pruned network the c of skipped layers
+    are part of the difference at the next site, and count as part of its source.
     """
 
     name = "kcla"
@@ -45,7 +45,7 @@ class KCLAAdapter(ReadOnlyAdapter):
         for name, layer in layers(model):
             if layer.init_layer or not stages:
                 sites = stages[stage_name(model, name, stages)] = []
-            carried = len(stages) > 1  # the first stage has none before it
+            carried = len(stages) > 1  # the first stage has no stage before it
             sites.append(Site(name, name, len(sites) + 1 + carried, "output"))
         last = next(reversed(stages), None)
         return [
@@ -56,7 +56,7 @@ class KCLAAdapter(ReadOnlyAdapter):
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """From (retrieved, u, sum of keys, z) as read: [samples, heads, sources]."""
+        """[samples, heads, sources]; read are (retrieved, u, sum of keys, z)."""
         sums = [tensors[3].double().flatten(1) for tensors in captured]
         steps = [sums[0], *(b - a for a, b in itertools.pairwise(sums))]
         if stage.sizes[0] == 2:
@@ -77,18 +77,11 @@ class KCLAAdapter(ReadOnlyAdapter):
             if action == "drop":
                 model.set_submodule(name, NoSource().train(layer.training))
             elif action == "skip" and not isinstance(layer, RunningSource):
-                model.set_submodule(name, left_by(name, layer).train(layer.training))
-
-
-class NoSource(nn.Module):
-    """A dropped layer: adds nothing, passes the sums on untouched."""
-
-    def forward(self, x: Tensor, info: Info) -> tuple[Tensor, Info]:
-        return x.new_zeros(()), info
+                model.set_submodule(name, running_source(name, layer).train(layer.training))
 
 
 class RunningSource(nn.Module):
-    """What a skipped layer leaves: its key, and its features in the running sums."""
+    """Adds nothing, and adds its key and its features to the running sums."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -128,28 +121,22 @@ def is_layer(module: nn.Module) -> bool:
     )
 
 
-@torch.no_grad()
-def left_by(name: str, layer: nn.Module) -> RunningSource:
-    """The source that a layer is to later ones, held against the layer in a trial run.
+def running_source(name: str, layer: nn.Module) -> RunningSource:
+    """What replaces a skipped layer.
 
     Raises:
-        PlanError: the layer passes on something else.
+        PlanError: the layer passes on other sums, by a trial run.
     """
-    weight = layer.get_parameter("Wv.weight")
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, len(weight), 4, 4, generator=generator).to(weight)
-    x[1] *= 1000  # far beyond the limit of the exponent
     source = RunningSource(layer)
+    (x,) = trial_tensors(layer, (2, len(layer.get_parameter("Wv.weight")), 4, 4))
+    x[1] *= 1000  # far beyond the limit of the exponent
     split = x.unflatten(1, (source.norm_d.shape[1], -1))
     info = [split, split[..., :1, :1], torch.ones_like(split[:, :, :1, :1, :1])]
-    passed_on, alike = copy.deepcopy(layer).eval()(x, info)[1], source(x, info)[1]
-    if len(passed_on) == 3 and all(
-        torch.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(passed_on, alike, strict=True)
-    ):
+    if passes_on_the_same(layer, source, x, info):
         return source
     raise PlanError(
-        f"{name} looks like KCLA, but passes on other sums than its keys' norms make; "
-        "use drop in place of skip, or write an adapter (docs/adapters.md)"
+        f"{name} looks like KCLA, but does not pass on the sums that its keys' norms give; use "
+        "drop instead of skip, or write an adapter (docs/adapters.md)"
     )
 
 

@@ -1,8 +1,7 @@
-"""MRLA-B as published, in the ResNets of CIFAR and ImageNet, and what has the same modules.
+"""MRLA-B as published, in ResNets for CIFAR and ImageNet, and two families with the same modules.
 
-That is the layer attention of its equation 4, and DLA-B.
-
-A layer has Wq, Wk, Wv and a `softmax` module over its sources; `init_cell` starts a stage.
+These are the layer attention of its equation 4, and DLA-B. A layer has Wq, Wk, Wv and a `softmax`
+module over its sources; `init_cell` starts a stage.
 """
 
 import copy
@@ -11,24 +10,25 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.placement import (
-    Placement,
-    has_projections,
-    placements,
-    refuse_recur,
-    stage_name,
-)
+from ela_probe.adapters.placement import Placement, has_projections, placements, stage_name
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
+from ela_probe.adapters.replacements import (
+    NoSource,
+    ProjectedSource,
+    passes_on_the_same,
+    refuse_recur,
+    trial_tensors,
+)
 from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Site, Stage
 
 
 class MRLABaseAdapter(ReadOnlyAdapter):
-    """Sites are the blocks' retrievals; their weights leave the `softmax` module.
+    """Sites are the retrievals of the blocks; the weights are the output of the `softmax` module.
 
-    Pruning replaces the layer by what it passes on to later ones (`skip`) or by nothing (`drop`).
-    The network's own forward stays: its block adds a zero of no dimensions in place of the
-    retrieval. Names in the state dict stay too.
+    Pruning replaces the layer by a module that passes on its key and value (`skip`) or nothing of
+    its own (`drop`). The forward pass of the network stays as it is: a block adds a zero without
+    dimensions instead of the retrieval. Names in the state dict do not change.
     """
 
     name = "mrla-b"
@@ -55,7 +55,7 @@ class MRLABaseAdapter(ReadOnlyAdapter):
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """[samples, heads, 1, sources] as read; the axis of the one query goes."""
+        """[samples, heads, sources]; read is [samples, heads, 1, sources]."""
         return [tensors[0].squeeze(-2) for tensors in captured]
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
@@ -65,36 +65,13 @@ class MRLABaseAdapter(ReadOnlyAdapter):
             if action == "keep":
                 continue
             layer = place.module
-            left = left_by(place.name, layer) if action == "skip" else NoSource()
+            left = source_like(place.name, layer) if action == "skip" else NoSource()
             setattr(place.wrapper, place.layer, left.train(layer.training))
             place.silence()
 
 
-class NoSource(nn.Module):
-    """A dropped retrieval: adds nothing, passes the earlier keys and values on untouched."""
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return x.new_zeros(()), keys, values
-
-
-class ProjectedSource(nn.Module):
-    """What a skipped retrieval of MRLA-B leaves: its key and its value.
-
-    x: [b, c, h, w]; keys: [b, t-1, c]; values: [b, t-1, c, h, w].
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.Wk, self.Wv = layer.get_submodule("Wk"), layer.get_submodule("Wv")
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        key = self.Wk(x.mean(dim=(2, 3)).unsqueeze(1))
-        value = self.Wv(x).unsqueeze(1)
-        return x.new_zeros(()), torch.cat((keys, key), 1), torch.cat((values, value), 1)
-
-
 class RawSource(nn.Module):
-    """What a skipped retrieval of equation 4 leaves: its features, projected by later layers."""
+    """Adds nothing and passes on its features: in equation 4 later layers project them."""
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         key = x.mean(dim=(2, 3)).unsqueeze(1)
@@ -102,7 +79,7 @@ class RawSource(nn.Module):
 
 
 def retrievals(model: nn.Module) -> Iterator[Placement]:
-    """The retrievals, and what pruning left of others."""
+    """The retrievals, and the replacements of pruned ones."""
     return placements(
         model,
         lambda m: is_base_layer(m) or isinstance(m, NoSource | ProjectedSource | RawSource),
@@ -110,7 +87,7 @@ def retrievals(model: nn.Module) -> Iterator[Placement]:
 
 
 def is_base_layer(module: nn.Module) -> bool:
-    """Whether it has the parts of an MRLA-B layer: a softmax over sources, and heads."""
+    """Whether it has the parts of an MRLA-B layer."""
     return (
         has_projections(module)
         and isinstance(module._modules.get("softmax"), nn.Softmax)
@@ -121,9 +98,9 @@ def is_base_layer(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def leaves_softmax_unused(layer: nn.Module) -> bool:
-    """Whether a trial run never calls the layer's `softmax`, as in linear attention over layers.
+    """Whether a trial run does not call the layer's `softmax`, as in linear attention over layers.
 
-    False where the layer doesn't take the trial's inputs: then its structure decides.
+    False where the layer does not take the inputs of the trial: then its structure decides.
     """
     trial = copy.deepcopy(layer).eval()
     calls: list[nn.Module] = []
@@ -137,35 +114,24 @@ def leaves_softmax_unused(layer: nn.Module) -> bool:
 
 def trial_inputs(layer: nn.Module) -> list[Tensor]:
     """Random x [2, c, 4, 4], keys [2, 1, c] and values [2, 1, c, 4, 4] of one earlier layer."""
-    weight = layer.get_parameter("Wv.weight")
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(shape, generator=generator).to(weight)
-        for shape in ((2, len(weight), 4, 4), (2, 1, len(weight)), (2, 1, len(weight), 4, 4))
-    ]
+    channels = len(layer.get_parameter("Wv.weight"))
+    return trial_tensors(layer, (2, channels, 4, 4), (2, 1, channels), (2, 1, channels, 4, 4))
 
 
-@torch.no_grad()
-def left_by(name: str, layer: nn.Module) -> nn.Module:
-    """The source that a layer is to later ones, found by a trial run.
+def source_like(name: str, layer: nn.Module) -> nn.Module:
+    """What replaces a skipped layer, found by a trial run.
 
-    MRLA-B passes projected keys and values on, equation 4 raw features; the modules are the same.
+    MRLA-B passes on projected keys and values, equation 4 raw features; their modules are the same.
 
     Raises:
         PlanError: the layer passes on something else.
     """
-    x, keys, values = trial_inputs(layer)
-    passed_on = copy.deepcopy(layer).eval()(x, keys, values)[1:]
     for source in (ProjectedSource(layer), RawSource()):
-        alike = source(x, keys, values)[1:]
-        if all(
-            a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4)
-            for a, b in zip(passed_on, alike, strict=True)
-        ):
+        if passes_on_the_same(layer, source, *trial_inputs(layer)):
             return source
     raise PlanError(
         f"{name} looks like MRLA-B, but passes on neither its keys and values nor its features; "
-        "use drop in place of skip, or write an adapter (docs/adapters.md)"
+        "use drop instead of skip, or write an adapter (docs/adapters.md)"
     )
 
 

@@ -7,23 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ela_probe.adapters.placement import (
-    Placement,
-    container,
-    has_projections,
-    placements,
-    refuse_recur,
-)
+from ela_probe.adapters.placement import Placement, container, has_projections, placements
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
-from ela_probe.adapters.unrolled import unrolled
+from ela_probe.adapters.replacements import NoRetrieval, refuse_recur
+from ela_probe.adapters.weights import unrolled
 from ela_probe.sites import Action, Site, Stage
 
 
 class MRLALightAdapter(ReadOnlyAdapter):
-    """Sites are the blocks' retrievals; a stage is one list of blocks of equal channels.
+    """Sites are the retrievals of the blocks; a stage is a list of blocks with equal channels.
 
-    Pruning replaces the module that holds λ by one that adds nothing: a layer keeps no source for
-    later ones, so that `skip` and `drop` are the same.
+    Pruning replaces the module that holds λ by one that adds nothing. `skip` and `drop` are the
+    same, since later layers read nothing of a layer.
     """
 
     name = "mrla-l"
@@ -52,7 +47,7 @@ class MRLALightAdapter(ReadOnlyAdapter):
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """[samples, heads, 1, 1, 1] gates as read, with each λ: [samples, channels, sources]."""
+        """[samples, channels, sources], unrolled from gates [samples, heads, 1, 1, 1] and λ."""
         decays = [model.get_parameter(f"{site.name}.lambda_t") for site in stage.sites]
         return unrolled(
             [(gate.flatten(1), decay) for (gate,), decay in zip(captured, decays, strict=True)]
@@ -67,15 +62,8 @@ class MRLALightAdapter(ReadOnlyAdapter):
                 place.silence()
 
 
-class NoRetrieval(nn.Module):
-    """A skipped retrieval: a zero of no dimensions in place of o_t."""
-
-    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
-        return x.new_zeros(())
-
-
 def retrievals(model: nn.Module) -> Iterator[Placement]:
-    """The retrievals of a model that decay what earlier blocks retrieved."""
+    """The retrievals of a model, with their λ."""
     for place in placements(model, is_light_layer):
         decay = getattr(place.wrapper, "lambda_t", None)
         if isinstance(decay, nn.Parameter) and decay.shape[1:] == (1, 1):
@@ -83,7 +71,7 @@ def retrievals(model: nn.Module) -> Iterator[Placement]:
 
 
 def is_light_layer(module: nn.Module) -> bool:
-    """Whether it has the parts of an MRLA-L layer: a sigmoid gate, and heads."""
+    """Whether it has the parts of an MRLA-L layer."""
     return (
         has_projections(module)
         and isinstance(module._modules.get("sigmoid"), nn.Sigmoid)

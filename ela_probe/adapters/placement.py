@@ -1,25 +1,22 @@
-"""Where a published retrieval sits: a layer inside a wrapper inside a block.
+"""Where a retrieval is in published code: a layer in a wrapper in a block.
 
-Research code is copied around, so that everything is found by its submodules, never by the names
-of classes or files.
+Research code is copied between repositories, so everything is recognised by its submodules, never
+by the names of classes or files.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
-
-from ela_probe.errors import PlanError
-from ela_probe.sites import Action
 
 
 @dataclass(frozen=True)
 class Placement:
     """A retrieval of a block.
 
-    `block.<attribute>` wraps it, `layer` is the name of its weights' module in there, and
-    `block.bn_<attribute>` follows it. Blocks for classification have a `block.drop_path` too;
-    those of detection backbones have none.
+    `block.<attribute>` is the wrapper, `layer` the name of the layer in it, and
+    `block.bn_<attribute>` the norm that follows. Blocks for classification also have a
+    `block.drop_path`; those of detection backbones have none.
     """
 
     name: str
@@ -40,14 +37,14 @@ class Placement:
         return f"{self.name}.{self.layer}"
 
     def silence(self) -> None:
-        """Take out the norm behind the retrieval, and the drop path if there is one."""
+        """Remove the norm after the retrieval, and the drop path if there is one."""
         setattr(self.block, f"bn_{self.attribute}", nn.Identity())
         if "drop_path" in self.block._modules:
             self.block.drop_path = nn.Identity()
 
 
 def placements(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Iterator[Placement]:
-    """The retrievals of a model, in the order of its modules, which is that of the blocks."""
+    """The retrievals of a model in the order of its modules, which is the order of the blocks."""
     for name, module in model.named_modules():
         if not is_layer(module):
             continue
@@ -59,9 +56,9 @@ def placements(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Itera
 
 
 def has_projections(module: nn.Module) -> bool:
-    """Whether it has MRLA's query, key and value.
+    """Whether it has the query, key and value of MRLA.
 
-    These are 1-D convolutions along the channels of a pooled descriptor, and a depthwise 2-D
+    These are two 1-D convolutions along the channels of a pooled descriptor, and a depthwise 2-D
     convolution.
     """
     parts = module._modules
@@ -74,12 +71,12 @@ def has_projections(module: nn.Module) -> bool:
 
 
 def along_channels(module: nn.Module | None) -> bool:
-    """Whether it is a 1-D convolution with one channel, which runs along the channels."""
+    """Whether it is a 1-D convolution with one input and one output channel."""
     return isinstance(module, nn.Conv1d) and module.in_channels == module.out_channels == 1
 
 
 def container(model: nn.Module, name: str) -> str:
-    """The name of the nearest list of modules around a module, or of its parent."""
+    """The name of the innermost list of modules that holds a module, else of its parent."""
     parent = name
     while parent:
         parent = parent.rpartition(".")[0]
@@ -89,16 +86,6 @@ def container(model: nn.Module, name: str) -> str:
 
 
 def stage_name(model: nn.Module, first: str, taken: Iterable[str]) -> str:
-    """The list that a stage's first site is in, or that site where the list holds two stages."""
+    """The name of the list with the first site of a stage, or that site if the name is taken."""
     name = container(model, first)
     return first if name in taken or not name else name
-
-
-def refuse_recur(actions: Mapping[str, Action]) -> None:
-    """Raises PlanError: `recur` has no physical form in published code."""
-    for name, action in actions.items():
-        if action == "recur":
-            raise PlanError(
-                f"{name}: the action 'recur' can't be applied to published code; "
-                "use keep, skip or drop"
-            )

@@ -1,7 +1,7 @@
 """Adapters of other packages: entry points of the group `ela_probe.adapters`.
 
-An entry point names an adapter, or a class or function that makes one when called without
-arguments. Loaded once, when the first model is looked at.
+An entry point names an adapter, or a class or function that returns one when called without
+arguments. They are loaded once, when the first adapter is searched for.
 """
 
 import functools
@@ -20,23 +20,23 @@ METHODS = ("matches", "stages", "weights", "apply")
 
 
 class PluginWarning(UserWarning):
-    """A package's adapter can't be used; the message names the package, and others go on."""
+    """The adapter of a package is ignored, since it raises; the message names the package."""
 
 
 @functools.cache
 def load_plugins() -> tuple[Adapter, ...]:
-    """Register the adapters of installed packages; a broken one is left out with a warning."""
+    """Register the adapters of installed packages; ignore a broken one with a warning."""
     found = []
     for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
         try:
             found.append(register_adapter(Guarded(_made(point), _package(point))))
-        except Exception as error:  # whatever a foreign package raises while it is imported
+        except Exception as error:  # a package may raise anything while it is imported
             _warn(point.name, _package(point), error)
     return tuple(found)
 
 
 class Guarded:
-    """An adapter of another package: when its `matches` raises, it doesn't match."""
+    """An adapter of another package. If its `matches` raises, it does not match."""
 
     def __init__(self, adapter: Adapter, package: str) -> None:
         self._adapter, self._package = adapter, package
@@ -61,8 +61,8 @@ def _made(point: EntryPoint) -> Adapter:
         missing.append("name")
     if missing:
         raise TypeError(
-            f"{type(made).__name__} has no {', '.join(missing)}; expected what "
-            "ela_probe.adapters.Adapter lists"
+            f"{type(made).__name__} has no {', '.join(missing)}; expected all members of "
+            "ela_probe.adapters.Adapter"
         )
     adapter: Adapter = made
     return adapter
@@ -74,7 +74,7 @@ def _package(point: EntryPoint) -> str:
 
 def _warn(name: str, package: str, error: Exception) -> None:
     warnings.warn(
-        f"the adapter {name!r} of {package} is left out: {class_and_first_line(error)}; update "
+        f"the adapter {name!r} of {package} is ignored: {class_and_first_line(error)}; update "
         "or uninstall it",
         PluginWarning,
         stacklevel=3,

@@ -1,4 +1,4 @@
-"""Adapters: one a model family. Where its weights are, and how a site is pruned."""
+"""The protocol of an adapter, and the registry of all adapters."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -11,37 +11,37 @@ from ela_probe.sites import Action, Stage
 
 
 class Adapter(Protocol):
-    """What the rest of the package needs to know of a model family."""
+    """What the rest of the package needs to know about a model family."""
 
     name: str
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether this adapter knows the (unwrapped) model, by structure, not by import path."""
+        """Whether this adapter knows the unwrapped model, by its structure, not its import path."""
 
     def stages(self, model: nn.Module) -> list[Stage]:
-        """Its stages in forward order; without layer attention an empty list."""
+        """The stages in forward order; an empty list for a model without layer attention."""
 
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """From what was read at the sites of a stage in one pass: [samples, ..., sources] each.
+        """The weights of each site of a stage in one pass, [samples, ..., sources].
 
-        captured: per site the tensors among a module's inputs or outputs, detached.
+        captured: for each site the tensors among the inputs or outputs of its module, detached.
         """
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
-        """Carry out actions by site name, in place: what is skipped is gone, parameters too."""
+        """Carry out actions by site name, in place; what is skipped is removed, parameters too."""
 
 
 class ReadOnlyAdapter:
-    """Defaults for an adapter: weights are the first tensor read, and nothing can be pruned."""
+    """Defaults for an adapter: the weights are the first tensor read; nothing can be pruned."""
 
     name = "observed"
 
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """The first tensor read at each site, samples moved to the front, sources to the end."""
+        """The first tensor read at each site, with the samples first and the sources last."""
         return [
             tensors[0].movedim(site.axis, -1)[None]
             if site.batch_axis is None
@@ -50,7 +50,7 @@ class ReadOnlyAdapter:
         ]
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
-        """Raises PlanError: it takes an adapter to know what to remove."""
+        """Raises PlanError: only an adapter of the family knows what to remove."""
         raise cannot_prune(model)
 
 
@@ -59,7 +59,7 @@ ADAPTERS: list[Adapter] = []
 
 
 def cannot_prune(model: nn.Module) -> PlanError:
-    """The error of a model whose family no adapter can prune, with the way out."""
+    """The error for a model that no adapter can prune; it says what to do."""
     return PlanError(
         f"no adapter knows how to prune a {type(model).__name__}; analysis and plans work, "
         "and docs/adapters.md shows the thirty lines that make pruning possible"
@@ -67,13 +67,13 @@ def cannot_prune(model: nn.Module) -> PlanError:
 
 
 def register_adapter(adapter: Adapter) -> Adapter:
-    """Add an adapter; later ones are asked first."""
+    """Add an adapter. The latest one is asked first."""
     ADAPTERS.insert(0, adapter)
     return adapter
 
 
 def adapter_for(model: nn.Module) -> Adapter | None:
-    """The first adapter that knows the (unwrapped) model."""
+    """The first adapter that knows the unwrapped model, or None."""
     from ela_probe.adapters.plugins import load_plugins
 
     for family in BUILT_IN:  # each module registers its adapter

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ela_probe.adapters.dia import normalised
 from ela_probe.adapters.registry import register_adapter
-from ela_probe.adapters.unrolled import unrolled
+from ela_probe.adapters.weights import normalised, unrolled
 from ela_probe.errors import PlanError
 from ela_probe.models.blocks import Block
 from ela_probe.models.cells import Shared, Step
@@ -17,16 +16,16 @@ from ela_probe.models.resnet import ResNet
 from ela_probe.sites import Action, Kind, Site, Stage
 
 SLOTS = ("gate", "retrieval")
-PROVIDERS = (Source, DLASource, MRLALight)  # what a later site can retrieve from
-READERS = (DIA, DLASource, DLALight, Step)  # what a stage's cell works for
+PROVIDERS = (Source, DLASource, MRLALight)  # later sites can retrieve from these
+READERS = (DIA, DLASource, DLALight, Step)  # these use the cell of a stage
 SITES = (DIA, DLABase, MRLABase, MRLALight)
 
 
 class ResNetAdapter:
-    """Sites are the blocks' retrievals, or with DIA their gates.
+    """Sites are the retrievals of the blocks, or in DIA their gates.
 
-    `skip` leaves what later sites read: a key and a value where the family has them, the step of
-    the cell that a stage shares. The cell goes when no site of its stage is left.
+    `skip` keeps what later sites read: the key and the value, the step of the cell that the stage
+    shares. The cell is removed with the last site of its stage.
     """
 
     name = "resnet"
@@ -52,7 +51,7 @@ class ResNetAdapter:
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
     ) -> list[Tensor]:
-        """Softmax weights as they are; gates over channels normalised; recurrences unrolled."""
+        """Softmax weights as read, gates over channels normalised, recurrences unrolled."""
         if stage.kind == "softmax":
             return [tensors[0] for tensors in captured]
         if stage.kind == "channel":
@@ -64,14 +63,14 @@ class ResNetAdapter:
             for block, name, part in parts:
                 action = actions.get(name, "keep")
                 if action != "keep" and part is not None:
-                    setattr(block, name.rpartition(".")[2], what_is_left(name, part, action))
+                    setattr(block, name.rpartition(".")[2], replacement_of(name, part, action))
             drop_unused_cell(model, stage)
 
     @staticmethod
     def _parts(
         model: nn.Module,
     ) -> Iterator[tuple[str, list[tuple[Block, str, nn.Module | None]]]]:
-        """Per stage its name and, in forward order, its blocks' attention with its name."""
+        """For each stage its name, and in forward order the blocks with their attention modules."""
         for s, stage in enumerate(model.stages):  # type: ignore[arg-type]
             name = f"stages.{s}"
             yield (
@@ -84,12 +83,12 @@ class ResNetAdapter:
             )
 
 
-def what_is_left(name: str, part: nn.Module, action: Action) -> nn.Module | None:
-    """What takes the place of a site. Raises PlanError where it can't recur."""
+def replacement_of(name: str, part: nn.Module, action: Action) -> nn.Module | None:
+    """The module that replaces a site under an action. Raises PlanError where it cannot recur."""
     if action == "recur":
         if not isinstance(part, MRLABase):
             raise PlanError(
-                f"{name} cannot recur: in the ResNets only MRLA-B has a recurrent form; "
+                f"{name} cannot recur: among the ResNets only MRLA-B has a recurrent form; "
                 "use keep, skip or drop"
             )
         return part.as_recurrence()
@@ -103,7 +102,7 @@ def what_is_left(name: str, part: nn.Module, action: Action) -> nn.Module | None
 
 
 def drop_unused_cell(model: nn.Module, stage: str) -> None:
-    """Delete the cell that a stage's blocks share when nothing that it says is used any more."""
+    """Delete the cell that the blocks of a stage share once nothing uses its state."""
     number = stage.rpartition(".")[2]
     shared = getattr(model, "shared", {})
     if number not in shared or not isinstance(shared[number], Shared):

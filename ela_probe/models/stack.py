@@ -1,11 +1,31 @@
-"""The sources of a stage in one block of memory, and what layer attention does with them.
+"""The weighted sums and logits of layer attention over the growing sources of a stage.
 
-That is the logits q · k_s and the weighted sum Σ_s w(s) V_s.
+Site t of a stage has a query q, and reads the keys k_s and values V_s of the sources s ≤ t:
 
-`plain_dot` and `plain_sum` define the two, and torch.compile fuses them. `Stack` does the same in
-eager mode with a hand-written backward: every source is stored once, each site reads the sources
-once, and a source's gradient is one more weighted sum, formed when those of all its readers are
-there. A feature map lies in the block head by head, each in its own order in memory.
+    logits q · k_s, weights w = softmax(logits), retrieval Σ_s w(s) V_s
+
+`plain_dot` and `plain_sum` are these two operations in plain PyTorch. `Stack` computes the same
+faster and with less memory: it stores every source once, in one block of memory, and its backward
+pass is written by hand. An example with two sources of two numbers, batch of 1:
+
+    >>> import torch
+    >>> first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    >>> rows = Rows(first.shape)
+    >>> stack = Stack(capacity=2)
+    >>> stack.append_and_sum(first, torch.tensor([[1.0]]), rows)  # the first site: one source
+    tensor([[1., 0.]])
+    >>> stack.append_and_sum(second, torch.tensor([[0.25, 0.75]]), rows)  # 1/4 first + 3/4 second
+    tensor([[0.2500, 1.5000]])
+    >>> plain_sum(torch.tensor([[0.25, 0.75]]), [first, second], rows)
+    tensor([[0.2500, 1.5000]])
+    >>> plain_dot(torch.tensor([[3.0, 1.0]]), [first, second])  # the logits of a query
+    tensor([[3., 2.]])
+
+The backward pass. The gradient of a source is a sum over its readers, Σ_t c_t(s) x_t: for a sum c_t
+is its weights and x_t its gradient, for logits c_t is their gradient and x_t the query. In the
+example, with the gradients g_1 and g_2 of the two sums, that of `first` is 1 g_1 + 1/4 g_2. Each
+reader notes its c_t and x_t; when all readers of a source have done so, one matrix product gives
+the gradient.
 """
 
 import math
