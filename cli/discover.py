@@ -36,13 +36,14 @@ def command(
     """
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.discovery.discover import discover
-    from ela_probe.forward import first_samples
+    from ela_probe.forward import first_samples, inputs_and_labels
 
     batches = inputs.build(path=model.path, data=data.data, limit=None, batch_size=2, seed=seed)
     loaded = model.read(checkpoint)
     example: Any = None
     if batches is not None:
-        example = first_samples(next(iter(batches)), 2)
+        first = next(iter(batches))
+        example = first_samples(inputs_and_labels(first, labelled=batches.labelled)[0], 2)
     elif data.are_given:
         example = data.open(loaded).spec.example()[0]
     elif loaded.header.data is not None:

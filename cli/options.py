@@ -203,6 +203,15 @@ class InputOptions:
             show_default=False,
         ),
     ] = None
+    batch_keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INPUTS:LABELS",
+            help="Fields of those batches: what the model is called with, and the labels, e.g. "
+            "image:label or input_ids,attention_mask:labels. Without it the model gets all fields.",
+            show_default=False,
+        ),
+    ] = None
 
     def build(
         self,
@@ -221,7 +230,7 @@ class InputOptions:
             limit: at most this many samples.
             batch_size, seed: of random inputs.
         """
-        from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
+        from ela_probe.data.example_inputs import ExampleInputs, RandomInputs, parse_batch_keys
         from ela_probe.errors import OptionError
 
         values = {
@@ -233,7 +242,12 @@ class InputOptions:
         if len(given) > 1:
             raise OptionError(f"got {' and '.join(given)}, expected one of them")
         if self.example_inputs is not None:
-            return ExampleInputs(self.example_inputs, path=path, limit=limit)
+            inputs, labels = parse_batch_keys(self.batch_keys) if self.batch_keys else (None, None)
+            return ExampleInputs(
+                self.example_inputs, path=path, limit=limit, inputs=inputs, labels=labels
+            )
+        if self.batch_keys is not None:
+            raise OptionError("got --batch-keys without --example-inputs; give both")
         if self.input_size is None:
             if self.input_high is not None:
                 raise OptionError("got --input-high without --input-size; give both")

@@ -1,15 +1,24 @@
-"""Calling a model: its inputs (nested tensors), its outputs, and its train or eval mode."""
+"""Calling a model: the inputs and labels in a batch, its outputs, and its train or eval mode."""
 
-import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from ela_probe.errors import DataError, ModelError
+from ela_probe.system.messages import first_line
+from ela_probe.system.nested_tensors import (
+    as_tensors,
+    fields_of,
+    is_named_tuple,
+    leaves_of,
+    mapped,
+    rebuilt,
+)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -21,20 +30,32 @@ def call(model: nn.Module, inputs: Any) -> Any:
     args, kwargs = arguments_of(inputs)
     try:
         return model(*args, **kwargs)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         signature = _signature(model)
         try:
             signature.bind(*args, **kwargs)
         except TypeError as mismatch:
             raise DataError(_wrong_arguments(model, signature, inputs, mismatch)) from error
+        fields = fields_of(args[0]) if len(args) == 1 else None
+        if fields is not None:
+            raise DataError(
+                f"the model does not take a {type(inputs).__name__} with the fields "
+                f"{', '.join(fields)} as it is ({first_line(error)}); {NAME_THE_FIELDS}"
+            ) from error
         raise
+
+
+NAME_THE_FIELDS = (
+    "name the fields that the model is called with and that of the labels (inputs=, labels=; "
+    "--batch-keys INPUTS:LABELS)"
+)
 
 
 def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments that a batch stands for: a dict is keyword arguments, a sequence positional."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str | PackedSequence):
         return tuple(inputs), {}
     return (inputs,), {}
 
@@ -55,28 +76,79 @@ def _wrong_arguments(
             (needed if parameter.default is parameter.empty else optional).append(name)
     if isinstance(inputs, Mapping):
         got = f"a batch with the keys {', '.join(map(str, inputs)) or '(none)'}"
-    elif isinstance(inputs, Sequence) and not isinstance(inputs, str):
+    elif isinstance(inputs, Sequence) and not isinstance(inputs, str | PackedSequence):
         got = f"a batch of {len(inputs)} arguments"
     else:
         got = f"a batch that is one {type(inputs).__name__}"
     takes = ", ".join(needed + [f"{name} (optional)" for name in optional])
+    advice = "give a dict with these keys, or a tuple in this order"
+    if isinstance(inputs, Mapping):
+        advice = f"give a dict with these keys, or {NAME_THE_FIELDS}"
     return (
-        f"got {got}, but the model's forward takes {takes or 'no arguments'} ({mismatch}); give a "
-        "dict with these keys, or a tuple in this order"
+        f"got {got}, but the model's forward takes {takes or 'no arguments'} ({mismatch}); {advice}"
     )
 
 
-def inputs_and_labels(batch: Any, *, labelled: bool = True) -> tuple[Any, Any]:
+def inputs_and_labels(
+    batch: Any,
+    *,
+    labelled: bool = True,
+    inputs: str | Sequence[str] | None = None,
+    labels: str | None = None,
+) -> tuple[Any, Any]:
     """Split a batch into the model's inputs and the labels (None if there are none).
 
     A pair (a tuple or list of two) is inputs and labels, as a DataLoader over a labelled data set
-    yields it. Anything else is all inputs: a tensor, a dict of keyword
-    arguments, a tuple of arguments of any other length. Pairs of arguments need a dict, or
-    `labelled=False`.
+    yields it. Anything else is all inputs: a tensor, a dict of keyword arguments, a tuple of
+    arguments of any other length, a PackedSequence. Pairs of arguments need a dict, or
+    `labelled=False`. NumPy arrays become tensors of the same type.
+
+    A dict, a data class or a named tuple has fields, which may be named:
+
+        >>> batch = {"image": torch.zeros(2, 3), "label": torch.ones(2), "path": ["a", "b"]}
+        >>> images, targets = inputs_and_labels(batch, inputs="image", labels="label")
+        >>> images.shape, targets.shape
+        (torch.Size([2, 3]), torch.Size([2]))
+
+    Args:
+        inputs: one name: the model is called with that field alone; several: with these fields as
+            keyword arguments; None: with all fields but the labels.
+        labels: the field of the labels. In a pair the inputs are fields of its first item, the
+            labels a field of its second.
+
+    Raises:
+        DataError: the batch has no such field; those that it has are listed.
     """
-    if labelled and isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch[0], batch[1]
-    return batch, None
+    pair = labelled and isinstance(batch, tuple | list) and len(batch) == 2
+    if inputs is None and labels is None:
+        return as_tensors(batch[0] if pair else batch), as_tensors(batch[1]) if pair else None
+    first, second = batch if pair and not is_named_tuple(batch) else (batch, batch)
+    targets = None if first is second else second
+    if labels is not None:
+        targets = _field(second, labels)
+    if inputs is None:
+        kept = fields_of(first) if first is second else None
+        given = first if kept is None else {k: v for k, v in kept.items() if k != labels}
+    elif isinstance(inputs, str):
+        given = _field(first, inputs)
+    else:
+        given = {name: _field(first, name) for name in inputs}
+    return as_tensors(given), as_tensors(targets)
+
+
+def _field(value: Any, name: str) -> Any:
+    fields = fields_of(value)
+    if fields is None:
+        raise DataError(
+            f"got a batch with a {type(value).__name__} where the field {name!r} was named; "
+            "expected a dict, a data class or a named tuple; leave the name out"
+        )
+    if name not in fields:
+        raise DataError(
+            f"the batch has no field {name!r}; its fields are {', '.join(fields) or 'none'}; "
+            "name one of them (inputs=, labels=, --batch-keys INPUTS:LABELS)"
+        )
+    return fields[name]
 
 
 def logits_of(output: Any) -> Tensor | None:
@@ -90,7 +162,9 @@ def logits_of(output: Any) -> Tensor | None:
 
 def sample_count(inputs: Any) -> int:
     """The number of samples in a batch: the length of its first tensor. Raises DataError."""
-    first = next(tensors_of(inputs), None)
+    first = next(leaves_of(inputs), None)
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
     if first is None or not first.ndim:
         raise DataError(
             f"got a batch that is a {type(inputs).__name__} without a tensor; expected a tensor "
@@ -102,39 +176,20 @@ def sample_count(inputs: Any) -> int:
 def first_samples(inputs: Any, limit: int) -> Any:
     """At most `limit` samples of a batch: every tensor as long as the first one is cut."""
     count = sample_count(inputs)
-    return mapped(inputs, lambda t: t[:limit] if t.ndim and len(t) == count else t)
 
+    def cut(value: Any) -> Any:
+        if isinstance(value, PackedSequence):
+            return pack_sequence(unpack_sequence(value)[:limit], enforce_sorted=False)
+        same_length = isinstance(value, Tensor) and value.ndim and len(value) == count
+        return value[:limit] if same_length else value
 
-def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested tuples and dicts with every tensor changed; lists become tuples."""
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: mapped(value, change) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(mapped(value, change) for value in inputs)
-    return inputs
+    return rebuilt(inputs, cut)
 
 
 def moved(inputs: Any, model: nn.Module) -> Any:
     """Inputs on the device of the model's parameters."""
     device = next((p.device for p in model.parameters()), None)
     return mapped(inputs, lambda tensor: tensor.to(device))
-
-
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists, dicts and data classes, detached, in order."""
-    if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_of(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_of(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_of(getattr(value, field.name))
 
 
 @contextmanager

@@ -23,7 +23,14 @@ from ela_probe.discovery.declared import DeclaredAdapter
 from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.errors import CheckpointError, DataError, OptionError
-from ela_probe.forward import call, eval_mode, first_samples, logits_of, moved
+from ela_probe.forward import (
+    call,
+    eval_mode,
+    first_samples,
+    inputs_and_labels,
+    logits_of,
+    moved,
+)
 from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
@@ -147,7 +154,7 @@ def analyze_checkpoint(
 
     Args:
         data: replaces the data that the checkpoint names.
-        inputs: what to run on instead of data; no accuracy is measured then.
+        inputs: what to run on instead of data; accuracy is measured where they name labels.
         sites: where to read, instead of what `discover` finds.
         split: the training samples by default, so that the test split plays no part in planning.
         limit: at most this many samples.
@@ -174,6 +181,7 @@ def analyze_checkpoint(
     where = processes.launch(resolve_device(device))
     share = Share(rank(), process_count(), batches_per_turn=every)
     loader: Iterable[Any]
+    labelled = data is not None or (inputs is not None and inputs.labelled)
     if data is not None:
         loader = data.loader(
             split, batch_size=batch_size, limit=limit, num_workers=num_workers, share=share
@@ -183,7 +191,7 @@ def analyze_checkpoint(
         loader = inputs if share.count == 1 else share.select(inputs)
     if sites is not None:
         first = next(iter(loader if inputs is None else inputs))
-        found = sites.discover(model, first if data is None else first[0])
+        found = sites.discover(model, inputs_and_labels(first, labelled=labelled)[0])
     provenance = Provenance(
         model=header.model.name,
         model_args=header.model.args,
@@ -200,7 +208,7 @@ def analyze_checkpoint(
         return analyze(
             model,
             loader,
-            labelled=data is not None,
+            labelled=labelled,
             discovery=found,
             device=where,
             provenance=provenance,
@@ -300,7 +308,7 @@ def check_inputs(model: nn.Module, inputs: RandomInputs | ExampleInputs) -> None
         raise DataError(f"nothing to analyse: got no batch from {inputs}, expected at least one")
     _output_of(
         model,
-        first_samples(first, 1),
+        first_samples(inputs_and_labels(first, labelled=inputs.labelled)[0], 1),
         str(inputs),
         "expected what its forward takes: see --input-size, --input-dtype, --example-inputs",
     )

@@ -264,7 +264,9 @@ def test_models_with_more_outputs_are_analysed(known: None, form: str) -> None:
     assert provenance.samples == 12
     assert (provenance.accuracy is None) == (form == "tuple")
     if form == "tuple":
-        with pytest.raises(DataError, match=r"labels \(N,\) and logits \(N, K\).*tuple came"):
+        with pytest.raises(
+            DataError, match=r"labels \(N,\) and logits \(N, K\).*as output a tuple"
+        ):
             evaluate(model, batches, progress=False)
 
 

@@ -1,7 +1,7 @@
 """`analyze`: run a model over data inside a probe, and return the analysis."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -14,7 +14,7 @@ from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.discovery.discover import Discovery, discover, discover_by_adapter
 from ela_probe.errors import DataError
-from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.evaluation.evaluate import NO_LABELS, evaluate
 from ela_probe.forward import check_has_values, inputs_and_labels
 from ela_probe.system.processes import all_gather, raise_together
 
@@ -24,6 +24,8 @@ def analyze(
     batches: Iterable[Any],
     *,
     labelled: bool = True,
+    inputs: str | Sequence[str] | None = None,
+    labels: str | None = None,
     discovery: Discovery | None = None,
     device: torch.device | None = None,
     provenance: Provenance = Provenance(),
@@ -36,7 +38,7 @@ def analyze(
     """Measure the redundancy of a model's layer attention in eval mode, in one pass.
 
     Accuracy and loss are measured too if every batch has labels (N,) and the model returns logits
-    (N, K), alone or as `logits` of its output. Otherwise they are None.
+    (N, K), alone or as `logits` of its output. Otherwise they are None, and a note says why.
 
     Under torch.distributed every process calls it with its own batches, and all of them return the
     analysis of all batches, with exactly the sums that one process would have. A sampler that
@@ -47,6 +49,8 @@ def analyze(
         batches: e.g. a DataLoader, without augmentation. A pair is inputs and labels; the model is
             called with anything else (a tensor, a dict, a longer tuple) as it is.
         labelled: False if a pair is two arguments of the model.
+        inputs, labels: the fields of a batch that is a dict, a data class or a named tuple: what
+            the model is called with, and its labels (see `inputs_and_labels`).
         discovery: the result of `discover` or `DeclaredAdapter.discover`, if it was called already.
         device: where to compute; the model's device when None.
         provenance: what is known of model and data; samples, accuracy and time are filled in.
@@ -59,14 +63,16 @@ def analyze(
         ModelError: the model has no layer attention, was compiled, or is on the meta device.
         ProbeError: a site did not fire as expected, or weights are NaN.
         DataError: no batches, batches that the model's forward doesn't take, labels outside the
-            model's classes, or samples that are repeated.
+            model's classes, fields that are not there, or samples that are repeated.
     """
     check_repeats(batches)
     check_has_values(model)
     discovery = discovery or discover_by_adapter(model)
     if discovery is None:
         batches, first = _peeked(batches)
-        discovery = discover(model, inputs_and_labels(first, labelled=labelled)[0])
+        discovery = discover(
+            model, inputs_and_labels(first, labelled=labelled, inputs=inputs, labels=labels)[0]
+        )
     probe = AttentionProbe(
         model, discovery=discovery, every=every, max_batches=max_batches, max_tokens=max_tokens
     )
@@ -74,9 +80,19 @@ def analyze(
         batches = islice(batches, probe.sampling.passes)
     with raise_together(), probe:
         result = evaluate(
-            model, batches, device, labelled=labelled, measured=False, progress=progress
+            model,
+            batches,
+            device,
+            labelled=labelled,
+            inputs=inputs,
+            labels=labels,
+            measured=False,
+            progress=progress,
         )
     sampled = sampling_of(probe)
+    notes = [sampling_note(sampled)] if sampled else []
+    if result.get("unmeasured", NO_LABELS) != NO_LABELS:
+        notes.append(result["unmeasured"])
     return probe.analysis(
         provenance=provenance.model_copy(
             update={
@@ -86,7 +102,7 @@ def analyze(
                 "perplexity": result.get("perplexity"),
                 "seconds": result["seconds"],
                 "sampling": sampled,
-                "notes": (*provenance.notes, *([sampling_note(sampled)] if sampled else [])),
+                "notes": (*provenance.notes, *notes),
             }
         ),
         target=target,

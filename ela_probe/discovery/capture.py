@@ -16,8 +16,8 @@ from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.errors import ProbeError
-from ela_probe.forward import tensors_of
 from ela_probe.sites import Reads, Site, Stage
+from ela_probe.system.nested_tensors import tensors_of
 
 
 class Capture:

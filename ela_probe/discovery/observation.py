@@ -16,8 +16,9 @@ from ela_probe.discovery.bystanders import Bystander, bystanders, starred
 from ela_probe.discovery.growth import Call, growing_runs
 from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.errors import ElaProbeError, ModelError
-from ela_probe.forward import call, mapped, moved, tensors_of, undisturbed
+from ela_probe.forward import call, moved, undisturbed
 from ela_probe.sites import Site, Stage
+from ela_probe.system.nested_tensors import mapped, tensors_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Predicting the next token is classifying every position of a sequence.
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,21 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import DataError
-from ela_probe.forward import call, eval_mode, inputs_and_labels, logits_of, mapped, sample_count
+from ela_probe.evaluation.labels import IGNORED, class_labels
+from ela_probe.forward import (
+    call,
+    eval_mode,
+    inputs_and_labels,
+    logits_of,
+    sample_count,
+)
 from ela_probe.system.memory_format import to_memory_format
+from ela_probe.system.nested_tensors import fields_of, mapped
 from ela_probe.system.processes import all_gather, is_first, process_count, raise_together, rank
 from ela_probe.system.progress import track
+
+LABEL_FIELDS = ("label", "labels", "target", "targets", "y")  # what people call them
+NO_LABELS = "accuracy and loss were not measured: the batches have no labels"
 
 
 @torch.no_grad()
@@ -28,33 +39,38 @@ def evaluate(
     device: torch.device | None = None,
     *,
     labelled: bool = True,
+    inputs: str | Sequence[str] | None = None,
+    labels: str | None = None,
     measured: bool = True,
     progress: bool = True,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Measure `model` in eval mode over all batches of `loader`.
 
     The train/eval mode of every submodule is put back afterwards, also when the model raises.
-    Where torch.distributed is up, every process calls it with batches of its own, and all get the
-    figures of all samples.
+    Where torch.distributed is initialised, every process calls it with batches of its own, and all
+    get the figures of all samples.
 
     Args:
         model: maps inputs (N, ...) to logits (*L, K) where labels have shape L: images to (N, K),
             tokens to (N, tokens, K); moved to `device`.
         loader: batches of inputs (N, ...) and labels, (N,) or a label for every token (N, tokens);
-            see `inputs_and_labels`.
+            see `inputs_and_labels`, and `class_labels` for their types.
+        device: where to compute; where the model's first parameter lies when None.
         labelled: whether a batch that is a pair is inputs and labels.
+        inputs, labels: the fields of a batch that is a dict, a data class or a named tuple; see
+            `inputs_and_labels`.
         measured: False allows batches without labels and outputs without logits; where there
             are any, accuracy and loss are NaN.
-        device: where to compute; where the model's first parameter lies when None.
         progress: show a bar on stderr, if that is a terminal.
 
     Returns:
-        `accuracy` (fraction of 1) and `loss` (mean cross entropy, nats), both over all labels,
-        `samples`, `seconds`; for sequences also `perplexity`, exp(loss).
+        `accuracy` (fraction of 1) and `loss` (mean cross entropy, nats), both over all labels but
+        those of IGNORED, `samples`, `seconds`; for sequences also `perplexity`, exp(loss); where
+        accuracy and loss are NaN also `unmeasured`, the reason in words.
 
     Raises:
-        DataError: the loader holds no batch, a label is none of the model's K classes, or (if
-            `measured`) there are no labels or logits.
+        DataError: the loader holds no batch, a label is none of the model's K classes, a field is
+            not there, or (if `measured`) there are no labels or logits.
     """
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -62,50 +78,57 @@ def evaluate(
     if device.type != "mps":
         loss.set_dtype(torch.float64)
     accuracy: MulticlassAccuracy | None = None
-    samples, scored, sequences = 0, True, False
+    samples, counted, sequences = 0, 0, False
+    reason: str | None = None
     start = time.perf_counter()
     with eval_mode(model.to(device)):
         with raise_together():
             for batch in track(loader, "evaluating", progress=progress and is_first()):
-                inputs, labels = inputs_and_labels(batch, labelled=labelled)
-                samples += sample_count(inputs)
-                inputs = mapped(
-                    inputs, lambda t: to_memory_format(t.to(device, non_blocking=True), model)
+                given, targets = inputs_and_labels(
+                    batch, labelled=labelled, inputs=inputs, labels=labels
                 )
-                output = call(model, inputs)
+                samples += sample_count(given)
+                given = mapped(
+                    given, lambda t: to_memory_format(t.to(device, non_blocking=True), model)
+                )
+                output = call(model, given)
                 logits = logits_of(output)
-                if logits is None or not _are_classes(labels, logits):
+                classes = None if logits is None else class_labels(targets, logits)
+                if logits is None or classes is None:
+                    reason = _unmeasured(batch, targets, output)
                     if measured:
-                        raise DataError(_unmeasured(labels, output))
-                    scored = False
+                        raise DataError(reason)
                     continue
-                logits = logits.float()
-                outside = int(labels.max())
-                sequences = labels.dim() > 1
-                labels = labels.to(device, non_blocking=True).flatten()
-                logits = logits.flatten(0, -2)
-                if outside >= logits.shape[1]:
-                    raise DataError(
-                        f"the data has label {outside}, the model only {logits.shape[1]} classes "
-                        "(0 and up): evaluate it on the data that it was trained for"
-                    )
+                counts = int((classes != IGNORED).sum())
+                sequences = classes.dim() > 1
+                classes = classes.to(device, non_blocking=True).flatten()
+                logits = logits.float().flatten(0, -2)
                 if accuracy is None:
                     accuracy = MulticlassAccuracy(
-                        logits.shape[1], average="micro", validate_args=False
+                        logits.shape[1], average="micro", ignore_index=IGNORED, validate_args=False
                     ).to(device)
-                accuracy.update(logits, labels)
-                loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+                if counts:
+                    accuracy.update(logits, classes)
+                    mean = F.cross_entropy(logits, classes, ignore_index=IGNORED)
+                    loss.update(mean, weight=counts)
+                counted += counts
             if not samples:
                 raise DataError(_nothing())
-        samples, scored = sum(all_gather(samples)), all(all_gather(scored))
-        mean = float(loss.compute()) if scored else math.nan
-        return {
-            "accuracy": float(accuracy.compute()) if accuracy is not None and scored else math.nan,
-            "loss": mean,
-            **({"perplexity": perplexity(mean)} if sequences and scored else {}),
-            "samples": samples,
-            "seconds": time.perf_counter() - start,
-        }
+        samples, counted = sum(all_gather(samples)), sum(all_gather(counted))
+        reason = next((other for other in all_gather(reason) if other is not None), None)
+        if reason is None and not counted:
+            reason = f"accuracy and loss were not measured: all labels are {IGNORED}"
+            if measured:
+                raise DataError(f"{reason}; expected some of 0 and up")
+        found: dict[str, Any] = {"accuracy": math.nan, "loss": math.nan}
+        if reason is None:
+            assert accuracy is not None
+            found = {"accuracy": float(accuracy.compute()), "loss": float(loss.compute())}
+            if sequences:
+                found["perplexity"] = perplexity(found["loss"])
+        else:
+            found["unmeasured"] = reason
+        return {**found, "samples": samples, "seconds": time.perf_counter() - start}
 
 
 def _nothing() -> str:
@@ -117,25 +140,31 @@ def _nothing() -> str:
     )
 
 
-def _are_classes(labels: Any, logits: Tensor) -> bool:
-    """Whether these are class labels of logits with one more axis: (N,) and (N, K), say."""
+def _unmeasured(batch: Any, labels: Any, output: Any) -> str:
+    """Why a batch has no accuracy, and what to do about it."""
+    fields = fields_of(batch) or {}
+    likely = [name for name in LABEL_FIELDS if name in fields]
+    if labels is None and likely:
+        return (
+            f"accuracy and loss were not measured: the batch has the fields {', '.join(fields)}, "
+            f"and none was named as the labels; name it with labels={likely[0]!r} "
+            f"(--batch-keys INPUTS:{likely[0]})"
+        )
+    if labels is None:
+        return NO_LABELS
     return (
-        isinstance(labels, Tensor)
-        and not labels.is_floating_point()
-        and logits.ndim > 1
-        and labels.shape == logits.shape[:-1]
+        "accuracy and loss were not measured: expected integer labels (N,) and logits (N, K), or "
+        "one label per token, the logits alone or as `.logits` of the output; got as labels "
+        f"{_described(labels)}, as output {_described(output)}"
     )
 
 
-def _unmeasured(labels: Any, output: Any) -> str:
-    def shown(value: Any) -> str:
-        return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-    return (
-        "accuracy needs labels (N,) and logits (N, K), or one label for every token, the logits "
-        f"alone or as `.logits` of the output; {shown(labels)} and {shown(output)} came; such a "
-        "model can be analysed, not compared"
-    )
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    fields = fields_of(value)
+    inside = f" with the fields {', '.join(fields)}" if fields else ""
+    return f"a {type(value).__name__}{inside}"
 
 
 def perplexity(loss: float) -> float:

@@ -2,5 +2,6 @@
 
 In: a network and data.
 Out: trained weights, a log, a plan.
-May import: errors, system, forward, data, models, analysis, pruning, checkpoint, training.ela.
+May import: errors, system, forward, data, models, evaluation, analysis, pruning, checkpoint,
+    training.ela.
 """

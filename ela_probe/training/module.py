@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import OptionError
+from ela_probe.evaluation.labels import IGNORED
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.processes import process_count
 from ela_probe.training.config import TrainConfig
@@ -43,7 +44,13 @@ class ClassificationModule(pl.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
-        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        accuracy = partial(
+            MulticlassAccuracy,
+            num_classes,
+            average="micro",
+            ignore_index=IGNORED,
+            validate_args=False,
+        )
         self.train_accuracy = accuracy()
         self.val_accuracy = accuracy()
 
@@ -74,9 +81,11 @@ class ClassificationModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch, nats. Raises OptionError as soon as a loss is seen to be NaN."""
         logits, labels = self._flat(batch)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        loss = F.cross_entropy(
+            logits, labels, ignore_index=IGNORED, label_smoothing=self.config.label_smoothing
+        )
         self._watch_loss(loss.detach(), step=batch_idx)
-        self.train_loss.update(loss.detach(), weight=len(labels))
+        self.train_loss.update(loss.detach(), weight=(labels != IGNORED).sum())
         self.train_accuracy.update(logits.detach(), labels)
         return loss
 
@@ -91,14 +100,15 @@ class ClassificationModule(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add one batch to the validation sums."""
         logits, labels = self._flat(batch)
-        self.val_loss.update(F.cross_entropy(logits.float(), labels), weight=len(labels))
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+        self.val_loss.update(loss, weight=(labels != IGNORED).sum())
         self.val_accuracy.update(logits, labels)
 
     def _flat(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
         inputs, labels = batch
         inputs = to_memory_format(inputs, self.model, channels_last=self.config.channels_last)
-        return self(inputs).flatten(0, -2), labels.flatten()
+        return self(inputs).flatten(0, -2), labels.flatten().long()
 
     def reset_sums(self) -> None:
         """Start the sums of the next epoch."""
