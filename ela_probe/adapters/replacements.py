@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ela_probe.errors import PlanError
-from ela_probe.forward import tensors_of
 from ela_probe.sites import Action
+from ela_probe.system.nested_tensors import tensors_of
 
 
 class NoRetrieval(nn.Module):
