@@ -224,7 +224,8 @@ def _parse_header(path: Path, text: Any) -> Header:
         return Header.model_validate_json(text)
     except ValidationError as error:
         raise CheckpointError(
-            f"{path}: its header is not one that this version reads ({explain(error, 2)})"
+            f"{path}: its header is not one that this version reads "
+            f"({explain(error, Header, limit=2)})"
         ) from error
 
 

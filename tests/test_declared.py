@@ -136,14 +136,17 @@ def test_globs_stay_within_one_part_of_a_name(tmp_path: Path, glob: str, count: 
 BAD = {
     "no toml": ("[[stage", "cannot read the sites file"),
     "nothing": ("", "stage: Field required"),
-    "unknown key": ('[[stage]]\nmodule = "a"', "module: Extra inputs"),
+    "unknown key": (
+        '[[stage]]\nmodule = "a"',
+        r"no 'stage\.0\.module' \(did you mean",
+    ),
     "no pattern": ("[[stage]]\naxis = 1", "names no modules"),
     "regex": ("[[stage]]\nregex = '('", "no regular expression"),
     "group": ("[[stage]]\nregex = 'a(b)'\ngroup = 2", "no capture group .* expected 1"),
     "group of a glob": ("[[stage]]\nmodules = 'a'\ngroup = 1", "a regex with groups"),
     "kind": ('[[stage]]\nmodules = "a"\nkind = "unrolled"', "takes an adapter"),
-    "reads": ('[[stage]]\nmodules = "a"\nreads = "gradient"', "reads: .*'inputs'"),
-    "calls": ('[[stage]]\nmodules = "a"\ncalls = 0', "calls: .*greater"),
+    "reads": ('[[stage]]\nmodules = "a"\nreads = "gradient"', "reads 'gradient': .*'inputs'"),
+    "calls": ('[[stage]]\nmodules = "a"\ncalls = 0', "calls 0: .*greater"),
 }
 
 

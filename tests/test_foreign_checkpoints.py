@@ -214,7 +214,7 @@ def test_factories_are_found_in_the_folder_only(repository: Path, tmp_path: Path
         ("fakerepo:none", repository, "cannot find 'fakerepo:none'"),
         ("fakerepo:number", repository, "is a int; expected a function"),
         ("fakerepo:fails", repository, "could not be built .*OSError: no such disk"),
-        ("fakerepo:net", tmp_path / "other", "was imported from .*repo already"),
+        ("fakerepo:net", tmp_path / "other", "was already imported from .*repo"),
         ("fakerepo:net", tmp_path / "none", "is no folder"),
         ("fakerepo_none:net", repository, "cannot find the module"),
         ("fakerepo_broken:net", repository, "not installed here: No module named 'a_module_that"),

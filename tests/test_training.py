@@ -385,7 +385,7 @@ def test_step_schedule_multiplies_with_gamma_at_every_milestone():
         ({"lr": float("nan")}, "lr nan"),
         ({"schedule": "linear"}, "schedule 'linear': Input should be 'cosine' or 'step'"),
         ({"precision": "64"}, "precision '64'"),
-        ({"speed": 3}, "speed 3: Extra inputs are not permitted"),
+        ({"speed": 3}, "there is no 'speed'.*; expected epochs, batch_size"),
         ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs 2 must be fewer than epochs 2"),
         ({"nesterov": True, "momentum": 0}, "nesterov needs a momentum"),
     ],

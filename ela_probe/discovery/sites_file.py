@@ -115,7 +115,7 @@ class SitesFile(Strict):
             return cls.model_validate(table)
         except ValidationError as error:
             raise OptionError(
-                f"{path} is no valid sites file: {explain(error)}; see docs/adapters.md"
+                f"{path} is no valid sites file: {explain(error, cls)}; see docs/adapters.md"
             ) from error
 
 

@@ -178,4 +178,4 @@ class CostModel(Strict):
                 f"cannot read the costs {path}: {reason}; expected a file of `ela-probe costs`"
             ) from error
         except ValidationError as error:
-            raise PlanError(f"{path} holds no valid costs: {explain(error)}") from error
+            raise PlanError(f"{path} holds no valid costs: {explain(error, cls)}") from error

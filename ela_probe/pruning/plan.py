@@ -234,4 +234,4 @@ class SkipPlan(Strict):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise PlanError(f"{name} is no valid skip plan: {explain(error)}") from error
+            raise PlanError(f"{name} is no valid skip plan: {explain(error, cls)}") from error

@@ -1,4 +1,4 @@
-"""The arrays that the package computes with, as types."""
+"""Types of the NumPy arrays that the package computes with."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Lightning speaks of itself; whoever uses it here wants to hear of their run."""
+"""Lightning's messages about itself, silenced: users want to hear of their run only."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's banners, tips and hints; errors still come as exceptions."""
+    """Silence Lightning's banners, tips and hints. Errors are still raised."""
     loggers = [logging.getLogger(n) for n in ("pytorch_lightning", "lightning_fabric")]
     loggers += [
         logger
@@ -24,7 +24,7 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             for name in ("pytorch_lightning", "lightning_fabric"):
                 warnings.filterwarnings("ignore", module=rf"{name}\.")
-            # DDP's word on depthwise kernels, whose gradients follow channels-last images
+            # DDP warns of depthwise kernels, whose gradients are channels-last as the images are
             warnings.filterwarnings("ignore", message="Grad strides do not match")
             yield
     finally:

@@ -1,4 +1,7 @@
-"""The text of errors that other code raised, for use inside a message of ours."""
+"""Parts of messages: the text of errors that other code raised, and suggestions of names."""
+
+import difflib
+from collections.abc import Iterable
 
 
 def first_line(error: BaseException, limit: int = 150) -> str:
@@ -29,3 +32,15 @@ def class_and_first_line(error: BaseException, limit: int = 150) -> str:
 def _first_line(error: BaseException) -> str:
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'NAME'?)` with the most similar known name; empty if none is similar.
+
+    >>> did_you_mean("skipp", ["skip", "warmup"])
+    " (did you mean 'skip'?)"
+    >>> did_you_mean("lr", ["skip", "warmup"])
+    ''
+    """
+    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""

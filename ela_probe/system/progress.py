@@ -1,4 +1,4 @@
-"""Progress on stderr, and only where a person watches: stdout belongs to results."""
+"""Progress bars on stderr, and only on a terminal: stdout is for results."""
 
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
@@ -19,10 +19,10 @@ def track(
     """Yield the items of `iterable` under a progress bar on stderr.
 
     Args:
-        iterable: what to go through; the bar vanishes at its end, also when the body raises.
+        iterable: the items; the bar disappears at the end, also when the loop raises.
         description: a few words, as in "evaluating".
-        total: number of items; `len(iterable)` where it has one.
-        progress: False shows nothing, as does a stderr that is not a terminal.
+        total: number of items; None: `len(iterable)`, if it has a length.
+        progress: False shows nothing. Nothing is shown either if stderr is no terminal.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)

@@ -13,11 +13,11 @@ import torch
 
 
 def load_restricted(content: bytes) -> Any:
-    """The object in a torch file, with stand-ins for what STAND_INS lists.
+    """The object in a torch file, with stand-ins for the classes that STAND_INS lists.
 
     Raises:
-        pickle.UnpicklingError: it holds any other Python object.
-        Exception: of any kind, on bytes that are no torch file.
+        pickle.UnpicklingError: the file holds any other Python object.
+        Exception: of any kind, if the bytes are no torch file.
     """
     allowed: list[Any] = [(stand_in, name) for name, stand_in in STAND_INS.items()]
     with torch.serialization.safe_globals(allowed):
@@ -64,21 +64,21 @@ class Ignored:
 
 
 class Settings(Ignored):
-    """Stands for an argparse.Namespace: its values, read only for the network's name."""
+    """Stands for an argparse.Namespace. Its values are read for the network's name only."""
 
     values: Mapping[str, Any] = {}
 
     def __setstate__(self, state: object) -> None:
-        """Forget the state."""
+        """Keep the state if it is a dict of values."""
         self.values = state if isinstance(state, dict) else {}
 
 
-def a_dict(*_: object) -> dict[Any, Any]:
+def empty_dict(*_: object) -> dict[Any, Any]:
     """Stands for a defaultdict, whose factory would be code; its items follow."""
     return {}
 
 
-def a_list(*_: object) -> list[Any]:
+def empty_list(*_: object) -> list[Any]:
     """Stands for a deque; its items follow."""
     return []
 
@@ -98,7 +98,7 @@ _IGNORED = (
 
 STAND_INS: dict[str, Any] = {
     "argparse.Namespace": Settings,
-    "collections.defaultdict": a_dict,
-    "collections.deque": a_list,
+    "collections.defaultdict": empty_dict,
+    "collections.deque": empty_list,
     **dict.fromkeys(_IGNORED, Ignored),
 }

@@ -1,4 +1,4 @@
-"""Writing results: to a temporary name, synced, renamed. Nothing is ever half written."""
+"""Writing results: to a temporary name, synced, then renamed, so that no file is half written."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from ela_probe.errors import OutputError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success it becomes `path`.
+    """Yield a temporary path in the folder of `path`, and rename it to `path` on success.
 
-    On any error the temporary file is removed and an existing `path` stays as it was.
+    After any error the temporary file is removed, and a file at `path` stays as it was.
 
     Raises:
-        OutputError: the folder can't be written to or the disk is full.
+        OutputError: the folder can't be written to, or the disk is full.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -52,15 +52,15 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write `value` as indented JSON (no NaN: they are not JSON). Raises OutputError."""
+    """Write `value` as indented JSON, which has no NaN. Raises OutputError, ValueError (NaN)."""
     return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def output_directory(path: str | Path) -> Path:
-    """Make `path` a folder that can be written to, before any long work starts.
+    """Create the folder `path`, and check that it can be written to before long work starts.
 
     Raises:
-        OutputError: it is a file, or can't be made or written to.
+        OutputError: it is a file, or can't be created or written to.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Functions named by the user as `package.module:function`, in code that lies anywhere."""
+"""Functions that the user names as `package.module:function`, in code in any folder."""
 
 import importlib
 import sys
@@ -13,18 +13,18 @@ from ela_probe.system.messages import class_and_first_line, first_line
 
 @contextmanager
 def importable(folder: Path | None) -> Iterator[None]:
-    """Put a folder first on sys.path while the block runs, and take it off after.
+    """A block in which a folder is first on sys.path.
 
-    Modules imported meanwhile stay imported. None changes nothing.
+    Modules that are imported in the block stay imported. None changes nothing.
 
     Raises:
-        ModelError: it is no folder.
+        ModelError: `folder` is no folder.
     """
     if folder is None:
         yield
         return
     if not folder.is_dir():
-        raise ModelError(f"--path {folder} is no folder; expected the one that holds the code")
+        raise ModelError(f"--path {folder} is no folder; expected the folder that holds the code")
     entry = str(folder.absolute())
     sys.path.insert(0, entry)
     importlib.invalidate_caches()
@@ -35,16 +35,19 @@ def importable(folder: Path | None) -> Iterator[None]:
 
 
 def load_function(name: str, *, path: Path | None = None) -> Callable[..., Any]:
-    """Import `package.module:function`; the module's code runs.
+    """Import `package.module:function`, which runs the module's code.
 
-    path: the folder that was made `importable` for it; another module of that name is an error.
+    Args:
+        name: `package.module:function`.
+        path: the folder that was made `importable` for it. A module of the same name that was
+            imported from elsewhere is an error.
 
     Raises:
-        ModelError: the name is malformed, nothing is there, or the module raises.
+        ModelError: the name is malformed, there is no such function, or the module raises.
     """
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
-        raise ModelError(f"{name!r} came; expected package.module:function")
+        raise ModelError(f"got {name!r}, expected package.module:function")
     if path is not None:
         _refuse_shadowed(module_name.partition(".")[0], path)
     try:
@@ -65,7 +68,7 @@ def load_function(name: str, *, path: Path | None = None) -> Callable[..., Any]:
         raise ModelError(
             f"cannot find {name!r} ({first_line(error)}); expected package.module:function"
         ) from error
-    except Exception as error:  # whatever foreign code raises while it is imported
+    except Exception as error:  # the user's code may raise anything
         raise ModelError(
             f"importing {module_name} failed: {class_and_first_line(error)}; try it in Python"
         ) from error
@@ -75,7 +78,7 @@ def load_function(name: str, *, path: Path | None = None) -> Callable[..., Any]:
 
 
 def _refuse_shadowed(package: str, folder: Path) -> None:
-    """Raises ModelError where a package imported from elsewhere hides the folder's own."""
+    """Raise ModelError if a package imported from elsewhere hides the one in the folder."""
     known = sys.modules.get(package)
     if known is None:
         return
@@ -89,6 +92,7 @@ def _refuse_shadowed(package: str, folder: Path) -> None:
     places = list(getattr(known, "__path__", [])) or ([Path(origin).parent] if origin else [])
     if home.resolve() not in [Path(place).resolve() for place in places]:
         raise ModelError(
-            f"a module {package!r} was imported from {', '.join(map(str, places)) or 'elsewhere'} "
-            f"already, which hides the one in {folder}; use a fresh Python process for it"
+            f"a module {package!r} was already imported from "
+            f"{', '.join(map(str, places)) or 'elsewhere'}, which hides the one in {folder}; use a "
+            "fresh Python process for it"
         )

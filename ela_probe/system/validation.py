@@ -1,32 +1,89 @@
 """Documents and settings: strict fields, errors in one line, differences in words."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ela_probe.errors import OptionError
+from ela_probe.system.messages import did_you_mean
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+LONGEST_VALUE = 80  # characters of a value that are shown
+AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
 class Strict(BaseModel):
-    """A document or settings object: frozen, and a field it does not know is an error."""
+    """A document or settings object: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-def explain(error: ValidationError, limit: int = 3) -> str:
-    """A pydantic error in one line: where, what came, what was expected."""
-    problems = []
-    for problem in error.errors()[:limit]:
-        where = ".".join(str(part) for part in problem["loc"]) or "the document"
-        message = problem["msg"].removeprefix("Value error, ")
-        value = problem.get("input")
-        came = f" (got {value!r})" if isinstance(value, str | int | float | None) else ""
-        if problem["loc"] == ("schema_version",):
-            message = "expected version 1; this ela-probe is too old or too new"
-        problems.append(f"{where}: {message}{came}")
-    hidden = error.error_count() - limit
-    return "; ".join(problems) + (f"; and {hidden} more" if hidden > 0 else "")
+class Settings(Strict):
+    """Settings that a user gives by name."""
+
+    TITLE: ClassVar[str] = "settings"
+
+    @classmethod
+    def of(cls: type[AnySettings], **settings: Any) -> AnySettings:
+        """The settings, checked.
+
+        Raises:
+            OptionError: a setting is unknown or out of bounds; one line lists all such settings.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise OptionError(f"{cls.TITLE}: {explain(error, cls, limit=None)}") from None
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel] | None = None, *, limit: int | None = 3
+) -> str:
+    """A pydantic error in one line: each field, the value that it got and what was expected.
+
+    Args:
+        error: from validating a document or settings.
+        model: their class, so that an unknown field is told with the ones that exist.
+        limit: describe at most this many problems, and count the others.
+    """
+    problems = error.errors()
+    described = [_describe(problem, model) for problem in problems[:limit]]
+    hidden = len(problems) - len(described)
+    return "; ".join(described) + (f"; and {hidden} more" if hidden else "")
+
+
+def _describe(problem: Any, model: type[BaseModel] | None) -> str:
+    location = problem["loc"]
+    field = ".".join(str(part) for part in location)
+    value = "" if isinstance(problem["input"], dict) else repr(problem["input"])
+    if location == ("schema_version",):
+        return f"{field}: got {value}, expected version 1; this ela-probe is too old or too new"
+    if problem["type"] == "extra_forbidden" and model is not None:
+        known = _known_fields(model, location[:-1])
+        hint = did_you_mean(str(location[-1]), known)
+        return f"there is no {field!r}{hint}; expected {', '.join(known)}"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    shown = f" {value}" if value and len(value) <= LONGEST_VALUE else ""
+    return f"{field}{shown}: {message}"
+
+
+def _known_fields(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:
+    """The fields of the part of a document that a location leads to."""
+    for name in location:
+        field = model.model_fields.get(str(name))
+        if field is not None:
+            model = next(_models_in(field.annotation), model)
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def differing_settings(
@@ -39,13 +96,14 @@ def differing_settings(
     return [
         f"{prefix}{name} {then.get(name)!r} then, {now.get(name)!r} now"
         for name in {**then, **now}
-        if _lists(then.get(name)) != _lists(now.get(name))
+        if _with_lists(then.get(name)) != _with_lists(now.get(name))
     ]
 
 
-def _lists(value: Any) -> Any:
+def _with_lists(value: Any) -> Any:
+    """Nested values with tuples as lists."""
     if isinstance(value, list | tuple):
-        return [_lists(item) for item in value]
+        return [_with_lists(item) for item in value]
     if isinstance(value, dict):
-        return {name: _lists(item) for name, item in value.items()}
+        return {name: _with_lists(item) for name, item in value.items()}
     return value

@@ -1,4 +1,4 @@
-"""Versions of what a result depends on."""
+"""Versions of the software that a result depends on."""
 
 import importlib.metadata
 import platform
@@ -7,7 +7,7 @@ __version__ = importlib.metadata.version("ela-probe")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """The versions of Python and of the packages that a result depends on, by name."""
     names = ("ela-probe", "torch", "torchvision", "pytorch-lightning", "numpy")
     found = {"python": platform.python_version()}
     for name in names:

@@ -1,12 +1,11 @@
 """TrainConfig: the settings of one training run, checked; and its learning rate by step."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from ela_probe.errors import OptionError
-from ela_probe.system.validation import Strict
+from ela_probe.system.validation import Settings
 
 MILESTONES = (0.5, 0.75)  # parts of all epochs
 TEXT: dict[str, Any] = {
@@ -24,11 +23,13 @@ TUNING: dict[str, dict[str, Any]] = {
 }
 
 
-class TrainConfig(Strict):
+class TrainConfig(Settings):
     """Settings of a training run; the defaults are the usual ones for CIFAR ResNets.
 
     `for_task` has those for language models.
     """
+
+    TITLE: ClassVar[str] = "training settings"
 
     epochs: int = Field(160, ge=1, description="passes over the training samples")
     batch_size: int = Field(128, ge=1, description="samples a step")
@@ -78,24 +79,6 @@ class TrainConfig(Strict):
                     f"milestones {self.milestones} must lie between 0 and epochs {self.epochs}"
                 )
         return self
-
-    @classmethod
-    def of(cls, **settings: Any) -> "TrainConfig":
-        """A config from what a user gave.
-
-        Raises:
-            OptionError: a setting is unknown or out of bounds; one line for all of them.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            wrong = (
-                f"{'.'.join(map(str, part['loc']))} {part['input']!r}: {part['msg']}"
-                if part["loc"]
-                else part["msg"].removeprefix("Value error, ")
-                for part in error.errors()
-            )
-            raise OptionError(f"training settings: {'; '.join(wrong)}") from None
 
     @classmethod
     def for_task(cls, task: Literal["images", "tokens"], **settings: Any) -> "TrainConfig":

@@ -3,19 +3,18 @@
 Built-in ones are named without a path (`cifar10-kcla`); they lie in `ela_probe/recipes/`.
 """
 
-import difflib
 import importlib.resources
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
-from ela_probe.system.messages import first_line
-from ela_probe.system.validation import Strict
+from ela_probe.system.messages import did_you_mean, first_line
+from ela_probe.system.validation import Strict, explain
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
 
@@ -142,17 +141,15 @@ def read_recipe(recipe: str | Path) -> Recipe:
     try:
         read = Recipe.model_validate(content)
     except ValidationError as error:
-        raise OptionError(f"{path}: {'; '.join(in_words(part) for part in error.errors())}") from (
-            error
-        )
+        raise OptionError(f"{path}: {explain(error, Recipe, limit=None)}") from error
     if read.model is not None and ":" not in read.model and family_of(read.model) is None:
-        near = nearest(read.model.rstrip("0123456789"), FAMILIES)
+        near = did_you_mean(read.model.rstrip("0123456789"), FAMILIES)
         raise OptionError(
             f"{path}: model {read.model!r} is not known{near}; see `ela-probe models`"
         )
     for name in read.family_args:
         if name not in FAMILIES:
-            near = nearest(name, FAMILIES)
+            near = did_you_mean(name, FAMILIES)
             raise OptionError(
                 f"{path}: family_args.{name} is no family of models{near}; expected a model's name "
                 "without its depth"
@@ -172,8 +169,8 @@ def find_recipe(recipe: str | Path) -> Path:
         raise OptionError(f"{recipe} is no file; expected a recipe, or the name of a built-in one: "
                           f"{', '.join(known)}")  # fmt: skip
     raise OptionError(
-        f"no recipe is called {str(recipe)!r}{nearest(str(recipe), known)}; expected FILE.yaml or "
-        f"one of {', '.join(known)}"
+        f"no recipe is called {str(recipe)!r}{did_you_mean(str(recipe), known)}; expected "
+        f"FILE.yaml or one of {', '.join(known)}"
     )
 
 
@@ -198,26 +195,3 @@ class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
                 None, None, f"{twice[0]!r} comes twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
-
-
-def in_words(problem: Any) -> str:
-    """One thing that is wrong with a recipe: the key, what came, what is expected."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        *above, name = problem["loc"]
-        part: dict[str, type[BaseModel]] = {
-            "data": RecipeData,
-            "train": TrainConfig,
-            "ela": ELAConfig,
-        }
-        fields = (part[above[0]] if above else Recipe).model_fields
-        return f"there is no {key}{nearest(str(name), fields)}; expected {', '.join(fields)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    came = "" if isinstance(problem["input"], dict) else f" {problem['input']!r}"
-    return f"{key}{came}: {message}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most alike, or an empty text."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""

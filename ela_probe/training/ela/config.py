@@ -1,19 +1,21 @@
 """ELAConfig: the settings of ELA training, checked; and when which share is skipped."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ela_probe.errors import OptionError
-from ela_probe.system.validation import Strict
+from ela_probe.system.validation import Settings
 
 OFTEN = 100  # batches from one probed batch to the next, where an epoch has enough of them
 LEAST = 2  # probed batches an epoch, where it has so many
 
 
-class ELAConfig(Strict):
+class ELAConfig(Settings):
     """Settings of ELA training."""
+
+    TITLE: ClassVar[str] = "ELA settings"
 
     skip: float = Field(0.3, gt=0, lt=1, description="share of all retrievals to skip in the end")
     warmup: int | None = Field(
@@ -53,23 +55,6 @@ class ELAConfig(Strict):
         if self.freeze is not None and self.freeze < (self.warmup or 1):
             raise ValueError(f"freeze {self.freeze} comes before the warm-up ({self.warmup}) ends")
         return self
-
-    @classmethod
-    def of(cls, **settings: Any) -> "ELAConfig":
-        """A config from what a user gave. Raises OptionError, one line for all that is wrong."""
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            wrong = []
-            for part in error.errors():
-                name = ".".join(map(str, part["loc"]))
-                if part["type"] == "extra_forbidden":
-                    wrong.append(f"there is no {name!r}; expected {', '.join(cls.model_fields)}")
-                elif name:
-                    wrong.append(f"{name} {part['input']!r}: {part['msg']}")
-                else:
-                    wrong.append(part["msg"].removeprefix("Value error, "))
-            raise OptionError(f"ELA settings: {'; '.join(wrong)}") from None
 
     @classmethod
     def parse(cls, text: str) -> "ELAConfig":
