@@ -7,13 +7,18 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo test lint types format wheel check clean
+.PHONY: demo test coverage lint types format hooks wheel check clean
 
 demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+
+# The tests, and the lines that they don't reach: to look at, not a bar.
+coverage: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup \
+	  --cov --cov-report=term-missing --cov-report=html:build/coverage
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -25,6 +30,10 @@ types: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The checks of .pre-commit-config.yaml before each commit.
+hooks: $(VENV)/ready
+	$(BIN)/pre-commit install
 
 # An ordinary install from a wheel: the command answers, and no bare `cli` lies in site-packages,
 # and the recipes are there.

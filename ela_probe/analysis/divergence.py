@@ -191,7 +191,7 @@ def _kept(weights: Tensor, sizes: Sequence[int], scratch: Scratch) -> Tensor:
             kept += weights[:, source]
         summed = size
         later = torch.clamp(kept[i + 1 :], FLOOR, 1.0, out=found[done : done + sites - 1 - i])
-        later[: sizes[i + 1 :].count(size)] = 1.0  # else rounding would leave a trace of mass
+        later[: sizes[i + 1 :].count(size)].fill_(1.0)  # else rounding would leave a trace of mass
         done += sites - 1 - i
     return found
 

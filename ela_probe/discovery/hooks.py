@@ -19,6 +19,7 @@ class Hook:
         self._function = function
 
     def __call__(self, *arguments: Any) -> None:
+        """Call the function, if it is still there."""
         if self._function is not None:
             self._function(*arguments)
 
