@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .inputs import path_of_data
 from .options import (
     BatchSize,
     CheckpointArgument,
@@ -22,9 +23,12 @@ from .options import (
     SplitName,
     Workers,
 )
+from .outputs import check_output_folder, writing_folder
 
 if TYPE_CHECKING:
     from ela_probe.analysis.result import Analysis
+
+RESULTS = ("analysis.json", "pairs.csv", "sites.csv", "arrays.npz", "figures")
 
 
 def command(
@@ -58,6 +62,9 @@ def command(
         ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
         ela-probe analyze best.pth.tar --factory models:net --path REPO --input-size 3,224,224
     """
+    folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
+    check_output_folder(folder, RESULTS, [checkpoint, sites, path_of_data(data.data)])
+
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.report.plots import save_figures
@@ -73,7 +80,6 @@ def command(
     samples = None
     if batches is None and (data.are_given or image_size is not None):
         samples = data.open(loaded, image_size=image_size)
-    folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
     existed = folder.exists()
     output_directory(folder)
     try:
@@ -101,8 +107,9 @@ def command(
     for note in analysis.provenance.notes:
         if note != loaded.note:  # printed when the file was read
             console.print_note(f"note: {note}")
-    analysis.save(folder)
-    drawn = save_figures(analysis, folder / "figures") if figures else []
+    with writing_folder(folder, RESULTS):
+        analysis.save(folder)
+        drawn = save_figures(analysis, folder / "figures") if figures else []
     if json:
         console.print_json(
             {

@@ -16,7 +16,7 @@ from . import (
     report,
     train,
 )
-from .option_groups import expand_groups
+from .option_groups import expand_groups, fence_examples
 
 app = typer.Typer(
     name="ela-probe",
@@ -38,7 +38,6 @@ def version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     show_version: bool = typer.Option(
         False, "--version", callback=version, is_eager=True, help="Show the version and exit."
@@ -59,6 +58,7 @@ def root(
     """
 
 
+app.callback(help=fence_examples(root.__doc__ or ""))(root)
 VERBS = (
     demo, train, discover, analyze, costs, plan, prune, finetune, compare, report, models, recipes
 )  # fmt: skip

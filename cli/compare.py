@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import console
+from . import console, inputs
 from .options import BatchSize, DataOptions, Device, Json, Limit, ModelOptions, Seed, SplitName
+from .outputs import check_output, writing
 
 if TYPE_CHECKING:
     from ela_probe.evaluation.compare import Comparison
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 def command(
     *,
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Checkpoints; ratios are relative to the first.")
+        list[Path],
+        typer.Argument(
+            help="Checkpoints; ratios are relative to the first.", callback=inputs.CHECKPOINT.check
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the JSON to this file.")
@@ -36,6 +40,9 @@ def command(
 
         ela-probe compare runs/digits/best.pt pruned.pt tuned.pt
     """
+    if output is not None:
+        check_output(output, [*checkpoints, inputs.path_of_data(data.data)])
+
     import torch
 
     from ela_probe.evaluation.compare import CompareEntry, compare
@@ -62,7 +69,8 @@ def command(
     )
     document = result.model_dump(mode="json")
     if output is not None:
-        write_json(output, console.jsonable(document))
+        with writing(output):
+            write_json(output, console.jsonable(document))
     if json:
         console.print_json(document)
     else:

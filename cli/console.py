@@ -6,14 +6,18 @@ Text is printed verbatim: brackets in a path are no markup. Colour is given by r
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+GAP = 3  # blanks between the columns of a table
+LEAST_PROSE = 24  # the least width of a column that wraps
 
 stdout = Console(highlight=False, markup=False, emoji=False)
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -45,21 +49,65 @@ def is_first_process() -> bool:
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print a table; a column whose name starts with `>` is aligned to the right."""
-    table = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        title_style="bold",
-        header_style="",
-        box=box.SIMPLE_HEAD,
-    )
-    for column in columns:
-        justify = "right" if column.startswith(">") else "left"
-        table.add_column(column.lstrip(">"), justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, str | Text) else cell_text(cell) for cell in row))
-    stdout.print(table)
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table, with no cell cut off.
+
+    Columns that do not fit the width of the terminal follow in a second table, which repeats the
+    first column.
+
+    Args:
+        title: above it.
+        columns: their names. `>` before a name aligns it to the right, `~` lets its text wrap.
+        rows: cells; a `Text` keeps its style, a number gets four digits.
+    """
+    cells = [
+        [cell if isinstance(cell, str | Text) else cell_text(cell) for cell in row] for row in rows
+    ]
+    names = [column.lstrip(">~") for column in columns]
+    full = [
+        max(cell_len(_plain(cell)) for cell in column) for column in zip(names, *cells, strict=True)
+    ]
+    least = [
+        min(width, LEAST_PROSE) if column.startswith("~") else width
+        for column, width in zip(columns, full, strict=True)
+    ]
+    in_file = not stdout.is_terminal and "COLUMNS" not in os.environ
+    limit = _total(full) if in_file else stdout.width
+    if title:
+        stdout.print(Text(title, style="bold"))
+    for chosen in _parts(least, limit):
+        room = min(limit, _total([full[i] for i in chosen]))
+        width = max(room, _total([least[i] for i in chosen]))
+        table = Table(width=width, header_style="", box=box.SIMPLE_HEAD)
+        for i in chosen:
+            table.add_column(
+                names[i],
+                justify="right" if columns[i].startswith(">") else "left",
+                no_wrap=not columns[i].startswith("~"),
+                min_width=least[i],
+            )
+        for row in cells:
+            table.add_row(*(row[i] for i in chosen))
+        stdout.print(table, crop=False)
+
+
+def _parts(widths: Sequence[int], limit: int) -> list[list[int]]:
+    """The columns of each table: as many as fit, the first one in all of them."""
+    parts = [[0]]
+    for i in range(1, len(widths)):
+        if _total([widths[j] for j in (*parts[-1], i)]) > limit and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
+
+
+def _total(widths: Sequence[int]) -> int:
+    """The width of a table: its columns, what lies between them, and two blanks on each side."""
+    return sum(widths) + GAP * (len(widths) - 1) + 4
+
+
+def _plain(cell: str | Text) -> str:
+    return cell.plain if isinstance(cell, Text) else cell
 
 
 def cell_text(value: Any) -> str:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console
+from .inputs import path_of_data
 from .options import BatchSize, CheckpointArgument, DataOptions, Device, Json, ModelOptions, Seed
+from .outputs import check_output, writing
 
 if TYPE_CHECKING:
     from ela_probe.pruning.cost_model import CostModel
@@ -39,6 +41,9 @@ def command(
         ela-probe costs runs/digits/best.pt -o costs.json
         ela-probe plan runs/digits/analysis --planner cost --costs costs.json --time 0.8
     """
+    path = output or checkpoint.with_name(f"{checkpoint.stem}-costs.json")
+    check_output(path, [checkpoint, path_of_data(data.data)])
+
     import torch
 
     from ela_probe.pipeline import check_data
@@ -56,7 +61,8 @@ def command(
         rounds=rounds,
         name=loaded.header.model.name,
     )
-    path = costs.save(output or checkpoint.with_name(f"{checkpoint.stem}-costs.json"))
+    with writing(path):
+        costs.save(path)
     if json:
         console.print_json({"path": path, **costs.model_dump(mode="json")})
         return

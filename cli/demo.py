@@ -6,9 +6,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from . import analyze, console, plan
+from . import analyze, console, inputs, plan
 from . import compare as compare_command
 from .options import Device, Json, Seed
+from .outputs import writing_folder
+
+RESULTS = ("train", "analysis", "pruned.pt", "tuned.pt", "tuned-run", "comparison.json")
 
 
 def command(
@@ -18,7 +21,10 @@ def command(
     ),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 5,
     tune_epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 2,
-    skip: Annotated[float, typer.Option(help="Share of all retrievals to skip.")] = 0.3,
+    skip: Annotated[
+        float,
+        typer.Option(help="Share of all retrievals to skip.", callback=inputs.share_of("--skip")),
+    ] = 0.3,
     seed: Seed = 0,
     device: Device = "auto",
     json: Json = False,
@@ -28,6 +34,14 @@ def command(
     Trains a ResNet-20 with MRLA-B on scikit-learn's digits. Nothing is downloaded; it takes
     about two minutes on two cores.
     """
+    with writing_folder(output, RESULTS):
+        run(output, epochs, tune_epochs, skip, seed, device, json)
+
+
+def run(
+    output: Path, epochs: int, tune_epochs: int, skip: float, seed: int, device: str, json: bool
+) -> None:
+    """Run the verbs one after the other, each on the files of the one before."""
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.data.opening import open_data
     from ela_probe.evaluation.compare import CompareEntry, compare

@@ -13,7 +13,9 @@ from ela_probe.errors import ElaProbeError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a user's error, 130 for Ctrl-C."""
     from .app import app
+    from .encoding import tolerate_missing_characters
 
+    tolerate_missing_characters()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fail(message: str, *, code: int = 2) -> int:
     """Print an error in one line on stderr."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    lines = (line.strip() for line in message.splitlines())
+    print(f"error: {' '.join(line for line in lines if line)}", file=sys.stderr)
     return code
 
 

@@ -1,10 +1,12 @@
 """`ela-probe finetune`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .inputs import path_of_data
 from .options import (
     ChannelsLast,
     CheckpointArgument,
@@ -16,6 +18,7 @@ from .options import (
     StrategyName,
     Workers,
 )
+from .outputs import RUN_FILES, check_output, check_output_folder, writing, writing_folder
 from .train import Precision, describe, given
 
 
@@ -64,6 +67,12 @@ def command(
 
         ela-probe finetune pruned.pt -o tuned.pt --epochs 5
     """
+    path = output or checkpoint.with_name(f"{checkpoint.stem}-tuned{checkpoint.suffix}")
+    run = path.parent / f"{path.stem}-run"
+    given_files = [checkpoint, path_of_data(data.data)]
+    check_output(path, given_files)
+    check_output_folder(run, RUN_FILES, given_files)
+
     from ela_probe.pipeline import finetune
     from ela_probe.system.processes import shutdown
     from ela_probe.training.config import TrainConfig
@@ -87,15 +96,15 @@ def command(
         seed=seed,
         num_workers=workers,
     )
-    path = output or checkpoint.with_name(f"{checkpoint.stem}-tuned{checkpoint.suffix}")
-    result = finetune(
-        loaded,
-        config,
-        output=path,
-        data=samples,
-        device=hardware.device,
-        processes=processes,
-        resume=resume,
-    )
+    with writing(path), nullcontext() if resume else writing_folder(run, RUN_FILES):
+        result = finetune(
+            loaded,
+            config,
+            output=path,
+            data=samples,
+            device=hardware.device,
+            processes=processes,
+            resume=resume,
+        )
     if shutdown():
         describe(result, path, json, task=task)

@@ -34,7 +34,7 @@ def command(*, json: Json = False) -> None:
         )
         for family in ZOO
     ]
-    console.print_table("", ("model", "depth", ">M parameters", "description"), lines)
+    console.print_table("", ("model", "depth", ">M parameters", "~description"), lines)
     console.print_paragraph(
         "arguments (--model-args JSON). ResNets: num_classes, in_channels, block (CIFAR), stem "
         "(ImageNet), and for their attention reduction (SE, CBAM, DIA, DLA), head_dim and "

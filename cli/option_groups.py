@@ -1,6 +1,8 @@
 """Groups of options: a command takes a dataclass, and Typer sees its fields as options."""
 
 import inspect
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
@@ -37,10 +39,22 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
             values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
         command(**values)
 
-    expanded.__doc__ = command.__doc__
+    expanded.__doc__ = fence_examples(command.__doc__ or "")
     expanded.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     expanded.__annotations__ = {name: option.annotation for name, option in parameters.items()}
     return expanded
+
+
+def fence_examples(text: str) -> str:
+    """A docstring whose indented examples stand in Markdown's fences.
+
+    Typer dedents what follows a paragraph of one line, and the examples would run together.
+    """
+    return re.sub(
+        r"(?m)^    .+(\n    .+)*$",
+        lambda found: f"```text\n{textwrap.dedent(found[0])}\n```",
+        inspect.cleandoc(text),
+    )
 
 
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import console
+from . import console, inputs
 
 if TYPE_CHECKING:
     from ela_probe.checkpoint import Checkpoint
@@ -74,12 +74,17 @@ SitesFile = Annotated[
     typer.Option(
         "--sites",
         help="TOML file that says where the weights are (docs/adapters.md), instead of discovery.",
+        callback=inputs.SITES.check,
         show_default=False,
     ),
 ]
 CheckpointArgument = Annotated[
     Path,
-    typer.Argument(help="A checkpoint, or a state dict with --model.", show_default=False),
+    typer.Argument(
+        help="A checkpoint, or a state dict with --model.",
+        callback=inputs.CHECKPOINT.check,
+        show_default=False,
+    ),
 ]
 
 
@@ -106,6 +111,7 @@ class ModelOptions:
         typer.Option(
             "--path",
             help="Folder of the code of --factory or --example-inputs, put first on sys.path.",
+            callback=inputs.CODE_FOLDER.check,
             show_default=False,
         ),
     ] = None
@@ -149,6 +155,7 @@ class DataOptions:
         typer.Option(
             help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
             "or text:FILE. Default: the data that the checkpoint names.",
+            callback=inputs.check_data,
             show_default=False,
         ),
     ] = None

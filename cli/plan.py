@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.text import Text
 
-from . import console
+from . import console, inputs
 from .options import Json, Seed
+from .outputs import check_output, writing
 
 if TYPE_CHECKING:
     from ela_probe.pruning.cost_model import CostModel
@@ -18,12 +19,21 @@ PlannerName = Literal["budget", "cost", "score", "threshold", "random", "alterna
 
 def command(
     *,
-    analysis: Annotated[Path, typer.Argument(help="A folder that `analyze` wrote.")],
+    analysis: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder that `analyze` wrote.", callback=inputs.ANALYSIS_FOLDER.check
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Plan file. Default: DIR/plan.json.")
     ] = None,
     skip: Annotated[
-        float, typer.Option(help="Share of all retrievals to skip, from 0 to less than 1.")
+        float,
+        typer.Option(
+            help="Share of all retrievals to skip, from 0 to less than 1.",
+            callback=inputs.share_of("--skip"),
+        ),
     ] = 0.3,
     planner: Annotated[
         PlannerName,
@@ -39,13 +49,18 @@ def command(
     ] = None,
     costs: Annotated[
         Path | None,
-        typer.Option(help="File that `costs` wrote, for --planner cost.", show_default=False),
+        typer.Option(
+            help="File that `costs` wrote, for --planner cost.",
+            callback=inputs.COSTS.check,
+            show_default=False,
+        ),
     ] = None,
     time: Annotated[
         float | None,
         typer.Option(
             help="For --planner cost: the time of a training step to reach, as a share of the "
             "unpruned model's.",
+            callback=inputs.share_of("--time"),
             show_default=False,
         ),
     ] = None,
@@ -80,6 +95,9 @@ def command(
         ela-probe plan DIR --planner threshold --threshold 0.05 -o plan.json
         ela-probe plan DIR --planner cost --costs costs.json --time 0.8
     """
+    path = output or analysis / "plan.json"
+    check_output(path, [costs, *inputs.files_of(analysis)])
+
     from pydantic import ValidationError
 
     from ela_probe.analysis.result import Analysis
@@ -104,7 +122,10 @@ def command(
         )
     except ValidationError as error:
         raise PlanError(explain(error)) from error
-    path = made.save(output or analysis / "plan.json")
+    with writing(path):
+        made.save(path)
+    if not made.changes:
+        console.print_note("note: this plan keeps every retrieval")
     if json:
         console.print_json({"path": path, "share": made.share, **made.model_dump(mode="json")})
         return

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from . import console
+from . import console, inputs
 from .options import CheckpointArgument, Json, ModelOptions
+from .outputs import check_output, writing
 
 
 def command(
     *,
     checkpoint: CheckpointArgument,
-    plan: Annotated[Path, typer.Option(help="The skip plan.")],
+    plan: Annotated[Path, typer.Option(help="The skip plan.", callback=inputs.PLAN.check)],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Checkpoint. Default: CHECKPOINT-pruned, beside it."),
@@ -26,14 +27,21 @@ def command(
 
         ela-probe prune runs/digits/best.pt --plan plan.json -o pruned.pt
     """
+    path = output or checkpoint.with_name(f"{checkpoint.stem}-pruned{checkpoint.suffix}")
+    check_output(path, [checkpoint, plan])
+
     from ela_probe.models.registry import parameter_count
     from ela_probe.pipeline import prune_checkpoint
     from ela_probe.pruning.plan import SkipPlan
 
     chosen = SkipPlan.load(plan)
     loaded = model.read(checkpoint)
-    path = output or checkpoint.with_name(f"{checkpoint.stem}-pruned{checkpoint.suffix}")
-    pruned = prune_checkpoint(loaded, chosen, output=path)
+    with writing(path):
+        pruned = prune_checkpoint(loaded, chosen, output=path)
+    if not chosen.changes:
+        console.print_note(
+            f"note: the plan {plan} keeps every retrieval, so {path} holds the same network"
+        )
     planned_for = chosen.origin.checkpoint_sha256
     if planned_for is not None and planned_for != loaded.sha256:
         console.print_note(

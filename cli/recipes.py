@@ -21,4 +21,4 @@ def command(*, json: Json = False) -> None:
         console.print_json({"recipes": rows})
         return
     lines = [(name, recipe.description) for name, (_, recipe) in found.items()]
-    console.print_table("", ("recipe", "description"), lines)
+    console.print_table("", ("recipe", "~description"), lines)

@@ -1,11 +1,12 @@
 """`ela-probe train`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import console
+from . import console, inputs
 from .options import (
     ChannelsLast,
     DataRoot,
@@ -20,6 +21,7 @@ from .options import (
     parse_model_args,
     parse_numbers,
 )
+from .outputs import RUN_FILES, check_output_folder, writing_folder
 
 if TYPE_CHECKING:
     from ela_probe.training.fitting import FitResult
@@ -49,6 +51,7 @@ def command(
         typer.Option(
             help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
             "or text:FILE.",
+            callback=inputs.check_data,
             show_default=False,
         ),
     ] = None,
@@ -56,6 +59,7 @@ def command(
         str | None,
         typer.Option(
             help="A YAML file or a built-in recipe (`ela-probe recipes`); other options win.",
+            callback=inputs.check_recipe,
             show_default=False,
         ),
     ] = None,
@@ -190,6 +194,8 @@ def command(
             seed=seed,
         ),
     )
+    folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
+    check_output_folder(folder, RUN_FILES, [inputs.path_of(recipe), inputs.path_of_data(source)])
     spec.build()  # reports a wrong name before any data is read
     samples = plan.open_data(
         source,
@@ -198,11 +204,17 @@ def command(
         seed=config.seed,
         **given(limit=limit, val_fraction=val_fraction, image_size=image_size, context=context),
     )
-    folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
-    result = train(
-        spec, samples, config, output=folder, ela=plan.ela_config(ela), device=hardware.device,
-        processes=processes, resume=resume,
-    )  # fmt: skip
+    with nullcontext() if resume else writing_folder(folder, RUN_FILES):
+        result = train(
+            spec,
+            samples,
+            config,
+            output=folder,
+            ela=plan.ela_config(ela),
+            device=hardware.device,
+            processes=processes,
+            resume=resume,
+        )
     if shutdown():
         describe(result, result.best, json, task=samples.spec.task)
 

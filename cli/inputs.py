@@ -1,0 +1,145 @@
+"""Files and folders that a command reads are looked for before torch is imported.
+
+Typer calls `check` while it parses the options. Where a file of another kind was given, the
+message says what to type instead.
+"""
+
+import difflib
+import glob
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ela_probe.errors import OptionError
+
+CHECKPOINTS = (".pt", ".pth", ".tar", ".safetensors", ".ckpt", ".bin")
+ANALYSIS = "analysis.json"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file or folder that a command reads.
+
+    name: in messages. expected: what it is. inside: names that such a file has in a folder.
+    """
+
+    name: str
+    expected: str
+    inside: Sequence[str] = ()
+    is_folder: bool = False
+
+    def check(self, given: Any) -> Any:
+        """Raise OptionError where a path is missing or of another kind. For Typer's `callback`."""
+        for path in given if isinstance(given, list) else [given]:
+            if path is not None:
+                self._check(path)
+        return given
+
+    def _check(self, path: Path) -> None:
+        if not path.exists():
+            what = "folder" if self.is_folder else "file"
+            raise OptionError(
+                f"cannot read the {self.name} {path}: no such {what}{_similar(path)}; "
+                f"expected {self.expected}"
+            )
+        if self.is_folder and not path.is_dir():
+            raise OptionError(self._instead_of_folder(path))
+        if not self.is_folder and path.is_dir():
+            raise OptionError(self._instead_of_file(path))
+
+    def _instead_of_file(self, path: Path) -> str:
+        """The message where a folder came in place of a file."""
+        found = next((path / name for name in self.inside if (path / name).is_file()), None)
+        what = "analysis folder" if (path / ANALYSIS).is_file() else "folder"
+        hint = f"; did you mean {found}?" if found is not None else ""
+        return f"got the {what} {path} as the {self.name}, expected {self.expected}{hint}"
+
+    def _instead_of_folder(self, path: Path) -> str:
+        """The message where a file came in place of a folder."""
+        message = f"got the file {path} as the {self.name}, expected {self.expected}"
+        if self is not ANALYSIS_FOLDER:
+            return message
+        if path.name == ANALYSIS:
+            return f"{message}; did you mean {path.parent}?"
+        if path.suffix in CHECKPOINTS:
+            return f"{message}; if this is a checkpoint, run `ela-probe analyze {path}` first"
+        return message
+
+
+def _similar(path: Path) -> str:
+    """A question about the most similar name in the same folder, if there is one."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f" (did you mean {path.with_name(near[0])}?)" if near else ""
+
+
+CHECKPOINT = Kind(
+    "checkpoint",
+    "a file written by `ela-probe train`, or a state dict",
+    ("best.pt", "train/best.pt", "last.pt"),
+)
+ANALYSIS_FOLDER = Kind("analysis", "a folder written by `ela-probe analyze`", is_folder=True)
+PLAN = Kind("plan", "a file written by `ela-probe plan`", ("plan.json",))
+COSTS = Kind("costs", "a file written by `ela-probe costs`", ("costs.json", "best-costs.json"))
+SITES = Kind("sites file", "a TOML file (docs/adapters.md)", ("sites.toml",))
+COMPARISON = Kind("comparison", "JSON written by `ela-probe compare -o`", ("comparison.json",))
+CODE_FOLDER = Kind("--path", "the folder of the code", is_folder=True)
+RECIPE = Kind("recipe", "a YAML file, or a name that `ela-probe recipes` lists")
+
+
+def files_of(analysis: Path) -> list[Path]:
+    """The files of an analysis folder that other commands read."""
+    return [analysis / name for name in (ANALYSIS, "arrays.npz", "pairs.csv", "sites.csv")]
+
+
+def check_recipe(name: str | None) -> str | None:
+    """Raise OptionError where a recipe's file is missing; a plain name is looked up later."""
+    if name is not None and (Path(name).suffix in (".yaml", ".yml") or Path(name).parent.name):
+        RECIPE.check(Path(name))
+    return name
+
+
+def check_data(source: str | None) -> str | None:
+    """Raise OptionError where the path of `text:FILE`, `folder:DIR` or `npz:PREFIX` is missing."""
+    kind, colon, name = (source or "").partition(":")
+    path = Path(name).expanduser()
+    if colon and name:
+        if kind == "text":
+            Kind("text", "a plain text file").check(path)
+        elif kind in ("folder", "imagenet"):
+            Kind(f"{kind}:", "a folder of images", is_folder=True).check(path)
+        elif kind == "npz" and not any(path.parent.glob(f"{glob.escape(path.name)}*")):
+            raise OptionError(
+                f"no file begins with {name}; npz:PREFIX expects PREFIX-train.npz and "
+                "PREFIX-test.npz"
+            )
+    return source
+
+
+def path_of(recipe: str | None) -> Path | None:
+    """The file of a recipe that is one."""
+    return Path(recipe) if recipe is not None and Path(recipe).is_file() else None
+
+
+def path_of_data(source: str | None) -> Path | None:
+    """The file of `text:FILE`."""
+    kind, _, name = (source or "").partition(":")
+    return Path(name).expanduser() if kind == "text" else None
+
+
+def share_of(option: str) -> Callable[[float | None], float | None]:
+    """A callback that raises OptionError where a share looks like a percentage."""
+
+    def check(share: float | None) -> float | None:
+        if share is not None and 1 < share <= 100:
+            raise OptionError(
+                f"got {option} {share:g}, expected a share, where 1 is all; "
+                f"did you mean {share / 100:g}?"
+            )
+        return share
+
+    return check

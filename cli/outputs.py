@@ -1,0 +1,49 @@
+"""What a command does before it writes: the one rule for files that exist (docs/guide.md)."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ela_probe.system.outputs import Kept, keep_file, keep_folder, refuse_folder, refuse_inputs
+
+from . import console
+
+RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "resume.ckpt", "plan.json")
+
+
+def check_output(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise OutputError where the output file is an input or a folder, before any work is done."""
+    refuse_folder(output)
+    refuse_inputs([output], inputs)
+
+
+def check_output_folder(folder: Path, names: Iterable[str], inputs: Iterable[Path | None]) -> None:
+    """Raise OutputError where a result in the output folder would replace an input."""
+    refuse_inputs([folder / name for name in names], inputs)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes one file. A different file of that name is kept under a number."""
+    if not console.is_first_process():
+        yield
+        return
+    with keep_file(path) as kept:
+        yield
+    if kept.path is not None:
+        console.print_note(f"note: the earlier {path} is kept as {kept.path}")
+
+
+@contextmanager
+def writing_folder(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """A block that writes results into a folder. Earlier ones are kept in a numbered folder."""
+    if not console.is_first_process():
+        yield
+        return
+    kept = Kept()
+    try:
+        with keep_folder(folder, names) as kept:
+            yield
+    finally:
+        if kept.path is not None:
+            console.print_note(f"note: the earlier results in {folder} are kept in {kept.path}")

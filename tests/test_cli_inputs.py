@@ -1,0 +1,84 @@
+"""What a command reads is looked for first: one line says what is wrong, before torch is there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ela_probe_cli import main
+
+ERROR = "error: "
+# Words of a command, and what its one line says. {0} is a folder with the files of `given`.
+CASES: dict[str, tuple[list[str], str]] = {
+    "discover": (["discover", "{0}/nosuch.pt"], "read the checkpoint {0}/nosuch.pt: no such"),
+    "analyze": (["analyze", "{0}/nosuch.pt"], "no such file; expected a file written by"),
+    "costs": (["costs", "{0}/nosuch.pt"], "no such file"),
+    "prune": (["prune", "{0}/nosuch.pt", "--plan", "{0}/plan.json"], "the checkpoint"),
+    "plan of prune": (["prune", "{0}/best.pt", "--plan", "{0}/x.json"], "cannot read the plan"),
+    "finetune": (["finetune", "{0}/nosuch.pt"], "no such file"),
+    "compare": (["compare", "{0}/best.pt", "{0}/nosuch.pt"], "{0}/nosuch.pt"),
+    "plan": (["plan", "{0}/nosuch"], "cannot read the analysis {0}/nosuch: no such folder"),
+    "costs of plan": (["plan", "{0}/an", "--costs", "{0}/x.json"], "cannot read the costs"),
+    "report": (["report", "{0}/nosuch"], "no such folder"),
+    "plan of report": (["report", "{0}/an", "--plan", "{0}/x.json"], "cannot read the plan"),
+    "comparison": (["report", "{0}/an", "--comparison", "{0}/x"], "cannot read the comparison"),
+    "recipe": (["train", "--recipe", "{0}/x.yaml"], "cannot read the recipe"),
+    "sites": (["analyze", "{0}/best.pt", "--sites", "{0}/x.toml"], "cannot read the sites file"),
+    "code": (["analyze", "{0}/best.pt", "--path", "{0}/x"], "no such folder"),
+    "text": (["analyze", "{0}/best.pt", "--data", "text:{0}/x"], "cannot read the text {0}/x"),
+    "folder": (["compare", "{0}/best.pt", "--data", "folder:{0}/x"], "no such folder"),
+    "npz": (["train", "--data", "npz:{0}/x/set", "--model", "m"], "no file begins with {0}/x/set"),
+    "a nearly right name": (["analyze", "{0}/bset.pt"], "(did you mean {0}/best.pt?)"),
+    "a folder, not its checkpoint": (["analyze", "{0}"], "the folder {0} as the checkpoint"),
+    "a folder with a checkpoint": (["compare", "{0}"], "did you mean {0}/best.pt?"),
+    "an analysis, not a checkpoint": (["discover", "{0}/an"], "got the analysis folder {0}/an"),
+    "a checkpoint, not an analysis": (
+        ["plan", "{0}/best.pt"],
+        "if this is a checkpoint, run `ela-probe analyze {0}/best.pt` first",
+    ),
+    "report of a checkpoint": (["report", "{0}/best.pt"], "run `ela-probe analyze {0}/best.pt`"),
+    "a file of the analysis": (["plan", "{0}/an/analysis.json"], "did you mean {0}/an?"),
+    "a folder, not its plan": (
+        ["prune", "{0}/best.pt", "--plan", "{0}/an"], "did you mean {0}/an/plan.json?"
+    ),
+    "a file as a folder": (["analyze", "{0}/best.pt/x.pt"], "no such file"),
+    "percents": (["plan", "{0}/an", "--skip", "30"], "did you mean 0.3?"),
+    "percents of time": (["plan", "{0}/an", "--time", "80"], "did you mean 0.8?"),
+    "percents of the demo": (["demo", "--skip", "25"], "did you mean 0.25?"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("given [v2]")  # brackets and a blank, as people have them
+    (folder / "an").mkdir()
+    for name in ("best.pt", "plan.json", "an/analysis.json", "an/plan.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_says_what_is_wrong(
+    case: str, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = CASES[case]
+    assert main([word.replace("{0}", str(given)) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith(ERROR)
+    assert message.replace("{0}", str(given)) in err
+
+
+def test_no_heavy_module_is_imported_for_that(given: Path) -> None:
+    """So the answer comes at once. All cases in one process: an import by any one shows."""
+    commands = [[word.replace("{0}", str(given)) for word in words] for words, _ in CASES.values()]
+    code = (
+        "import sys; from ela_probe_cli import main\n"
+        f"for words in {commands!r}:\n"
+        "    assert main(words) == 2, words\n"
+        "    heavy = {'torch', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
