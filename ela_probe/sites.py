@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,6 +14,9 @@ Reads = Literal["inputs", "output", "softmax"]
 
 # The actions under which a retrieval is computed. After the others nothing is retrieved.
 FORMED: tuple[Action, ...] = ("keep", "recur")
+
+# How many differences between two sets of sites a message lists.
+LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -140,26 +143,30 @@ def describe(stages: Iterable[NamedStage]) -> dict[str, str]:
     }
 
 
-def differences(
-    expected: Mapping[str, str], actual: Mapping[str, str], *, known: str, found: str
-) -> str:
-    """What differs between two sets of sites (see `describe`), in one line for a message.
+def site_differences(
+    recorded: Sequence[NamedStage], actual: Sequence[NamedStage], *, known: str, found: str
+) -> list[str]:
+    """How two sets of stages differ: sites that one lacks, other kinds or sizes, another order.
 
     Args:
-        known: where the expected sites come from, such as "the plan".
-        found: where the actual sites come from, such as "the model".
+        known: where the recorded stages come from, such as "the plan".
+        found: where the actual stages come from, such as "the model".
     """
-    lines = [f"{n} ({expected[n]}) is not in {found}" for n in expected if n not in actual]
-    lines += [f"{n} ({actual[n]}) is not in {known}" for n in actual if n not in expected]
+    expected, present = describe(recorded), describe(actual)
+    lines = [f"{n} ({expected[n]}) is not in {found}" for n in expected if n not in present]
+    lines += [f"{n} ({present[n]}) is not in {known}" for n in present if n not in expected]
     lines += [
-        f"{n} has {actual[n]} in {found}, {expected[n]} in {known}"
+        f"{n} has {present[n]} in {found}, {expected[n]} in {known}"
         for n in expected
-        if n in actual and expected[n] != actual[n]
+        if n in present and expected[n] != present[n]
     ]
-    more = f"; and {len(lines) - 4} more" if len(lines) > 4 else ""
-    return (
-        "; ".join(lines[:4]) or "the order of the sites or the names of the stages differ"
-    ) + more
+    if lines:
+        return lines
+    order = zip(expected, present, strict=True)
+    moved = next(((ours, theirs) for ours, theirs in order if ours != theirs), None)
+    if moved is not None:
+        return [f"{moved[0]} stands where {found} has {moved[1]}: the sites are in another order"]
+    return ["the stages have other names or begin at other sites, or the fingerprint was edited"]
 
 
 def check_same_sites(
@@ -185,8 +192,9 @@ def check_same_sites(
     """
     if recorded_fingerprint == fingerprint(recorded) == fingerprint(actual):
         return
-    expected, present = describe(recorded), describe(actual)
+    lines = site_differences(recorded, actual, known=known, found=found)
+    more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     raise PlanError(
-        f"{known} {claim} ({model or 'unknown'}, {len(expected)} sites; {found} has "
-        f"{len(present)}): {differences(expected, present, known=known, found=found)}. {advice}"
+        f"{known} {claim} ({model or 'unknown'}, {len(describe(recorded))} sites; {found} has "
+        f"{len(describe(actual))}): {'; '.join(lines[:LISTED])}{more}. {advice}"
     )

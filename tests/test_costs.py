@@ -300,7 +300,7 @@ def test_costs_survive_their_file_and_broken_ones_are_refused(tmp_path: Path) ->
         path.write_text(broken)
         with pytest.raises(PlanError, match=message):
             CostModel.load(path)
-    with pytest.raises(PlanError, match=r"expected a file of `ela-probe costs`"):
+    with pytest.raises(PlanError, match=r"expected a file that `ela-probe costs` wrote"):
         CostModel.load(tmp_path / "none.json")
     with pytest.raises(
         PlanError, match=r"5 sites; the analysis has 3.*s0\.2 .* not in the analysis"

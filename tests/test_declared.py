@@ -156,7 +156,7 @@ def test_an_invalid_file_is_refused_in_one_line(tmp_path: Path, case: str) -> No
     with pytest.raises(OptionError, match=message) as caught:
         load(tmp_path, text)
     assert str(tmp_path / "sites.toml") in str(caught.value)
-    with pytest.raises(OptionError, match="No such file"):
+    with pytest.raises(OptionError, match="there is no such file"):
         DeclaredAdapter.load(tmp_path / "none.toml")
 
 

@@ -82,7 +82,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_plan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="No such file"):
+    with pytest.raises(PlanError, match="there is no such file"):
         SkipPlan.load(tmp_path / "none.json")
 
 

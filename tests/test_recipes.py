@@ -109,8 +109,8 @@ def test_unknown_recipes_are_named_with_the_nearest(tmp_path):
         read_recipe("cifar10-kla")
     with pytest.raises(OptionError, match=r"own\.yaml is no file; expected a recipe"):
         read_recipe(tmp_path / "own.yaml")
-    (tmp_path / "own.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(OptionError, match=r"own\.yaml can't be read"):
+    (tmp_path / "own.yaml").write_bytes(b"\x80\xff")
+    with pytest.raises(OptionError, match=r"own\.yaml: it is not text"):
         read_recipe(tmp_path / "own.yaml")
 
 

@@ -93,13 +93,14 @@ def analyze(
     notes = [sampling_note(sampled)] if sampled else []
     if result.get("unmeasured", NO_LABELS) != NO_LABELS:
         notes.append(result["unmeasured"])
+    notes += loss_note(result)
     return probe.analysis(
         provenance=provenance.model_copy(
             update={
                 "samples": int(result["samples"]),
-                "accuracy": None if math.isnan(result["accuracy"]) else result["accuracy"],
-                "loss": None if math.isnan(result["loss"]) else result["loss"],
-                "perplexity": result.get("perplexity"),
+                "accuracy": finite_or_none(result["accuracy"]),
+                "loss": finite_or_none(result["loss"]),
+                "perplexity": finite_or_none(result.get("perplexity", math.nan)),
                 "seconds": result["seconds"],
                 "sampling": sampled,
                 "notes": (*provenance.notes, *notes),
@@ -132,6 +133,21 @@ def sampling_note(sampled: Mapping[str, int]) -> str:
         f"{sampled['batches']} batches that were run"
         + ("" if tokens is None else f", at most {tokens} token positions a sample")
     )
+
+
+def loss_note(result: Mapping[str, Any]) -> list[str]:
+    """A note if the loss was measured, but is NaN or infinite."""
+    if math.isnan(result["accuracy"]) or math.isfinite(result["loss"]):
+        return []
+    return [
+        f"the mean loss is {result['loss']}: outputs of the model are NaN or infinite, so its "
+        "retrievals may mean nothing"
+    ]
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value; None for NaN and infinity, which JSON can't hold."""
+    return value if math.isfinite(value) else None
 
 
 def check_repeats(batches: Iterable[Any]) -> None:

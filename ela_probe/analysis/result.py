@@ -23,9 +23,10 @@ from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.errors import AnalysisError
 from ela_probe.sites import Site, Stage
 from ela_probe.system.arrays import Floats
+from ela_probe.system.documents import read_document
 from ela_probe.system.messages import class_and_first_line
 from ela_probe.system.storage import output_directory, replacing, write_json, write_text
-from ela_probe.system.validation import Strict
+from ela_probe.system.validation import Finite, Strict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,9 @@ class StageAnalysis:
     weights: [T, S] mean weights. divergences: by name (kl, shape, mass, js, each with a `_se`,
     and kl_of_means) [T, T] means over samples in nats, upper triangle. beta: [T] statistics of
     each site's adjacent u = 1 − exp(−kl(t−1, t)); empty for the first site.
+
+    Raises AnalysisError if a weight, a divergence or a sum is NaN or infinite. A standard error is
+    NaN where it is unknown, as for a single sample.
     """
 
     stage: Stage
@@ -51,6 +55,19 @@ class StageAnalysis:
     weights: Floats
     divergences: dict[str, Floats]
     beta: tuple[BetaStatistics, ...]
+
+    def __post_init__(self) -> None:
+        arrays = {name: a for name, a in self.divergences.items() if not name.endswith("_se")}
+        arrays["weights"] = self.weights
+        arrays["beta sums"] = np.array([[b.log_u, b.log_1mu, b.u, b.uu] for b in self.beta])
+        for name, values in arrays.items():
+            broken = np.argwhere(~np.isfinite(values))
+            if len(broken):
+                site = self.stage.sites[broken[0][-1 if name in self.divergences else 0]].name
+                raise AnalysisError(
+                    f"{self.stage.name}: {name} of {site} is {values[tuple(broken[0])]}; expected "
+                    "finite numbers; run `ela-probe analyze` again, on a model without NaN weights"
+                )
 
     @classmethod
     def from_metric(cls, stage: Stage, computed: dict[str, Tensor]) -> StageAnalysis:
@@ -148,10 +165,10 @@ class Provenance(Strict):
     data: str | None = None
     split: str | None = None
     samples: int = 0
-    accuracy: float | None = None
-    loss: float | None = None
-    perplexity: float | None = None
-    seconds: float | None = None
+    accuracy: Finite | None = None
+    loss: Finite | None = None
+    perplexity: Finite | None = None
+    seconds: Finite | None = None
     device: str | None = None
     seed: int | None = None
     sampling: dict[str, int] = Field(default_factory=dict)
@@ -276,8 +293,24 @@ class Analysis:
             AnalysisError: no analysis is there, it has another version, or a file is broken.
         """
         directory = Path(directory)
+        expected = "a folder that `ela-probe analyze` wrote"
+        if directory.is_file():
+            raise AnalysisError(f"{directory} is a file; expected {expected}")
         try:
-            document = json.loads((directory / "analysis.json").read_text(encoding="utf-8"))
+            if missing := [
+                n for n in ("analysis.json", "arrays.npz") if not (directory / n).exists()
+            ]:
+                raise AnalysisError(
+                    f"there is no analysis in {directory}: {missing[0]} is missing; expected "
+                    f"{expected}"
+                )
+            text = read_document(
+                directory / "analysis.json",
+                what="the analysis",
+                expected="JSON that `ela-probe analyze` wrote",
+                error=AnalysisError,
+            )
+            document = json.loads(text)
             version = document["schema_version"]
             if version != SCHEMA_VERSION:
                 raise AnalysisError(
@@ -305,11 +338,6 @@ class Analysis:
                 Provenance.model_validate(document["provenance"]),
                 Target.model_validate(document["target"]),
             )
-        except FileNotFoundError as error:
-            raise AnalysisError(
-                f"no analysis in {directory} ({Path(str(error.filename)).name} is missing); "
-                "expected a folder written by `ela-probe analyze`"
-            ) from error
         except (OSError, ValueError, KeyError, TypeError, ValidationError, EOFError) as error:
             raise AnalysisError(
                 f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "

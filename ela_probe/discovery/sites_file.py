@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ela_probe.errors import OptionError
 from ela_probe.sites import Kind, Reads
+from ela_probe.system.documents import read_document
 from ela_probe.system.validation import Strict, explain
 
 
@@ -103,13 +104,13 @@ class SitesFile(Strict):
         Raises:
             OptionError: no such file, no TOML, or not what a sites file holds.
         """
+        expected = "TOML with [[stage]] tables (docs/adapters.md)"
+        text = read_document(path, what="the sites file", expected=expected, error=OptionError)
         try:
-            table = _toml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            table = _toml(text)
+        except ValueError as error:
             raise OptionError(
-                f"cannot read the sites file {path}: {reason}; expected TOML with [[stage]] tables "
-                "(docs/adapters.md)"
+                f"cannot read the sites file {path}: {error}; expected {expected}"
             ) from error
         try:
             return cls.model_validate(table)

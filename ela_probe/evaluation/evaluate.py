@@ -74,7 +74,7 @@ def evaluate(
     """
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loss = MeanMetric().to(device)
+    loss = MeanMetric(nan_strategy="disable").to(device)  # NaN stays, and is reported
     if device.type != "mps":
         loss.set_dtype(torch.float64)
     accuracy: MulticlassAccuracy | None = None

@@ -21,6 +21,7 @@ from ela_probe.sites import (
     check_same_sites,
     drop_unread,
 )
+from ela_probe.system.documents import read_document
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
 
@@ -170,12 +171,10 @@ class CostModel(Strict):
     @classmethod
     def load(cls, path: str | Path) -> "CostModel":
         """Read a file that `save` wrote. Raises PlanError: no such file, or no valid costs."""
+        text = read_document(
+            path, what="the costs", expected="a file that `ela-probe costs` wrote", error=PlanError
+        )
         try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise PlanError(
-                f"cannot read the costs {path}: {reason}; expected a file of `ela-probe costs`"
-            ) from error
+            return cls.model_validate_json(text)
         except ValidationError as error:
             raise PlanError(f"{path} holds no valid costs: {explain(error, cls)}") from error

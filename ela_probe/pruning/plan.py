@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from ela_probe.analysis.ebqm import Target
 from ela_probe.errors import PlanError
-from ela_probe.sites import Action, Kind, Stage, check_same_sites, fingerprint
+from ela_probe.sites import FORMED, Action, Kind, Stage, check_same_sites, fingerprint
+from ela_probe.system.documents import read_document
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
 from ela_probe.system.versions import __version__
@@ -79,6 +80,24 @@ class Constraints(Strict):
     max_run: int | None = Field(None, ge=1)
     min_keep: int = Field(1, ge=1)
 
+    def check(self, stage: StagePlan) -> None:
+        """Raise ValueError if a stage has too few kept sites or too many skipped in a row."""
+        kept = sum(site.action == "keep" for site in stage.sites)
+        if kept < min(self.min_keep, len(stage.sites)):
+            raise ValueError(
+                f"{stage.name} keeps {kept} of {len(stage.sites)} sites, but the plan's own "
+                f"constraint min_keep is {self.min_keep}; keep more sites or change min_keep"
+            )
+        run: list[str] = []
+        for site in stage.sites:
+            run = [] if site.action in FORMED else [*run, site.name]
+            if self.max_run is not None and len(run) > self.max_run:
+                raise ValueError(
+                    f"{stage.name} skips {len(run)} sites in a row ({', '.join(run)}), but the "
+                    f"plan's own constraint max_run is {self.max_run}; keep one of them or change "
+                    "max_run"
+                )
+
 
 class Origin(Strict):
     """What a plan was made from."""
@@ -107,7 +126,10 @@ class Origin(Strict):
 
 
 class SkipPlan(Strict):
-    """An action for every site of a model, with the figures that it was chosen by."""
+    """An action for every site of a model, with the figures that it was chosen by.
+
+    No site occurs twice, the first site of a stage is kept, and the actions obey `constraints`.
+    """
 
     schema_version: Literal[1] = 1
     fingerprint: str
@@ -116,6 +138,26 @@ class SkipPlan(Strict):
     origin: Origin
     charge: Finite | None = Field(None, description="total divergence charged, in nats")
     stages: tuple[StagePlan, ...]
+
+    @model_validator(mode="after")
+    def _every_site_once(self) -> "SkipPlan":
+        seen: dict[str, Action] = {}
+        for stage in self.stages:
+            for site in stage.sites:
+                if site.name in seen:
+                    actions = f"{seen[site.name]!r} and {site.action!r}"
+                    raise ValueError(
+                        f"{site.name} occurs twice, with the actions {actions}; list every site "
+                        "once"
+                    )
+                seen[site.name] = site.action
+        return self
+
+    @model_validator(mode="after")
+    def _constraints_obeyed(self) -> "SkipPlan":
+        for stage in self.stages:
+            self.constraints.check(stage)
+        return self
 
     @classmethod
     def for_actions(
@@ -195,8 +237,12 @@ class SkipPlan(Strict):
         """The share of all retrievals that is not formed."""
         return len(self.skipped) / len(self.actions)
 
-    def check_sites(self, stages: Sequence[Stage]) -> None:
-        """Raise PlanError, listing the differences, unless the plan was made for these sites."""
+    def check_sites(self, stages: Sequence[Stage], *, found: str = "the model") -> None:
+        """Raise PlanError, listing the differences, unless the plan was made for these sites.
+
+        Args:
+            stages: of a model or an analysis. found: where they come from, for the message.
+        """
         check_same_sites(
             self.stages,
             self.fingerprint,
@@ -204,7 +250,7 @@ class SkipPlan(Strict):
             known="the plan",
             claim="was made for another model",
             model=self.origin.model,
-            found="the model",
+            found=found,
             advice="Analyse this checkpoint and plan again",
         )
 
@@ -219,13 +265,9 @@ class SkipPlan(Strict):
         Raises:
             PlanError: no such file, not JSON, an unknown version or action, or a rule is broken.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not text"
-            raise PlanError(
-                f"cannot read the plan {path}: {reason}; expected a file of `ela-probe plan`"
-            ) from error
+        text = read_document(
+            path, what="the plan", expected="a file that `ela-probe plan` wrote", error=PlanError
+        )
         return cls.parse(text, str(path))
 
     @classmethod

@@ -18,9 +18,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     After any error the temporary file is removed, and a file at `path` stays as it was.
 
     Raises:
-        OutputError: the folder can't be written to, or the disk is full.
+        OutputError: `path` is a folder, its folder can't be written to, or the disk is full.
     """
     path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; expected the name of a file")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,8 @@ def output_directory(path: str | Path) -> Path:
         OutputError: it is a file, or can't be created or written to.
     """
     path = Path(path)
+    if path.is_file():
+        raise OutputError(f"cannot write into {path}: it is a file; expected a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
+from ela_probe.system.documents import read_document
 from ela_probe.system.messages import did_you_mean, first_line
 from ela_probe.system.validation import Strict, explain
 from ela_probe.training.config import TrainConfig
@@ -124,10 +125,9 @@ def read_recipe(recipe: str | Path) -> Recipe:
     from ela_probe.models.registry import FAMILIES, family_of
 
     path = find_recipe(recipe)
+    text = read_document(path, what="the recipe", expected="a recipe in YAML", error=OptionError)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} can't be read ({error}): expected a recipe in YAML") from error
+        content = yaml.load(text, Loader=UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
