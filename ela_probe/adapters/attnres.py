@@ -42,8 +42,8 @@ class AttnResAdapter(ReadOnlyAdapter):
                 if not opens:
                     raise PlanError(
                         f"{name} cannot recur: its newest source is the sum of a block that the "
-                        "site before has read; in block form only sites after the first sublayer of "
-                        "a block can recur; use keep or skip"
+                        "site before has read; in block form only sites after the first sublayer "
+                        "of a block can recur; use keep or skip"
                     )
                 replacement: Recurrence | Residual = Recurrence(retrieval.query)
             else:
