@@ -160,6 +160,33 @@ def test_a_split_folder_that_is_a_file(tmp_path: Path) -> None:
         open_data(source)
 
 
+def test_images_without_class_folders(tmp_path: Path) -> None:
+    source = write_folder(tmp_path)
+    for i in range(2):
+        folder = tmp_path / "set" / "train" / str(i)
+        for file in folder.iterdir():
+            file.rename(tmp_path / "set" / "train" / f"{i}{file.name}")
+        folder.rmdir()
+    with pytest.raises(DataError, match="train has images, but no class folders; expected"):
+        open_data(source)
+
+
+def test_a_text_is_not_an_npz_file(tmp_path: Path) -> None:
+    write_text(tmp_path)
+    with pytest.raises(
+        DataError, match=r"set\.txt can't be read: it is not an \.npz file"
+    ) as caught:
+        open_data(f"npz:{tmp_path / 'set.txt'}")
+    assert "pickle" not in str(caught.value)
+
+
+def test_the_folder_of_cifar_itself_as_data_root(tmp_path: Path) -> None:
+    root = tmp_path / "cifar-10-batches-py"
+    root.mkdir()
+    with pytest.raises(DataError, match=f"point --data-root at {tmp_path}$"):
+        open_data("cifar10", root=root)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -4,7 +4,7 @@ Hidden files and folders are ignored, among them macOS's `._` files and Jupyter'
 `.ipynb_checkpoints`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ela_probe.data.image_stores import FileImages, ImageNetFiles
@@ -95,31 +95,12 @@ def _labelled_files(
     folders: Mapping[str, Path],
 ) -> tuple[tuple[str, ...], dict[str, LabelledFiles]]:
     """The class names, and the image files of each split with their labels."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
     train = folders["train"]
     classes: tuple[str, ...] = ()
     files: dict[str, LabelledFiles] = {}
     for split, folder in folders.items():
         found = _visible_folders(folder)
-        files[split] = (
-            make_dataset(
-                folder,
-                {name: label for label, name in enumerate(found)},
-                is_valid_file=lambda path, root=folder: (
-                    path.lower().endswith(IMG_EXTENSIONS)
-                    and not _is_hidden(Path(path).relative_to(root))
-                ),
-                allow_empty=True,
-            )
-            if found
-            else []
-        )
-        if not files[split]:
-            raise DataError(
-                f"{folder} contains no images; expected {folder}/CLASS/IMAGE with an extension of "
-                f"{', '.join(IMG_EXTENSIONS)}"
-            )
+        files[split] = _image_files(folder, found)
         classes = classes or class_names(found, str(folder))
         if found != classes:
             raise DataError(
@@ -127,6 +108,29 @@ def _labelled_files(
                 f"{first_difference(classes, found)}; expected the same in both"
             )
     return classes, files
+
+
+def _image_files(folder: Path, classes: Sequence[str]) -> LabelledFiles:
+    """The image files under FOLDER/CLASS, sorted, with the position of their class as label."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    def is_image(path: str) -> bool:
+        return path.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(
+            Path(path).relative_to(folder)
+        )
+
+    labels = {name: label for label, name in enumerate(classes)}
+    files: LabelledFiles = []
+    if classes:
+        files = make_dataset(folder, labels, is_valid_file=is_image, allow_empty=True)
+    if not files:
+        flat = any(is_image(str(entry)) for entry in folder.iterdir())
+        problem = "has images, but no class folders" if flat else "contains no images"
+        raise DataError(
+            f"{folder} {problem}; expected {folder}/CLASS/IMAGE with an extension of "
+            f"{', '.join(IMG_EXTENSIONS)}"
+        )
+    return files
 
 
 def _visible_folders(folder: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ does). A validation split is optional; it is the test split where there is no ot
 """
 
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,11 @@ def _read(
     file: Path, keys: Mapping[str, tuple[str, str]] | None
 ) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     """The splits in one file under the array names `keys`; None finds the names."""
+    if not zipfile.is_zipfile(file):
+        raise DataError(
+            f"{file} can't be read: it is not an .npz file, or is truncated; write it with "
+            "numpy.savez"
+        )
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if keys is None:

@@ -35,6 +35,10 @@ def read_cifar(name: str, root: Path, *, download: bool) -> Splits:
     family = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
 
     def read(train: bool) -> Any:
+        if root.name == family.base_folder:
+            raise DataError(
+                f"{root} is the folder of {name} itself; point --data-root at {root.parent}"
+            )
         return _open(lambda: family(root, train=train, download=download), name, root, download)
 
     def images(cifar: Any) -> ArrayImages:
@@ -51,5 +55,11 @@ def _open(dataset: Callable[[], Any], name: str, root: Path, download: bool) -> 
     try:
         return dataset()
     except (RuntimeError, OSError) as error:
-        action = "try again" if download else "point --data-root at it, or add --download"
-        raise DataError(f"{name} is not in {root} ({first_line(error)}); {action}") from error
+        if download:
+            raise DataError(
+                f"{name} can't be downloaded to {root} ({first_line(error)}); try again"
+            ) from error
+        raise DataError(
+            f"{name} is not in {root}, or its files are damaged; point --data-root at the folder "
+            "that torchvision downloaded it to, or add --download"
+        ) from error
