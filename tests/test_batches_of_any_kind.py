@@ -27,7 +27,7 @@ from ela_probe.forward import (
 )
 from ela_probe.models.registry import ModelSpec
 from ela_probe.system.nested_tensors import as_tensors, mapped
-from tests.test_cli import run
+from tests.support.commands import run
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(6)

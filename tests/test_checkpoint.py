@@ -14,8 +14,8 @@ from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import CheckpointError, ModelError, OutputError
 from ela_probe.models.registry import ModelSpec, create_model
 from ela_probe.pruning.planners import make_plan
-from tests.conftest import settled
-from tests.test_pruning import analysed
+from tests.support.networks import settled
+from tests.support.pruning import analysed
 
 SPEC = ModelSpec(name="mrla_b_resnet32")
 

@@ -19,7 +19,7 @@ from ela_probe.checkpoint import Checkpoint, read_checkpoint
 from ela_probe.errors import CheckpointError
 from ela_probe.models.registry import ModelSpec
 from ela_probe.system.state_dicts import find_weights, fit_names
-from tests.conftest import settled
+from tests.support.networks import settled
 
 NAME = "mrla_b_resnet8"
 State = dict[str, Tensor]

@@ -6,44 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ela_probe_cli import main
 
 from ela_probe.models.registry import FAMILIES
+from tests.support.commands import run
+from tests.support.image_sets import write_images
 
 VERBS = (
     "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
     "recipes"
 )  # fmt: skip
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> Any:
-    """Run a command with --json and return its document, or its error line."""
-    capsys.readouterr()
-    result = main([str(word) for word in words] + (["--json"] if code == 0 else []))
-    out, err = capsys.readouterr()
-    assert result == code, err
-    if code == 0:
-        return json.loads(out)
-    assert out == ""
-    line = err.splitlines()[-1]
-    assert line.startswith("error: ")
-    assert "Traceback" not in err
-    return line
-
-
-def write_images(prefix: Path, *, classes: int = 3, channels: int = 3, size: int = 16) -> Path:
-    """Images whose brightest rows tell their class."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 60), ("test", 24)):
-        labels = np.arange(count) % classes
-        images = generator.integers(0, 120, (count, size, size, channels), dtype=np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            image[label * 4 : label * 4 + 4] += 120
-        np.savez(f"{prefix}-{split}.npz", images=images, labels=labels)
-    return prefix
 
 
 @pytest.fixture(scope="module")

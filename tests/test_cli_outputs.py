@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from ela_probe_cli import main
 
-from tests.test_cli import run, write_images
+from tests.support.commands import run
+from tests.support.image_sets import write_images
 
 CPU = ["--device", "cpu"]
 

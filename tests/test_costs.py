@@ -25,8 +25,8 @@ from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import make_plan
 from ela_probe.pruning.time_budget import Charges, stage_frontier, within_time
 from ela_probe.sites import Action, Stage, fingerprint
-from tests.conftest import settled
-from tests.test_planners import analysis_of, guards
+from tests.support.networks import settled
+from tests.support.planning import analysis_of, guards
 
 ALL: tuple[Action, ...] = ("keep", "recur", "skip", "drop")
 PRICES = (0.2, 0.03, 0.01, 0.1, 0.02)

@@ -22,8 +22,8 @@ from ela_probe.errors import ModelError, PlanError, ProbeError
 from ela_probe.models.registry import create_model
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
-from tests.foreign_models import EinsumChain, OnAxisZero, SharedInALoop
-from tests.test_probe import hooks
+from tests.support.foreign_models import EinsumChain, OnAxisZero, SharedInALoop
+from tests.support.networks import hooks
 
 FOREIGN = (OnAxisZero, EinsumChain, SharedInALoop)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ela_probe.analysis import divergence
 from ela_probe.analysis.packing import folded, pack
-from tests.strategies import retrievals
+from tests.support.strategies import retrievals
 
 
 def stacked(rows: list[Tensor]) -> tuple[Tensor, list[int]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ela_probe.analysis.findings import FEW_SAMPLES, NEAR, findings, no_fit_reason, verdicts
-from tests.synthetic import PATTERN, make_analysis
+from tests.support.synthetic_analyses import PATTERN, make_analysis
 
 
 def test_verdicts_recover_how_the_weights_were_made() -> None:

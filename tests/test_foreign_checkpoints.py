@@ -33,7 +33,8 @@ from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.forward import inputs_and_labels
 from ela_probe.models.registry import ModelSpec, create_model
 from ela_probe.system.restricted_load import STAND_INS, Ignored, load_restricted
-from tests.test_cli import run, write_images
+from tests.support.commands import run
+from tests.support.image_sets import write_images
 
 CODE = """
 import torch

@@ -11,7 +11,7 @@ from ela_probe.errors import OptionError
 from ela_probe.models.registry import create_model
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.recipes import Recipe
-from tests.test_cli import write_images
+from tests.support.image_sets import write_images
 
 RECIPE = """
 model: mrla_b_resnet14

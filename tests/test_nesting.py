@@ -23,8 +23,8 @@ from ela_probe.training.ela.nested_plans import (
     proposal,
     skip_count,
 )
-from tests.synthetic import make_analysis
-from tests.test_planners import allowed, cost, guards, random_charge
+from tests.support.planning import allowed, cost, guards, random_charge
+from tests.support.synthetic_analyses import make_analysis
 
 SITES = (6, 5, 4)
 

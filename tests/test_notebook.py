@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.synthetic import make_analysis
+from tests.support.synthetic_analyses import make_analysis
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = ROOT / "notebooks" / "01_explore.ipynb"

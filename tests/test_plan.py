@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ela_probe.errors import OutputError, PlanError
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
-from tests.test_planners import analysis_of
+from tests.support.planning import analysis_of
 
 
 @settings(max_examples=15)

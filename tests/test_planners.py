@@ -3,43 +3,15 @@
 import itertools
 import math
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ela_probe.analysis.metric import RedundancyMetric
-from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.errors import PlanError
 from ela_probe.pruning.plan import Constraints
 from ela_probe.pruning.planners import PLANNERS, make_plan
 from ela_probe.pruning.site_budget import below_threshold, stage_optima, within_budget
-from ela_probe.sites import Site, Stage
-
-
-def cost(charge: np.ndarray, skipped: tuple[int, ...]) -> float:
-    total, kept = 0.0, 0
-    for t in range(1, len(charge)):
-        if t in skipped:
-            total += charge[kept, t]
-        else:
-            kept = t
-    return total
-
-
-def allowed(sites: int, skipped: tuple[int, ...], guards: Constraints) -> bool:
-    runs = [len(list(g)) for s, g in itertools.groupby(range(sites), skipped.__contains__) if s]
-    return (guards.max_run is None or max(runs, default=0) <= guards.max_run) and (
-        sites - len(skipped) >= min(guards.min_keep, sites)
-    )
-
-
-def random_charge(sites: int, seed: int) -> np.ndarray:
-    return np.triu(np.random.default_rng(seed).exponential(size=(sites, sites)), 1)
-
-
-guards = st.builds(Constraints, max_run=st.none() | st.integers(1, 4), min_keep=st.integers(1, 4))
+from tests.support.planning import allowed, analysis_of, cost, guards, random_charge
 
 
 @pytest.mark.parametrize("sites", range(1, 11))
@@ -109,20 +81,6 @@ def test_the_threshold_planner_skips_only_below_it(
             assert charge[kept, t] < threshold
         else:
             kept = t
-
-
-def analysis_of(sizes: list[int], seed: int = 0) -> Analysis:
-    stages = []
-    generator = torch.Generator().manual_seed(seed)
-    for s, size in enumerate(sizes):
-        sites = tuple(Site(f"s{s}.{t}", f"s{s}.{t}.tap", t + 1) for t in range(size))
-        stage = Stage(f"s{s}", "softmax", sites)
-        metric = RedundancyMetric(stage.sizes)
-        metric.update(
-            [torch.randn(20, 2, t + 1, generator=generator).softmax(-1) for t in range(size)]
-        )
-        stages.append(StageAnalysis.from_metric(stage, metric.compute()))
-    return Analysis(tuple(stages), Provenance())
 
 
 @pytest.mark.parametrize("planner", [p for p in PLANNERS if p not in ("threshold", "cost")])

@@ -19,7 +19,7 @@ from ela_probe.pruning.planners import make_plan
 from ela_probe.report import plots
 from ela_probe.report.figure_style import TICKS, robust_norm, shared_name, short_labels
 from ela_probe.report.log_odds import log_odds_density, rebin
-from tests.synthetic import make_analysis
+from tests.support.synthetic_analyses import make_analysis
 
 ANALYSIS = make_analysis((5, 2, 1), samples=60)
 

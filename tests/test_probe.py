@@ -19,12 +19,7 @@ from ela_probe.discovery.sampling import positions, token_axis
 from ela_probe.errors import ModelError, OptionError, ProbeError
 from ela_probe.models.mrla import MRLABase
 from ela_probe.models.registry import create_model
-from tests.conftest import settled
-
-
-def hooks(model: nn.Module) -> list[object]:
-    tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [h for m in model.modules() for table in tables for h in getattr(m, table).values()]
+from tests.support.networks import hooks, settled
 
 
 def test_it_reads_the_weights_of_every_site(mrla_b: nn.Module, images: Tensor) -> None:

@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from ela_probe import Analysis, AttentionProbe, analyze, discover, make_plan, prune
 from ela_probe.errors import DataError, ModelError
-from tests.foreign_models import OnAxisZero
-from tests.test_probe import hooks
+from tests.support.foreign_models import OnAxisZero
+from tests.support.networks import hooks
 
 
 def pickled(model: nn.Module) -> nn.Module:

@@ -32,10 +32,11 @@ from ela_probe.system.processes import (
     raise_together,
 )
 from ela_probe.training.fitting import fit
-from tests.several import EXACT, without_norms
-from tests.test_cli import run as command
-from tests.test_cli import write_images
-from tests.test_ela import batches, equal_runs
+from tests.support.commands import run as command
+from tests.support.image_sets import write_images
+from tests.support.networks import without_norms
+from tests.support.training import batches, equal_runs, train_command
+from tests.support.two_processes import EXACT
 
 pytestmark = pytest.mark.xdist_group("processes")  # its fixtures are dear: one worker for all
 
@@ -191,7 +192,7 @@ def two(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     folder = tmp_path_factory.mktemp("two")
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *words, "-m", "tests.several", str(folder), str(prefix)],
+        [sys.executable, *words, "-m", "tests.support.two_processes", str(folder), str(prefix)],
         env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -355,13 +356,8 @@ def test_a_run_of_two_of_which_one_is_killed_ends_and_goes_on(
     two: tuple[Path, dict[str, Any]], prefix: Path, tmp_path: Path, unused_port: int
 ) -> None:
     """With the settings of `trained`, whose uninterrupted run of two is compared."""
-    words = [
-        "train", "--model", "mrla_b_resnet14", "--data", f"npz:{prefix}", "--epochs", "5",
-        "--batch-size", "8", "--lr", "0.05", "--warmup", "1", "--val-fraction", "0.2",
-        "--ela", "skip=0.5,warmup=1,ramp=3", "--device", "cpu", "--devices", "2",
-        "-o", str(tmp_path),
-    ]  # fmt: skip
-    first, second = started([*words], MASTER_PORT=str(unused_port), WORLD_SIZE="2", NODE_RANK="0")
+    words = [*train_command(prefix, tmp_path), "--devices", "2"]
+    first, second = started(words, MASTER_PORT=str(unused_port), WORLD_SIZE="2", NODE_RANK="0")
     state = tmp_path / "resume.ckpt"
     while not state.exists() and first.poll() is None:
         time.sleep(0.002)

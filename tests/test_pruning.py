@@ -8,29 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ela_probe import AttentionProbe, discover, prune
-from ela_probe.analysis.result import Analysis
+from ela_probe import discover, prune
 from ela_probe.errors import PlanError
 from ela_probe.models.mrla import MRLABase, Source
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
-from tests.conftest import settled
-
-
-def analysed(model: nn.Module) -> Analysis:
-    with AttentionProbe(model) as probe, torch.no_grad():
-        model(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
-    return probe.analysis()
-
-
-def zeroed(model: nn.Module, names: list[str]) -> list[object]:
-    """Hooks that take the retrieval out of the named blocks' outputs."""
-    return [
-        model.get_submodule(name).norm.register_forward_hook(  # type: ignore[union-attr]
-            lambda module, args, out: torch.zeros_like(out)
-        )
-        for name in names
-    ]
+from tests.support.networks import settled
+from tests.support.pruning import analysed, zeroed
 
 
 @pytest.mark.parametrize("name", ["mrla_b_resnet32", "mrla_l_resnet32"])

@@ -14,7 +14,7 @@ from ela_probe.models.mrla import MRLABase
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec, parameter_count
 from tests import golden
-from tests.conftest import settled
+from tests.support.networks import settled
 
 RECORDED = json.loads(golden.PATH.read_text())
 NAMED = [entry for entry in RECORDED if "model" in entry]

@@ -24,10 +24,15 @@ from ela_probe.errors import PlanError
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import create_model
 from ela_probe.pruning.planners import PLANNERS, make_plan
-from tests import lookalikes
-from tests.lookalikes import GateNetwork, GateWrapper, Network, SoftLayer, SoftNetwork
-from tests.lookalikes_stateful import GatedNetwork, NormLayer, NormNetwork, RefreshingNetwork
-from tests.test_pruning import analysed
+from tests.support import lookalikes
+from tests.support.lookalikes import GateNetwork, GateWrapper, Network, SoftLayer, SoftNetwork
+from tests.support.lookalikes_stateful import (
+    GatedNetwork,
+    NormLayer,
+    NormNetwork,
+    RefreshingNetwork,
+)
+from tests.support.pruning import analysed
 
 GROWING, CARRYING = [(1, 2, 3, 4)] * 3, [(1, 2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5)]
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], str, str, str, list[tuple[int, ...]]]] = {

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ela_probe import AttentionProbe, discover, make_plan, prune
 from ela_probe.adapters.registry import adapter_for
 from ela_probe.errors import ModelError
-from tests.lookalikes import GateNetwork, Plain, SoftLayer, SoftNetwork, pooled
-from tests.test_pruning import analysed
+from tests.support.lookalikes import GateNetwork, Plain, SoftLayer, SoftNetwork, pooled
+from tests.support.pruning import analysed
 
 
 def without_drop_path(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from ela_probe_cli import main
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OptionError
 from ela_probe.training.recipes import Recipe, built_in, read_recipe
-from tests.test_cli import write_images
+from tests.support.image_sets import write_images
 
 SMALL = """
 model: mrla_b_resnet14

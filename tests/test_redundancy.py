@@ -14,7 +14,7 @@ from ela_probe.analysis import divergence, packing
 from ela_probe.analysis.beta_fit import EDGES, BetaStatistics
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.errors import AnalysisError, ProbeError
-from tests.strategies import retrievals
+from tests.support.strategies import retrievals
 
 STATES = ("samples", "rows", "weight_sums", "pair_sums", "beta_sums", "zeros", "histogram")
 

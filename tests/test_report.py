@@ -11,7 +11,7 @@ from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.errors import OutputError
 from ela_probe.pruning.planners import make_plan
 from ela_probe.report.page import write_report
-from tests.synthetic import make_analysis
+from tests.support.synthetic_analyses import make_analysis
 
 EVIL = "<script>alert('x')</script>&\"$body"
 VOID = {"meta", "img", "br", "hr", "link", "input"}

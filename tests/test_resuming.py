@@ -21,8 +21,8 @@ from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.fitting import FitResult, fit
 from ela_probe.training.record import RESUME
 from ela_probe.training.resuming import differences
-from tests.test_cli import run as command
-from tests.test_cli import write_images
+from tests.support.commands import run as command
+from tests.support.image_sets import write_images
 
 CONFIG = TrainConfig(epochs=2, batch_size=16, lr=0.05)
 HEADS = {"head_dim": 16}

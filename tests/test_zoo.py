@@ -15,8 +15,8 @@ from ela_probe.models.dla import DLASource
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import FAMILIES, ModelSpec, create_model, parameter_count
 from ela_probe.pruning.planners import make_plan
-from tests.conftest import settled
-from tests.test_pruning import analysed, zeroed
+from tests.support.networks import settled
+from tests.support.pruning import analysed, zeroed
 
 ATTENTIONS = [
     *("", "se_", "eca_", "cbam_", "dia_", "rla_g_"),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tests.lookalikes import Network, Plain, Projections, SoftWrapper, pooled
+from tests.support.lookalikes import Network, Plain, Projections, SoftWrapper, pooled
 
 
 class Cell(nn.Module):

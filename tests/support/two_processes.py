@@ -1,4 +1,7 @@
-"""What tests/test_processes.py has two processes do: `torchrun -m tests.several FOLDER DATA`."""
+"""What tests/test_processes.py runs in two processes.
+
+`torchrun --nproc-per-node 2 -m tests.support.two_processes FOLDER DATA`
+"""
 
 import json
 import sys
@@ -16,17 +19,11 @@ from ela_probe.data.opening import open_data
 from ela_probe.system.processes import Processes, all_gather, is_first, process_count, shutdown
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.fitting import TrainingInterrupted, fit
-from tests.test_ela import Classifier, InterruptAt, Watch, fitted, trained
+from tests.support.networks import without_norms
+from tests.support.training import Classifier, InterruptAt, Watch, fitted, trained
 
 TWO = Processes(2)
 EXACT = TrainConfig(epochs=2, batch_size=24, lr=0.05)
-
-
-def without_norms() -> nn.Module:
-    """A network whose gradients are means over samples, however these are divided up."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 
 
 def everywhere_the_same(value: Any) -> bool:
