@@ -72,7 +72,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]
         for column, width in zip(columns, full, strict=True)
     ]
     in_file = not stdout.is_terminal and "COLUMNS" not in os.environ
-    limit = _total(full) if in_file else stdout.width
+    limit = _total(full) if in_file else _terminal_width()
     if title:
         stdout.print(Text(title, style="bold"))
     for chosen in _parts(least, limit):
@@ -89,6 +89,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]
         for row in cells:
             table.add_row(*(row[i] for i in chosen))
         stdout.print(table, crop=False)
+
+
+def _terminal_width() -> int:
+    """COLUMNS as it is now (rich reads it once, when its console is made), else the terminal's."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdigit() else stdout.width
 
 
 def _parts(widths: Sequence[int], limit: int) -> list[list[int]]:

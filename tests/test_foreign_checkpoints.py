@@ -368,7 +368,7 @@ OPTIONS = {
     "examples": (["--example-inputs", "nothing"], "expected package.module:function"),
     "image size": (["--image-size", "32"], "does not say what data it belongs to"),
     "sites": (["--sites", "none.toml"], "cannot read the sites file none.toml"),
-    "path": (["--input-size", "3,8,8", "--path", "none"], "none is no folder"),
+    "path": (["--input-size", "3,8,8", "--path", "none"], "--path none: no such folder"),
     "channels": (["--input-size", "5,8,8"], "does not take"),
     "no data": ([], "--input-size C,H,W"),
 }

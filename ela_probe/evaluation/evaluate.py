@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import DataError
@@ -74,7 +74,8 @@ def evaluate(
     """
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loss = MeanMetric(nan_strategy="disable").to(device)  # NaN stays, and is reported
+    # A sum, since MeanMetric ignores its weights where NaN is to stay and be reported.
+    loss = SumMetric(nan_strategy="disable").to(device)
     if device.type != "mps":
         loss.set_dtype(torch.float64)
     accuracy: MulticlassAccuracy | None = None
@@ -110,7 +111,7 @@ def evaluate(
                 if counts:
                     accuracy.update(logits, classes)
                     mean = F.cross_entropy(logits, classes, ignore_index=IGNORED)
-                    loss.update(mean, weight=counts)
+                    loss.update(mean * counts)
                 counted += counts
             if not samples:
                 raise DataError(_nothing())
@@ -123,7 +124,7 @@ def evaluate(
         found: dict[str, Any] = {"accuracy": math.nan, "loss": math.nan}
         if reason is None:
             assert accuracy is not None
-            found = {"accuracy": float(accuracy.compute()), "loss": float(loss.compute())}
+            found = {"accuracy": float(accuracy.compute()), "loss": float(loss.compute()) / counted}
             if sequences:
                 found["perplexity"] = perplexity(found["loss"])
         else:

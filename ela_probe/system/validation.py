@@ -1,7 +1,7 @@
 """Documents and settings: strict fields, errors in one line, differences in words."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -80,7 +80,9 @@ def _known_fields(model: type[BaseModel], location: Iterable[str | int]) -> list
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    # On Python 3.10 a `list[int]` is an instance of `type` too.
+    plain = isinstance(annotation, type) and get_origin(annotation) is None
+    if plain and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
