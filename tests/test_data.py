@@ -13,7 +13,7 @@ from ela_probe.data.images import ImageData
 from ela_probe.data.opening import open_data
 from ela_probe.data.spec import DataSpec
 from ela_probe.data.stratified import stratified_order
-from ela_probe.errors import DataError
+from ela_probe.errors import DataError, DataWarning
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -39,7 +39,7 @@ def write_folder(root, splits=("train", "test"), classes=CLASSES, size=(12, 9)):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(4):
-                Image.new("RGB", size, (label * 100, i, 0)).save(folder / f"{i}.png")
+                Image.new("RGB", size, (label * 100, i, 9 * i)).save(folder / f"{i}.png")
     return f"folder:{root}"
 
 
@@ -84,7 +84,8 @@ def test_a_constant_channel_is_divided_by_one(tmp_path):
             images=np.full((9, 8, 8, 1), 51, np.uint8),
             labels=np.arange(9) % 3,
         )
-    spec = open_data(source).spec
+    with pytest.warns(DataWarning, match="no variance"):
+        spec = open_data(source).spec
     assert spec.mean == pytest.approx((0.2,))
     assert spec.std == (1.0,)
 
