@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, create_model, discover, prune
 from ela_probe.errors import ModelError, PlanError
-from ela_probe.evaluation.profiling import describe_machine
 from ela_probe.pruning import time_budget
-from ela_probe.pruning.cost_model import CostModel, Seconds, SiteChoices, StageCosts, Terms
+from ela_probe.pruning.cost_model import CostModel, Seconds, StageCosts, Terms
 from ela_probe.pruning.measure_costs import (
     fit_terms,
     measure_costs,
@@ -24,49 +23,12 @@ from ela_probe.pruning.measure_costs import (
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import make_plan
 from ela_probe.pruning.time_budget import Charges, stage_frontier, within_time
-from ela_probe.sites import Action, Stage, fingerprint
+from ela_probe.sites import Action
+from tests.support.costs import ALL_ACTIONS, PRICES, costs_of, priced, seconds
 from tests.support.networks import settled
 from tests.support.planning import analysis_of, guards
 
-ALL: tuple[Action, ...] = ("keep", "recur", "skip", "drop")
-PRICES = (0.2, 0.03, 0.01, 0.1, 0.02)
 positive = st.floats(0.01, 1.0)
-
-
-def seconds(value: float) -> Seconds:
-    return Seconds(value=value, lower=value, upper=value)
-
-
-def costs_of(
-    stages: list[StageCosts], *, of: list[Stage] | None = None, base: float = 1.0
-) -> CostModel:
-    once = seconds(1.0)
-    return CostModel(
-        fingerprint="0" if of is None else fingerprint(of),
-        machine=describe_machine(),
-        batch_shape=(2, 3),
-        rounds=1,
-        ela_probe="0",
-        unpruned=once,
-        base=seconds(base),
-        error=0.0,
-        stages=tuple(stages),
-    )
-
-
-def priced(stage: Stage, prices: tuple[float, ...], **fields: object) -> StageCosts:
-    """Costs of a stage whose adapter can do anything, in the order keep, source, skip, recur,
-    start."""
-    sites = tuple(
-        SiteChoices(name=s.name, sources=s.sources, actions=ALL if t else ("keep",))
-        for t, s in enumerate(stage.sites)
-    )
-    values = dict(
-        zip(("keep", "source", "skip", "recur", "start"), map(seconds, prices), strict=True)
-    )
-    fields = {"recur_after_skip": True, "sites": sites, **values, **fields}
-    fields = {"carried_over": stage.carried_over, **fields}
-    return StageCosts(name=stage.name, kind=stage.kind, **fields)  # type: ignore[arg-type]
 
 
 def flat(stages: list[StageCosts] | tuple[StageCosts, ...], actions: tuple[Action, ...]) -> dict:  # type: ignore[type-arg]
@@ -122,12 +84,12 @@ def test_the_frontier_is_all_that_brute_force_leaves_unbeaten(
     charges = Charges.of(part)
     plans = [
         (stage.seconds(flat([stage], actions)), charge_of(charges, actions))
-        for tail in itertools.product(ALL, repeat=sites - 1)
+        for tail in itertools.product(ALL_ACTIONS, repeat=sites - 1)
         if allowed(stage, actions := ("keep", *tail), constraints)
     ]
     found = stage_frontier(stage, charges, constraints)
     for row, took, charge in zip(found.actions, found.seconds, found.charges, strict=True):
-        actions = tuple(ALL[a] for a in row)
+        actions = tuple(ALL_ACTIONS[a] for a in row)
         assert allowed(stage, actions, constraints)
         assert stage.seconds(flat([stage], actions)) == pytest.approx(took)
         assert charge_of(charges, actions) == pytest.approx(charge)
@@ -153,7 +115,7 @@ def test_a_budget_of_time_equals_brute_force_and_is_monotone(
     every = [
         [
             actions
-            for tail in itertools.product(ALL, repeat=size - 1)
+            for tail in itertools.product(ALL_ACTIONS, repeat=size - 1)
             if allowed(stage, actions := ("keep", *tail), constraints)
         ]
         for size, stage in zip(sizes, stages, strict=True)

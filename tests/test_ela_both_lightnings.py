@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ela_probe import ELA, create_model
 from ela_probe.errors import OptionError
 from ela_probe.training.ela.wrapping import check_strategy, is_strategy
-from tests.lightning_package import import_lightning
+from tests.support.lightning_package import import_lightning
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from ela_probe.pruning.planners import PLANNERS, make_plan
 from ela_probe.pruning.prune import actions_of, prune
 from ela_probe.sites import Action, drop_unread
 from ela_probe.training.ela.nested_plans import plan_skipping
+from tests.support.costs import PRICES, costs_of, priced
 from tests.support.lookalikes_stateful import NormNetwork
 from tests.support.planning import analysis_of
 from tests.support.pruning import analysed
-from tests.test_costs import PRICES, costs_of, priced
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
