@@ -11,13 +11,8 @@ import torch
 from ela_probe_cli import main
 
 from ela_probe.models.registry import FAMILIES
-from tests.support.commands import run
+from tests.support.commands import VERBS, run
 from tests.support.image_sets import write_images
-
-VERBS = (
-    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
-    "recipes"
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from tests.test_cli import VERBS
+from tests.support.commands import VERBS
 
 AWKWARD = ["run[v2]/p.pt", "an[/x]", "[bold]a[/bold]", "[/]", ":smile:", "a  b", r"\[x]"]
 

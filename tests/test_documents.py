@@ -13,8 +13,8 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
 from ela_probe.system.documents import read_document
 from ela_probe.system.storage import output_directory, write_text
-from tests.test_costs import PRICES, costs_of, priced
-from tests.test_planners import analysis_of
+from tests.support.costs import PRICES, costs_of, priced
+from tests.support.planning import analysis_of
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")  # the last three with a byte-order mark
 

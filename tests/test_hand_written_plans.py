@@ -19,7 +19,7 @@ from ela_probe.errors import AnalysisError, PlanError
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import make_plan
 from ela_probe.sites import Action
-from tests.test_planners import analysis_of
+from tests.support.planning import analysis_of
 
 Document = dict[str, Any]
 

@@ -6,6 +6,11 @@ from typing import Any
 import pytest
 from ela_probe_cli import main
 
+VERBS = (
+    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
+    "recipes"
+)  # fmt: skip
+
 
 def run(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> Any:
     """Run a command with --json and return its document, or its error line."""
