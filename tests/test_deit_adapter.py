@@ -11,6 +11,7 @@ from ela_probe import AttentionProbe, analyze, discover, make_plan, prune
 from ela_probe.adapters.deit import DeiTAdapter
 from ela_probe.errors import PlanError
 from ela_probe.pruning.plan import SkipPlan
+from tests.support.identities import assert_same
 
 WIDTH, HEADS, SIDE = 8, 2, 3
 
@@ -116,12 +117,13 @@ class DeiT(nn.Module):
 @pytest.fixture(params=[True, False], ids=["base", "light"])
 def model(request: pytest.FixtureRequest) -> DeiT:
     torch.manual_seed(0)
-    return DeiT(base=request.param).eval()
+    return DeiT(base=request.param).double().eval()
 
 
 @pytest.fixture
 def patches() -> Tensor:
-    return torch.randn(5, SIDE * SIDE, WIDTH, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(5, SIDE * SIDE, WIDTH, generator=generator, dtype=torch.float64)
 
 
 def planned(model: nn.Module, patches: Tensor, **actions: str) -> SkipPlan:
@@ -170,7 +172,7 @@ def test_the_weights_are_those_of_the_modules(model: DeiT, patches: Tensor) -> N
                 contributions = [c * decay for c in contributions] + [gate]
                 raw = torch.stack(contributions, -1)
                 expected = (raw / raw.sum(-1, keepdim=True)).mean((0, 1))
-            torch.testing.assert_close(weights[t, : t + 1], expected, rtol=1e-6, atol=1e-6)
+            assert_same(weights[t, : t + 1], expected)
 
 
 def test_a_skipped_retrieval_adds_nothing_and_stays_a_source(model: DeiT, patches: Tensor) -> None:
@@ -189,7 +191,7 @@ def test_a_skipped_retrieval_adds_nothing_and_stays_a_source(model: DeiT, patche
 
 def test_a_dropped_retrieval_is_no_source(patches: Tensor) -> None:
     torch.manual_seed(0)
-    model = DeiT(base=True).eval()
+    model = DeiT(base=True).double().eval()
     pruned = prune(model, planned(model, patches, b1="drop", b4="skip", b5="skip"))
     assert [stage.sizes for stage in discover(pruned).stages] == [(1, 2), (1,)]
     assert not list(pruned.blocks[1].mrla.parameters())

@@ -70,7 +70,7 @@ def test_ela_does_the_same_under_either(other: ModuleType) -> None:
     assert its_ela.plan == ela.plan
     assert ela.share == 0.5
     for ours, theirs in zip(one.net.parameters(), same.net.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+        assert torch.equal(ours, theirs)
 
 
 def test_a_checkpoint_of_the_other_trainer_resumes(other: ModuleType, tmp_path: Any) -> None:

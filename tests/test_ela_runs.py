@@ -1,11 +1,9 @@
 """Training runs with ELA: their checkpoints, and resuming one that was interrupted or killed."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +83,13 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
 def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     prefix: Path, tmp_path: Path, whole: Any
 ) -> None:
+    """Killed while it writes its state of the third epoch, whose `last.pt` is there already."""
     words = train_command(prefix, tmp_path)
-    code = "import sys; from ela_probe_cli import main; sys.exit(main(sys.argv[1:]))"
-    state = tmp_path / "resume.ckpt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words], env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.support.killed_run", "write:resume.ckpt:2", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    while not state.exists() and process.poll() is None:
-        time.sleep(0.002)
-    time.sleep(random.Random().uniform(0, 0.2))  # at any moment of the four epochs left
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "plan.json").exists() or SkipPlan.load(tmp_path / "plan.json")
     assert main([*words, "--resume"]) == 0
     assert equal_runs(tmp_path, whole.last.parent)

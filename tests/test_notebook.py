@@ -1,9 +1,11 @@
 """The notebook: committed clean, and it runs from top to bottom on an analysis folder."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -14,36 +16,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PATH = ROOT / "notebooks" / "01_explore.ipynb"
 
 
-EXECUTE = """
-import sys
-import nbformat
-from nbclient import NotebookClient
-
-source, result, folder = sys.argv[1:]
-notebook = nbformat.read(source, as_version=4)
-resources = {"metadata": {"path": folder}}
-NotebookClient(notebook, timeout=100, kernel_name="python3", resources=resources).execute()
-nbformat.write(notebook, result)
-"""
-
-
-def run(folder: Path, where: Path) -> nbformat.NotebookNode:
-    """Execute the notebook from a process of its own.
-
-    On a busy machine the client now and then misses a kernel's answer and sees it only when its
-    wait ends: so the wait is short, though long enough for a cold import of torch.
-    """
+def run(folder: Path, where: Path) -> list[dict[str, Any]]:
+    """The outputs of every code cell, from a process of its own with a configuration of its own."""
     environment = os.environ | {
         "ELA_PROBE_ANALYSIS": str(folder),
         "PYTHONPATH": str(ROOT),
-        "JUPYTER_RUNTIME_DIR": str(where / "runtime"),
         "IPYTHONDIR": str(where / "ipython"),
     }
-    result = where / "executed.ipynb"
-    words = [sys.executable, "-c", EXECUTE, str(PATH), str(result), str(where)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    result = where / "outputs.json"
+    words = [sys.executable, "-m", "tests.support.run_notebook", str(PATH), str(result)]
+    done = subprocess.run(
+        words, cwd=where, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return nbformat.read(result, as_version=4)  # type: ignore[no-untyped-call]
+    outputs: list[dict[str, Any]] = json.loads(result.read_text())
+    return outputs
 
 
 def test_committed_without_outputs() -> None:
@@ -58,13 +45,14 @@ def test_committed_without_outputs() -> None:
 
 def test_runs_on_an_analysis(tmp_path: Path) -> None:
     make_analysis((4, 2), samples=30).save(tmp_path / "analysis")
-    notebook = run(tmp_path / "analysis", tmp_path)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) >= 4  # adjacent, a Beta fit a stage, the curve (and the plan)
-    widgets = str(notebook.metadata["widgets"])  # where the heatmaps and their errors would be
-    assert widgets.count("image/png") == 2
-    assert "Traceback" not in widgets
+    outputs = run(tmp_path / "analysis", tmp_path)
+    pictures = [sum("image/png" in shown for shown in cell["displayed"]) for cell in outputs]
+    # Two heatmaps; each retrieval against the one before; a Beta fit a stage; the curve; the plan.
+    assert pictures == [0, 0, 0, 2, 0, 1, 2, 1, 1]
+    tables = [sum("text/html" in shown for shown in cell["displayed"]) for cell in outputs]
+    assert [n for n, count in enumerate(tables) if count] == [1, 4, 6]
+    # A widget prints the error of its function and goes on.
+    assert not any("Traceback" in cell["printed"] for cell in outputs)
     assert (tmp_path / "plans" / "explored.json").is_file()
 
 

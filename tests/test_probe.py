@@ -19,10 +19,12 @@ from ela_probe.discovery.sampling import positions, token_axis
 from ela_probe.errors import ModelError, OptionError, ProbeError
 from ela_probe.models.mrla import MRLABase
 from ela_probe.models.registry import create_model
+from tests.support.identities import assert_same
 from tests.support.networks import hooks, settled
 
 
 def test_it_reads_the_weights_of_every_site(mrla_b: nn.Module, images: Tensor) -> None:
+    mrla_b, images = mrla_b.double(), images.double()
     seen: dict[str, Tensor] = {}
     taps = {f"{n}.tap": m for n, m in mrla_b.named_modules() if isinstance(m, MRLABase)}
     handles = [
@@ -38,12 +40,7 @@ def test_it_reads_the_weights_of_every_site(mrla_b: nn.Module, images: Tensor) -
         result = probe.metrics[stage.name].compute()
         assert stage.sizes == (1, 2, 3, 4, 5)
         for t, site in enumerate(stage.sites):
-            torch.testing.assert_close(
-                result["weights"][t, : t + 1],
-                seen[site.module].double().mean((0, 1)),
-                rtol=1e-6,
-                atol=1e-6,
-            )
+            assert_same(result["weights"][t, : t + 1], seen[site.module].mean((0, 1)))
 
 
 def test_it_changes_nothing_of_the_model(mrla_b: nn.Module, images: Tensor) -> None:
@@ -105,6 +102,7 @@ def test_no_batch_survives(mrla_b: nn.Module) -> None:
 
 
 def test_many_passes_add_up(mrla_b: nn.Module, images: Tensor) -> None:
+    mrla_b, images = mrla_b.double(), images.double()
     with AttentionProbe(mrla_b) as parts:
         mrla_b(images[:2])
         mrla_b(images[2:])
@@ -113,7 +111,7 @@ def test_many_passes_add_up(mrla_b: nn.Module, images: Tensor) -> None:
     for name in whole.metrics:
         a, b = parts.metrics[name].compute(), whole.metrics[name].compute()
         assert a["samples"] == b["samples"] == len(images)
-        torch.testing.assert_close(a["kl"], b["kl"], rtol=1e-4, atol=1e-7)
+        assert_same(a["kl"], b["kl"])
 
 
 def test_no_forward_pass_is_an_error(mrla_b: nn.Module, images: Tensor) -> None:
@@ -334,8 +332,8 @@ def test_unrolled_contributions_follow_the_recurrence() -> None:
     decays = [torch.tensor([9.0, 9.0]), torch.tensor([-2.0, 1.0]), torch.tensor([0.5, 3.0])]
     weights = unrolled([(g, d[:, None, None]) for g, d in zip(gates, decays, strict=True)])
     raw = torch.tensor([[0.5 * 2 * 0.5, 0.25 * 0.5, 1.0], [0.5 * 1 * 3, 0.25 * 3, 1.0]])
-    expected = (raw / raw.sum(1, keepdim=True)).double()
-    torch.testing.assert_close(weights[2][0], expected)
+    expected = raw.double() / raw.double().sum(1, keepdim=True)
+    assert_same(weights[2][0], expected)
 
 
 def test_stages_of_a_single_site_are_analysed_too(images: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from ela_probe import Analysis, AttentionProbe, analyze, discover, make_plan, prune
 from ela_probe.errors import DataError, ModelError
 from tests.support.foreign_models import OnAxisZero
+from tests.support.identities import ROUNDING
 from tests.support.networks import hooks
 
 
@@ -74,13 +75,14 @@ def test_a_whole_model_saved_inside_a_probe_loads(
 def test_a_probe_in_a_loop_of_ones_own_gives_an_analysis_and_a_plan(
     mrla_b: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
+    mrla_b, images = mrla_b.double(), images.double()
     with AttentionProbe(mrla_b) as probe, torch.no_grad():
         mrla_b(images[:4])
         mrla_b(images[4:])
     analysis = probe.analysis()
     assert analysis.provenance.samples == len(images)
     expected = analyze(mrla_b, [images], progress=False)
-    pd.testing.assert_frame_equal(analysis.pairs, expected.pairs, rtol=1e-3, atol=1e-6)
+    pd.testing.assert_frame_equal(analysis.pairs, expected.pairs, rtol=1e-9, atol=ROUNDING)
     analysis.save(tmp_path / "analysis")
     assert Analysis.load(tmp_path / "analysis").pairs.equals(analysis.pairs)
     plan = make_plan(analysis, skip=0.3)

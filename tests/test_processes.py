@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ela_probe.system.processes import (
 )
 from ela_probe.training.fitting import fit
 from tests.support.commands import run as command
+from tests.support.identities import assert_same
 from tests.support.image_sets import write_images
 from tests.support.networks import without_norms
 from tests.support.training import batches, equal_runs, train_command
@@ -166,18 +166,36 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def started(words: Sequence[str], **more: str) -> list["subprocess.Popen[str]"]:
-    """The command as two processes that the test started itself, as a launcher does."""
+# A hang ends here. A run takes seconds, and on a machine with many others some minutes.
+HOUR = 3600
+
+
+def run_command(words: Sequence[str | Path]) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, which starts the others."""
+    return subprocess.run(
+        [sys.executable, COMMAND, *words],
+        env=environment(), capture_output=True, text=True, timeout=HOUR, check=False,
+    )  # fmt: skip
+
+
+def started(
+    words: Sequence[str], *, second: Sequence[str | Path] = (COMMAND,), **more: str
+) -> list["subprocess.Popen[str]"]:
+    """The command as two processes that the test started itself, as a launcher does.
+
+    Args:
+        second: what Python runs in the second process.
+    """
     ranks = ("LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID")
     return [
         subprocess.Popen(
-            [sys.executable, COMMAND, *words],
+            [sys.executable, *program, *words],
             env=environment(**more, **dict.fromkeys(ranks, str(number))),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(2)
+        for number, program in enumerate(((COMMAND,), second))
     ]
 
 
@@ -193,7 +211,7 @@ def two(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, *words, "-m", "tests.support.two_processes", str(folder), str(prefix)],
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(), capture_output=True, text=True, timeout=HOUR, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "found.json").read_text())
@@ -222,10 +240,10 @@ def test_two_train_as_one_does(
     )
     together = torch.load(folder / "alone" / "last.pt", weights_only=True)
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(together[name], value, rtol=1e-5, atol=1e-6)
+        assert_same(together[name], value)
     for ours, theirs in zip(found["alone"]["history"], alone.history, strict=True):
         for name in ("train_loss", "val_loss", "val_accuracy"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5)  # sums of float32
 
 
 def test_an_interrupted_run_of_two_goes_on_as_if_it_had_not_been(
@@ -288,10 +306,7 @@ def test_two_processes_analyse_as_one_does(
     words = ["analyze", str(checkpoint), "--device", "cpu", "--no-figures", *words]
     words += [] if "--batch-size" in words else ["--batch-size", "4"]
     assert main([*words, "-o", str(tmp_path / "one")]) == 0
-    done = subprocess.run(
-        [sys.executable, COMMAND, *words, "--devices", "2", "-o", tmp_path / "two", "--json"],
-        env=environment(), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = run_command([*words, "--devices", "2", "-o", tmp_path / "two", "--json"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["directory"] == str(tmp_path / "two")  # printed once
     assert same_analysis(tmp_path / "one", tmp_path / "two")
@@ -307,7 +322,7 @@ def test_slurm_starts_them(checkpoint: Path, tmp_path: Path, unused_port: int) -
         "MASTER_PORT": str(unused_port),
     }  # fmt: skip
     tasks = started([*words, "-o", str(tmp_path / "two")], **slurm)
-    out = [task.communicate(timeout=120) for task in tasks]
+    out = [task.communicate(timeout=HOUR) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], out
     assert "written to" in out[0][0]
     assert out[1][0] == ""
@@ -332,10 +347,7 @@ def test_the_error_of_one_process_ends_all_with_one_line_each(
     )
     words = ["analyze", str(checkpoint), "--device", "cpu", "--no-figures", "--devices", "3"]
     words += ["--example-inputs", "pairs:two", "--path", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, COMMAND, *words, "-o", str(tmp_path / "three")],
-        env=environment(), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = run_command([*words, "-o", tmp_path / "three"])
     assert done.returncode == 2
     assert "there is no batch for process 3 of 3" in done.stderr
     assert "Traceback" not in done.stderr
@@ -357,18 +369,17 @@ def test_a_run_of_two_of_which_one_is_killed_ends_and_goes_on(
 ) -> None:
     """With the settings of `trained`, whose uninterrupted run of two is compared."""
     words = [*train_command(prefix, tmp_path), "--devices", "2"]
-    first, second = started(words, MASTER_PORT=str(unused_port), WORLD_SIZE="2", NODE_RANK="0")
-    state = tmp_path / "resume.ckpt"
-    while not state.exists() and first.poll() is None:
-        time.sleep(0.002)
-    second.kill()
-    _, err = first.communicate(timeout=120)
+    first, second = started(
+        words, second=("-m", "tests.support.killed_run", "batch:2:1"),
+        MASTER_PORT=str(unused_port), WORLD_SIZE="2", NODE_RANK="0",
+    )  # fmt: skip
+    _, err = first.communicate(timeout=HOUR)
     assert second.wait() == -signal.SIGKILL
     assert first.returncode == 2, err
     assert err.splitlines()[-1].startswith(
         "error: process 1 of 2 stops, because another process ended"
     )
     assert "Traceback" not in err
-    again = [sys.executable, COMMAND, *words, "--resume"]
-    subprocess.run(again, env=environment(), check=True, capture_output=True, timeout=120)
+    again = run_command([*words, "--resume"])
+    assert again.returncode == 0, again.stderr
     assert equal_runs(tmp_path, two[0] / "whole")

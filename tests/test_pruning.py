@@ -13,6 +13,7 @@ from ela_probe.errors import PlanError
 from ela_probe.models.mrla import MRLABase, Source
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
+from tests.support.identities import assert_same
 from tests.support.networks import settled
 from tests.support.pruning import analysed, zeroed
 
@@ -20,7 +21,7 @@ from tests.support.pruning import analysed, zeroed
 @pytest.mark.parametrize("name", ["mrla_b_resnet32", "mrla_l_resnet32"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_skipping_equals_zeroing_the_retrieval(name: str, share: float, images: Tensor) -> None:
-    model = settled(name)
+    model, images = settled(name).double(), images.double()
     plan = make_plan(analysed(model), skip=share, planner="random", seed=5)
     assert plan.skipped
     pruned = prune(model, plan)
@@ -28,7 +29,7 @@ def test_skipping_equals_zeroing_the_retrieval(name: str, share: float, images: 
         full = model(images)
         result = pruned(images)
         zeroed(model, plan.skipped)
-        torch.testing.assert_close(result, model(images), rtol=1e-5, atol=1e-5)
+        assert_same(result, model(images))
     assert (full - result).abs().max() > 1e-3
 
 
@@ -36,7 +37,7 @@ def test_skipping_equals_zeroing_the_retrieval(name: str, share: float, images: 
 @given(st.integers(0, 2**31))
 def test_dropping_equals_masking_the_source_too(seed: int) -> None:
     """A dropped site's source gets no weight from later sites: −inf before their softmax."""
-    model = settled("mrla_b_resnet32")
+    model = settled("mrla_b_resnet32").double()
     choose = random.Random(seed)
     stages = discover(model).stages
     actions = {
@@ -44,7 +45,8 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
     }
     plan = SkipPlan.for_actions(stages, actions)
     pruned = prune(model, plan)
-    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64)
 
     def mask(dropped: list[int]):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
                 model.get_submodule(site.module).register_forward_hook(mask(earlier))
     zeroed(model, plan.skipped)
     with torch.no_grad():
-        torch.testing.assert_close(pruned(images), model(images), rtol=1e-5, atol=1e-5)
+        assert_same(pruned(images), model(images))
 
 
 def test_what_is_skipped_is_gone(mrla_b: nn.Module) -> None:

@@ -25,6 +25,7 @@ from ela_probe.models.published import from_published
 from ela_probe.models.registry import create_model
 from ela_probe.pruning.planners import PLANNERS, make_plan
 from tests.support import lookalikes
+from tests.support.identities import ROUNDING, assert_same
 from tests.support.lookalikes import GateNetwork, GateWrapper, Network, SoftLayer, SoftNetwork
 from tests.support.lookalikes_stateful import (
     GatedNetwork,
@@ -61,9 +62,14 @@ BY_HAND = {
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+@pytest.fixture
+def images(images: Tensor) -> Tensor:
+    return images.double()
+
+
 def settled(family: str) -> nn.Module:
-    """A look-alike in eval mode, its norms' statistics those of a batch, their scales random."""
-    return copy.deepcopy(_settled(family))
+    """A float64 look-alike in eval mode; its norms have a batch's statistics and random scales."""
+    return copy.deepcopy(_settled(family)).double()
 
 
 @functools.cache
@@ -120,7 +126,7 @@ def test_every_site_is_found_and_nothing_else(family: str) -> None:
 @each_family
 def test_weights_are_those_recomputed_from_the_inputs(family: str, images: Tensor) -> None:
     model = settled(family)
-    assert largest_difference(model, discover(model), images, BY_HAND[family]) <= 1e-6
+    assert largest_difference(model, discover(model), images, BY_HAND[family]) <= ROUNDING
 
 
 @pytest.mark.parametrize("planner", sorted(set(PLANNERS) - {"threshold", "cost"}))
@@ -180,7 +186,7 @@ def test_pruning_equals_zeroing_and_masking(family: str, seed: int, images: Tens
     reference = without(model, last_kept(model, actions))
     with torch.no_grad():
         whole, result = model(images), pruned(images)
-        torch.testing.assert_close(result, reference(images), rtol=1e-5, atol=1e-5)
+        assert_same(result, reference(images))
     assert (whole - result).abs().max() > 1e-3
 
 
@@ -193,7 +199,7 @@ def test_a_skipped_gate_leaves_the_output_ungated(seed: int, images: Tensor) -> 
 
     def by_hand(x: Tensor) -> Tensor:
         for s, stage in enumerate(model.stages):  # type: ignore[arg-type]
-            h = c = torch.zeros(len(x), lookalikes.PLANES[s])[None]
+            h = c = x.new_zeros(len(x), lookalikes.PLANES[s])[None]
             for t, block in enumerate(stage.blocks):
                 x, shortcut = block(x)
                 action = actions.get(f"stages.{s}.memory@{t}", "keep")
@@ -205,7 +211,7 @@ def test_a_skipped_gate_leaves_the_output_ungated(seed: int, images: Tensor) -> 
 
     model.features = by_hand  # type: ignore[assignment]
     with torch.no_grad():
-        torch.testing.assert_close(pruned(images), model(images), rtol=1e-5, atol=1e-5)
+        assert_same(pruned(images), model(images))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -213,14 +219,14 @@ def test_a_skipped_gate_leaves_the_output_ungated(seed: int, images: Tensor) -> 
 def test_a_pruned_foreign_model_equals_ours(
     family: str, name: str, seed: int, images: Tensor
 ) -> None:
-    theirs, ours = settled(family), create_model(f"{name}_resnet20", depth=26).eval()
+    theirs, ours = settled(family), create_model(f"{name}_resnet20", depth=26).double().eval()
     ours.load_state_dict(from_published(theirs.state_dict()))
     actions = chosen(theirs, seed)
     pruned = applied(theirs, actions)
     renamed = {key.replace(".mrla", ".retrieval"): action for key, action in actions.items()}
     twin = applied(ours, renamed)
     with torch.no_grad():
-        torch.testing.assert_close(pruned(images), twin(images), rtol=1e-5, atol=1e-5)
+        assert_same(pruned(images), twin(images))
     state = from_published(pruned.state_dict())
     assert state.keys() == twin.state_dict().keys()
 
@@ -242,7 +248,7 @@ def test_a_pruned_model_is_copied_rebuilt_and_pruned_again(family: str, images: 
     model = settled(family)
     plan = make_plan(analysis(family), skip=0.4, planner="alternate")
     pruned = prune(model, plan)
-    rebuilt = prune(FAMILIES[family][0](), plan).eval()
+    rebuilt = prune(FAMILIES[family][0]().double(), plan).eval()
     rebuilt.load_state_dict(pruned.state_dict())
     with torch.no_grad():
         expected = pruned(images)
@@ -253,7 +259,7 @@ def test_a_pruned_model_is_copied_rebuilt_and_pruned_again(family: str, images: 
     if family == "kcla":  # sums only are passed on: a skipped source joins the next
         return
     if family != "dia":
-        assert largest_difference(pruned, discover(pruned), images, BY_HAND[family]) <= 1e-6
+        assert largest_difference(pruned, discover(pruned), images, BY_HAND[family]) <= ROUNDING
 
 
 def untrained(model: nn.Module, images: Tensor) -> set[str]:

@@ -15,6 +15,7 @@ from ela_probe.models.dla import DLASource
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import FAMILIES, ModelSpec, create_model, parameter_count
 from ela_probe.pruning.planners import make_plan
+from tests.support.identities import assert_same
 from tests.support.networks import settled
 from tests.support.pruning import analysed, zeroed
 
@@ -87,8 +88,8 @@ def test_it_trains_with_a_gradient_for_every_parameter(attention: str, block: st
 @torch.no_grad()
 def test_a_sample_does_not_depend_on_the_others(attention: str, images: Tensor) -> None:
     """In evaluation. (Published DLA refreshes with the state of the batch's first sample.)"""
-    model = settled(f"{attention}resnet20")
-    torch.testing.assert_close(model(images)[3:4], model(images[3:4]), rtol=1e-4, atol=1e-5)
+    model, images = settled(f"{attention}resnet20").double(), images.double()
+    assert_same(model(images)[3:4], model(images[3:4]))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -103,7 +104,7 @@ def test_bfloat16_autocast_runs(attention: str, images: Tensor) -> None:
 @torch.no_grad()
 def test_sites_are_found_and_read(attention: str, images: Tensor) -> None:
     """Against what passes the taps: gates over channels, weights, gates of a recurrence."""
-    model = settled(f"{attention}resnet20")
+    model, images = settled(f"{attention}resnet20").double(), images.double()
     found = discover(model)
     stage = found.stages[1]
     slot = "gate" if attention == "dia_" else "retrieval"
@@ -128,31 +129,31 @@ def test_sites_are_found_and_read(attention: str, images: Tensor) -> None:
         decays = [decay.flatten().abs() for _, decay in taps]
         parts = [gates[0] * decays[1] * decays[2], gates[1] * decays[2], gates[2]]
         expected = torch.stack(parts, dim=-1) / sum(parts)[..., None]
-    torch.testing.assert_close(last.float(), expected)
+    assert_same(last.double(), expected)
 
 
 @pytest.mark.parametrize("name", ["dla_b_resnet32", "dla_l_resnet32"])
 def test_skipping_equals_zeroing_the_retrieval(name: str, images: Tensor) -> None:
-    model = settled(name)
+    model, images = settled(name).double(), images.double()
     plan = make_plan(analysed(model), skip=0.5, planner="random", seed=5)
     plan = SkipPlan.for_actions(discover(model).stages, dict.fromkeys(plan.skipped, "skip"))
     pruned = prune(model, plan)
     with torch.no_grad():
         full, result = model(images), pruned(images)
         zeroed(model, plan.skipped)
-        torch.testing.assert_close(result, model(images), rtol=1e-5, atol=1e-5)
+        assert_same(result, model(images))
     assert (full - result).abs().max() > 1e-3
 
 
 def test_a_skipped_gate_leaves_the_block_ungated(images: Tensor) -> None:
-    model = settled("dia_resnet32")
+    model, images = settled("dia_resnet32").double(), images.double()
     skipped = ["stages.1.1.gate", "stages.2.2.gate"]
     plan = SkipPlan.for_actions(discover(model).stages, dict.fromkeys(skipped, "skip"))
     result = prune(model, plan)
     for name in skipped:
         tap = model.get_submodule(f"{name}.tap")
         tap.register_forward_hook(lambda module, inputs, out: torch.ones_like(out))
-    torch.testing.assert_close(result(images), model(images), rtol=1e-5, atol=1e-5)
+    assert_same(result(images), model(images))
 
 
 @pytest.mark.parametrize("attention", KINDS)

@@ -103,7 +103,7 @@ def evaluate(
                 counts = int((classes != IGNORED).sum())
                 sequences = classes.dim() > 1
                 classes = classes.to(device, non_blocking=True).flatten()
-                logits = logits.float().flatten(0, -2)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
                 if accuracy is None:
                     accuracy = MulticlassAccuracy(
                         logits.shape[1], average="micro", ignore_index=IGNORED, validate_args=False

@@ -166,8 +166,9 @@ def rotary(x: Tensor) -> Tensor:
     """
     half = x.shape[-1] // 2
     with torch.autocast(x.device.type, enabled=False):
-        pairs = torch.arange(half, device=x.device, dtype=torch.float32)
-        tokens = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        pairs = torch.arange(half, device=x.device, dtype=dtype)
+        tokens = torch.arange(x.shape[-2], device=x.device, dtype=dtype)
         angles = torch.outer(tokens, ROTARY_BASE ** (-pairs / half))
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]

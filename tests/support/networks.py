@@ -4,7 +4,7 @@ import copy
 import functools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ela_probe import create_model, discover
 from ela_probe.models.attention_mechanisms import mrla_b
@@ -45,11 +45,25 @@ def one_stage() -> nn.Module:
         return ResNet(Layout("small", (4,), (16,), "basic"), mrla_b(), num_classes=3)
 
 
+class InFloat64(nn.Module):
+    """A network in float64 for inputs of any type."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.network(x.double())
+        return result
+
+
 def without_norms() -> nn.Module:
-    """A network whose gradients are means over samples, however these are divided up."""
+    """A float64 network whose gradients are means over samples, however these are divided up."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        return InFloat64(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        )
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,8 @@ from ela_probe.analysis.result import Analysis
 def analysed(model: nn.Module) -> Analysis:
     """The analysis of a model for images, over eight random ones."""
     with AttentionProbe(model) as probe, torch.no_grad():
-        model(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
+        images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+        model(images.to(next(model.parameters()).dtype))
     return probe.analysis()
 
 
