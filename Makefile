@@ -7,10 +7,17 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo test coverage lint types format hooks wheel check clean
+.PHONY: demo notebook test coverage lint types format hooks wheel check clean
 
 demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
+	@echo "explore the analysis in a notebook: make notebook"
+	@echo "run ela-probe yourself: source $(BIN)/activate"
+
+# Opens the notebook in a browser, on the analysis that `make demo` wrote.
+notebook: $(VENV)/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks]'
+	cd notebooks && ../$(BIN)/jupyter lab $(JUPYTER_OPTIONS) 01_explore.ipynb
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
