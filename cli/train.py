@@ -161,7 +161,7 @@ def command(
         ela-probe train --model attnres6 --data text:FILE
         ela-probe train --recipe cifar10-quick-cpu --data npz:DIR/cifar10
         ela-probe train --recipe imagenet-mrla --data imagenet:DIR --devices 8
-        torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe ...
+        torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe imagenet-mrla
     """
     from ela_probe.pipeline import train
     from ela_probe.system.processes import shutdown

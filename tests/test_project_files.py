@@ -17,7 +17,8 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = CONFIGURATION["project"]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text("utf-8")
 SECTIONS = ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
 
@@ -27,6 +28,12 @@ def test_the_version_stands_in_one_place():
     assert ela_probe.__version__ == metadata("ela-probe")["Version"] == PROJECT["version"]
     sources = [*(ROOT / "ela_probe").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
     assert not [path for path in sources if PROJECT["version"] in path.read_text("utf-8")]
+
+
+def test_the_wheel_has_every_folder():
+    folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("ela_probe/**/*.py")}
+    packages = {".".join(folder.parts) for folder in folders} | {"ela_probe_cli"}
+    assert set(CONFIGURATION["tool"]["setuptools"]["packages"]) == packages
 
 
 def test_the_changelog_keeps_its_form():
