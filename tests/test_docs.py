@@ -1,6 +1,6 @@
-"""Every command line in the docs and in the help texts is one that the command line takes.
+"""The docs are true: command lines in them and in the help texts parse, links lead somewhere.
 
-The line is parsed with all its options, as when it is run, and nothing is run.
+A command line is parsed with all its options, as when it is run, and nothing is run.
 """
 
 import inspect
@@ -120,3 +120,21 @@ def test_a_command_line_is_found_in_every_form(text):
 def test_a_line_with_a_mistake_does_not_parse(line, says):
     with pytest.raises(Exception, match=says):
         parse(line)
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and most viewers form them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_within_the_repository_leads_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http:", "https:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in heading_anchors(target), link
