@@ -54,7 +54,7 @@ class Run:
         options = {k: v for k, v in self.options.items() if k not in ("root", "download")}
         return {
             "model": self.spec.model_dump(mode="json"),
-            "config": self.config.decisive(),
+            "config": self.config.result_settings(),
             "ela": None if self.ela is None else self.ela.model_dump(mode="json"),
             "data": {"source": short(self.source), **recipe, **options},
             "test_limit": self.test_limit,
@@ -64,7 +64,7 @@ class Run:
     def record(self) -> dict[str, Any] | None:
         """Of the finished run; None if it is yet to be done. Raises OptionError: of another."""
         defaults = {
-            "config": TrainConfig().decisive(),
+            "config": TrainConfig().result_settings(),
             "ela": ELAConfig().model_dump(mode="json"),
         }
         return recorded(self.folder, self.settings, defaults=defaults)

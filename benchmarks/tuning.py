@@ -41,14 +41,14 @@ class Tuning:
         return {
             "checkpoint": self.subject.loaded.sha256,
             "actions": self.candidate.actions,
-            "config": self.config.decisive(),
+            "config": self.config.result_settings(),
             "test_limit": self.test_limit,
         }
 
     @property
     def record(self) -> dict[str, Any] | None:
         """Of the finished run; None if it is yet to be done. Raises OptionError: of another."""
-        defaults = {"config": TrainConfig().decisive()}
+        defaults = {"config": TrainConfig().result_settings()}
         return recorded(self.folder, self.settings, defaults=defaults)
 
     def carry_out(self) -> dict[str, Any]:

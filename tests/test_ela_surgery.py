@@ -14,9 +14,9 @@ from ela_probe.errors import (
 )
 from ela_probe.pruning.prune import actions_of
 from ela_probe.training.ela.surgery import (
-    carry_out,
-    changed,
+    apply_undoable,
     parameter_names,
+    prune_in_training,
     restore_parameter_order,
 )
 from tests.support.identities import assert_same
@@ -60,7 +60,7 @@ def test_pruning_in_steps_equals_pruning_at_once(family: str, images: Tensor) ->
             plan = SkipPlan.for_actions(stages, actions)
             wanted = actions_of(plan, stages)
             new = {name: a for name, a in wanted.items() if a != done.get(name, "keep")}
-            carry_out(model, adapter_for(model), new)
+            prune_in_training(model, adapter_for(model), new)
             done |= new
             at_once = prune(original, plan)
             assert shapes(model) == shapes(at_once)
@@ -74,7 +74,7 @@ def test_a_skip_for_a_moment_leaves_nothing_behind(family: str) -> None:
     before = {name: id(value) for name, value in model.named_parameters()}
     modules = [(name, id(part), list(vars(part))) for name, part in model.named_modules()]
     for actions in steps_of(model, 0):
-        undo = changed(model, lambda a=actions: adapter_for(model).apply(model, a))
+        undo = apply_undoable(model, lambda a=actions: adapter_for(model).apply(model, a))
         assert not set(sites(model)) & actions.keys()
         undo()
         assert {name: id(value) for name, value in model.named_parameters()} == before
@@ -90,7 +90,7 @@ def test_a_change_that_fails_is_undone() -> None:
         raise PlanError("no")
 
     with pytest.raises(PlanError):
-        changed(model, fails)
+        apply_undoable(model, fails)
     assert shapes(model) == before
 
 
@@ -116,7 +116,7 @@ def test_optimizers_keep_the_state_of_what_is_left_bit_for_bit(kind: str) -> Non
         {k: v for k, v in g.items() if not k.startswith("param")} for g in optimizer.param_groups
     ]
     site = sites(model)[1]
-    carry_out(model, adapter_for(model), {site: "skip"}, optimizers=[optimizer])
+    prune_in_training(model, adapter_for(model), {site: "skip"}, optimizers=[optimizer])
     left = dict(model.named_parameters())
     assert {f"{site}.query.weight", f"{site}.norm.weight"} <= names.keys() - left.keys() | {
         n for n in before if n not in left
@@ -148,8 +148,8 @@ def test_an_adapter_that_makes_new_parameters_is_refused_and_undone() -> None:
         def apply(self, model: nn.Module, actions: dict[str, str]) -> None:
             model.stages[0][1].retrieval = nn.Linear(2, 2)
 
-    with pytest.raises(PlanError, match="'careless' makes new parameters"):
-        carry_out(model, Careless(), {})
+    with pytest.raises(PlanError, match="'careless' adds parameters"):
+        prune_in_training(model, Careless(), {})
     assert shapes(model) == before
 
 

@@ -145,7 +145,7 @@ def test_settings_of_a_method_win_over_common_ones_and_those_over_the_recipe():
         ("mrlab_resnet14", "'mrlab_resnet14' came; expected a ResNet"),
         ("mrla_b_resnet14+el", r"'mrla_b_resnet14\+el' came; expected NAME, NAME\+ela or"),
         ("mrla_b_resnet14+ela:", "came; expected NAME"),
-        ("mrla_b_resnet14+ela:skip", "'skip' came; expected name=value"),
+        ("mrla_b_resnet14+ela:skip", "got 'skip', expected name=value"),
         ("mrla_b_resnet14+ela:skip=2", "skip '2': Input should be less than 1"),
         ("mrla_b_resnet14+ela:warmup=2", "final after epoch 2 of 2"),
         ("mrla_b_resnet14+ela:skip=0.9", r"method mrla_b_resnet14\+ela:skip=0.9: .*cannot skip"),

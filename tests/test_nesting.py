@@ -17,8 +17,8 @@ from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.ela.moving_averages import StageAverage
 from ela_probe.training.ela.nested_plans import (
     Names,
-    best_part,
     draw_positions,
+    due_part,
     plan_skipping,
     proposal,
     skip_count,
@@ -72,7 +72,7 @@ def test_plans_are_nested_reach_the_share_and_keep_the_guards(
         analysis = make_analysis(SITES, samples=8, seed=seed + epoch)
         options = {"planner": planner, "removed": removed, "constraints": constraints}
         before = proposal(analysis, final, before=before, hysteresis=0.2, **options)
-        skipped = best_part(before, analysis, count, **options)
+        skipped = due_part(before, analysis, count, **options)
         assert removed <= skipped <= before
         assert (len(skipped), len(before)) == (count, final)
         for stage in names_of(analysis):
@@ -181,7 +181,7 @@ def test_averages_over_epochs_equal_a_computation_by_hand() -> None:
     epochs = parts()
     average = StageAverage(epochs[0].stage, decay=0.6)
     for part in epochs:
-        average.fold(part)
+        average.update(part)
     found = average.analysis()
     shares = [0.36, 0.24, 0.4]  # 0.6², 0.4 · 0.6, 0.4
 
@@ -209,7 +209,7 @@ def test_without_decay_only_the_last_epoch_counts() -> None:
     epochs = parts()
     average = StageAverage(epochs[0].stage, decay=0.0)
     for part in epochs:
-        average.fold(part)
+        average.update(part)
     found = average.analysis()
     np.testing.assert_array_equal(found.divergences["kl"], epochs[-1].divergences["kl"])
     np.testing.assert_allclose(found.quantiles, epochs[-1].quantiles, rtol=1e-9)
@@ -238,8 +238,8 @@ def without(part: StageAnalysis, removed: int, *, shorter: bool) -> StageAnalysi
 def test_averages_start_over_only_where_they_would_mix_unlike_things(shorter: bool) -> None:
     first, second = parts(2, sites=5)
     average = StageAverage(first.stage, decay=0.5)
-    average.fold(first)
-    average.fold(without(second, 2, shorter=shorter))
+    average.update(first)
+    average.update(without(second, 2, shorter=shorter))
     found = average.analysis()
     old, new, kl = (p.divergences["kl"] for p in (first, second, found))
     both = (old + new) / 2
@@ -260,12 +260,12 @@ def test_averages_go_on_from_their_state_exactly() -> None:
     epochs = parts()
     whole, first = (StageAverage(epochs[0].stage, decay=0.7) for _ in range(2))
     for part in epochs:
-        whole.fold(part)
+        whole.update(part)
     for part in epochs[:2]:
-        first.fold(part)
+        first.update(part)
     resumed = StageAverage(epochs[0].stage, decay=0.7)
     resumed.load_state_dict(first.state_dict())
-    resumed.fold(epochs[2])
+    resumed.update(epochs[2])
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
@@ -283,11 +283,11 @@ def test_settings_are_read_from_one_line() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("skip", r"'skip' came; expected name=value .* There are skip, warmup, ramp"),
-        ("", r"'' came"),
-        ("skip=0.5,,ramp=2", r"'' came"),
-        ("skip=", r"'skip=' came"),
-        ("skip=0.5,skip=0.4", r"skip came twice"),
+        ("skip", r"got 'skip', expected name=value.*; the names are skip, warmup, ramp"),
+        ("", r"got '', expected name=value"),
+        ("skip=0.5,,ramp=2", r"got '', expected name=value"),
+        ("skip=", r"got 'skip='"),
+        ("skip=0.5,skip=0.4", r"got skip twice"),
         ("share=0.5", r"there is no 'share'; expected skip, warmup"),
         ("skip=1.5", r"skip '1.5': Input should be less than 1"),
         ("warmup=0", r"warmup '0'"),
@@ -304,11 +304,11 @@ def test_settings_that_are_wrong_are_told_in_one_line(text: str, message: str) -
 
 def test_the_share_grows_linearly_after_the_warm_up_and_stays_after_the_freeze() -> None:
     schedule = ELAConfig(warmup=3, ramp=4).schedule(20)
-    parts = [schedule.part(epoch) for epoch in range(9)]
+    parts = [schedule.fraction(epoch) for epoch in range(9)]
     assert parts == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
     assert schedule.last == 6
     frozen = ELAConfig(warmup=3, ramp=4, freeze=4).schedule(20)
-    assert [frozen.part(epoch) for epoch in (3, 4, 5, 9)] == [0.25, 0.5, 0.5, 0.5]
+    assert [frozen.fraction(epoch) for epoch in (3, 4, 5, 9)] == [0.25, 0.5, 0.5, 0.5]
     assert ELAConfig(warmup=3, ramp=4, freeze=15).schedule(20).last == 6
     assert ELAConfig(warmup=3, ramp=4, freeze=15, stochastic=True).schedule(20).last == 15
     by_default = ELAConfig().schedule(160)
@@ -322,7 +322,11 @@ def test_the_share_grows_linearly_after_the_warm_up_and_stays_after_the_freeze()
         ({"warmup": 5, "ramp": 6}, 10, "final after epoch 10 of 10"),
         ({}, 1, "final after epoch 1 of 1"),
         ({"freeze": 3}, 100, "freeze 3 comes before the warm-up of 10 epochs"),
-        ({"warmup": 2, "ramp": 1, "stochastic": True}, 9, "begins after epoch 2 and the plan"),
+        (
+            {"warmup": 2, "ramp": 1, "stochastic": True},
+            9,
+            "would start after epoch 2, when the plan is",
+        ),
         ({"warmup": 2}, None, "no max_epochs; set warmup and ramp"),
     ],
 )

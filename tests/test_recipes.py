@@ -70,8 +70,8 @@ def test_the_schedule_of_mrla_warms_up_for_5_of_100_epochs_and_ends_at_0():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- model", "holds a list; expected a mapping with some of description, model"),
-        ("", "holds a NoneType; expected a mapping"),
+        ("- model", "holds a list, expected a mapping with some of description, model"),
+        ("", "holds a NoneType, expected a mapping"),
         ("train: {lr: fast}", r"own\.yaml: train\.lr 'fast': Input should be a valid number"),
         ("train: {learning: 1}", r"there is no 'train\.learning'.*; expected epochs, batch_size"),
         ("train: {epoch: 1}", r"there is no 'train\.epoch' \(did you mean 'epochs'\?\)"),
@@ -91,9 +91,12 @@ def test_the_schedule_of_mrla_warms_up_for_5_of_100_epochs_and_ends_at_0():
         ("model: mrlab_resnet20", r"'mrlab_resnet20' is not known \(did you mean 'mrla_b_resnet'"),
         ("family_args: {dia_resne: {}}", r"family_args\.dia_resne is no family .*'dia_resnet'"),
         ("seeds: []", "seeds .*at least 1 item"),
-        ("model: a\nmodel: b", r"is no YAML in line 1: 'model' comes twice"),
-        ("model: [", "is no YAML in line 1"),
-        ("model: !!python/object/apply:os.mkdir [x]", "is no YAML in line 1: could not determine"),
+        ("model: a\nmodel: b", r"is no valid YAML in line 1: got the key 'model' twice"),
+        ("model: [", "is no valid YAML in line 1"),
+        (
+            "model: !!python/object/apply:os.mkdir [x]",
+            "valid YAML in line 1: could not determine",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said_in_a_line(tmp_path, monkeypatch, text, message):

@@ -204,7 +204,7 @@ def test_a_state_of_an_older_version_is_compared_as_far_as_it_goes(
 
 def test_a_tuple_equals_a_list_and_a_definition_itself() -> None:
     defined = {
-        "config": TrainConfig().decisive(),
+        "config": TrainConfig().result_settings(),
         "model": {"name": "m", "argument widths": (1, 2)},
     }
     assert not list(

@@ -44,7 +44,7 @@ def explain(
 
     Args:
         error: from validating a document or settings.
-        model: their class, so that an unknown field is told with the ones that exist.
+        model: their class, so that an unknown field is reported with the known ones.
         limit: describe at most this many problems, and count the others.
     """
     problems = error.errors()

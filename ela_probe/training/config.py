@@ -1,4 +1,4 @@
-"""TrainConfig: the settings of one training run, checked; and its learning rate by step."""
+"""TrainConfig: the settings of a training run, checked, and its learning rate by step."""
 
 import math
 from typing import Any, ClassVar, Literal
@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from ela_probe.system.validation import Settings
 
-MILESTONES = (0.5, 0.75)  # parts of all epochs
-TEXT: dict[str, Any] = {
+DEFAULT_MILESTONES = (0.5, 0.75)  # fractions of all epochs
+TEXT_DEFAULTS: dict[str, Any] = {
     "epochs": 5,
     "batch_size": 32,
     "lr": 2e-3,
@@ -17,47 +17,47 @@ TEXT: dict[str, Any] = {
     "warmup_epochs": 0.1,
     "gradient_clip": 1.0,
 }
-TUNING: dict[str, dict[str, Any]] = {
+FINETUNING_DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"epochs": 10, "lr": 0.01},
-    "tokens": {**TEXT, "epochs": 1, "lr": 5e-4},
+    "tokens": {**TEXT_DEFAULTS, "epochs": 1, "lr": 5e-4},
 }
 
 
 class TrainConfig(Settings):
     """Settings of a training run; the defaults are the usual ones for CIFAR ResNets.
 
-    `for_task` has those for language models.
+    `for_task` has the defaults for language models.
     """
 
     TITLE: ClassVar[str] = "training settings"
 
     epochs: int = Field(160, ge=1, description="passes over the training samples")
-    batch_size: int = Field(128, ge=1, description="samples a step")
+    batch_size: int = Field(128, ge=1, description="samples per optimizer step")
     lr: float = Field(0.1, gt=0, description="highest learning rate")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     nesterov: bool = Field(False, description="Nesterov's momentum")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="betas of AdamW")
     weight_decay: float = Field(
         5e-4, ge=0, description="SGD: on all parameters; AdamW: on matrices, not on vectors"
     )
     schedule: Literal["cosine", "step"] = Field(
-        "cosine", description="cosine to 0, or times gamma at every milestone"
+        "cosine", description="cosine to 0, or multiplied by gamma at every milestone"
     )
     milestones: tuple[float, ...] | None = Field(
         None, description="of the step schedule, in epochs; default: 1/2 and 3/4 of all"
     )
     gamma: float = Field(0.1, gt=0, le=1, description="of the step schedule")
-    warmup_epochs: float = Field(0.0, ge=0, description="learning rate rises linearly for so long")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linearly rising learning rate")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true", description="arithmetic; 16-mixed needs CUDA"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of order, augmentation and drop path")
-    num_workers: int | None = Field(None, ge=0, description="processes that read images")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of order, augmentation and drop path")
+    num_workers: int | None = Field(None, ge=0, description="worker processes that read samples")
     channels_last: bool | None = Field(
-        None, description="order of images in memory; default: on a CPU, for our ResNets"
+        None, description="memory format of images; default: true on a CPU for our ResNets"
     )
     deterministic: bool = Field(False, description="only deterministic kernels (slower on CUDA)")
 
@@ -82,37 +82,39 @@ class TrainConfig(Settings):
 
     @classmethod
     def for_task(cls, task: Literal["images", "tokens"], **settings: Any) -> "TrainConfig":
-        """The same with the defaults of a task.
+        """The settings with the defaults of a task.
 
-        For tokens they are those of small language models: AdamW, 5 epochs of batches of 32 from
-        a learning rate of 0.002, gradients clipped to a norm of 1.
+        For tokens they are those of small language models: AdamW, 5 epochs, batches of 32, a
+        learning rate of 0.002, gradients clipped to a norm of 1.
 
         Raises:
             OptionError: as `of`.
         """
-        return cls.of(**{**(TEXT if task == "tokens" else {}), **settings})
+        return cls.of(**{**(TEXT_DEFAULTS if task == "tokens" else {}), **settings})
 
     @classmethod
     def for_finetuning(
         cls, task: Literal["images", "tokens"] = "images", **settings: Any
     ) -> "TrainConfig":
-        """The same with a smaller schedule: 10 epochs from 0.01; for tokens 1 epoch from 0.0005.
+        """The settings with the defaults of fine-tuning.
+
+        For images: 10 epochs, learning rate 0.01. For tokens: 1 epoch, learning rate 0.0005.
 
         Raises:
             OptionError: as `of`.
         """
-        return cls.of(**{**TUNING[task], **settings})
+        return cls.of(**{**FINETUNING_DEFAULTS[task], **settings})
 
-    def decisive(self) -> dict[str, Any]:
-        """What a result depends on, as plain values: all settings but the number of workers."""
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that a result depends on, as plain values: all but the workers."""
         return self.model_dump(mode="json", exclude={"num_workers"})
 
     def lr_factor(self, step: int, *, steps_per_epoch: int) -> float:
-        """What `lr` is multiplied with in optimizer step `step` (from 0).
+        """The factor of `lr` in optimizer step `step` (from 0).
 
         Warm-up: (step + 1) / warm-up steps. Then cosine (Loshchilov & Hutter, ICLR 2017, eq. 5,
-        no restarts): (1 + cos(pi t)) / 2 with t from 0 to 1 over the steps left; or step: `gamma`
-        per milestone passed.
+        without restarts): (1 + cos(pi t)) / 2 with t from 0 to 1 over the remaining steps; or step:
+        `gamma` to the power of the milestones passed.
         """
         total = self.epochs * steps_per_epoch
         warmup = round(self.warmup_epochs * steps_per_epoch)
@@ -121,6 +123,6 @@ class TrainConfig(Settings):
         if self.schedule == "step":
             milestones = self.milestones
             if milestones is None:
-                milestones = tuple(part * self.epochs for part in MILESTONES)
+                milestones = tuple(fraction * self.epochs for fraction in DEFAULT_MILESTONES)
             return self.gamma ** sum(step >= epoch * steps_per_epoch for epoch in milestones)
         return (1 + math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup)))) / 2

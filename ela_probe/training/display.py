@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a bar on a terminal, else a line an epoch; on stderr."""
+"""The display of a training run on stderr: a progress bar on a terminal, else a line per epoch."""
 
 import sys
 from typing import Any
@@ -11,7 +11,7 @@ from ela_probe.training.record import History
 
 
 class EpochDisplay(pl.Callback):
-    """A rich bar over the steps of each epoch and one plain line at its end."""
+    """A progress bar over the steps of each epoch, and one line at its end."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -19,38 +19,38 @@ class EpochDisplay(pl.Callback):
         self._task: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the bar."""
+        """Show the progress bar."""
         self._bar = bar()
         self._task = self._bar.add_task("training", total=trainer.num_training_batches)
         self._bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the bar over."""
+        """Reset the progress bar."""
         if self._bar is not None:
             title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self._bar.reset(self._task, description=title, total=trainer.num_training_batches)
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """One step on."""
+        """Advance the progress bar by a step."""
         if self._bar is not None and not self._bar.disable:
             self._bar.advance(self._task)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how the epoch went."""
-        line = _in_words(self.history.rows[-1], epochs=trainer.max_epochs)
+        """Print the results of the epoch."""
+        line = _line(self.history.rows[-1], epochs=trainer.max_epochs)
         if self._bar is not None and not self._bar.disable:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the bar away, also after an error."""
+        """Remove the progress bar, also after an error."""
         self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         self._stop()
 
     def _stop(self) -> None:
@@ -59,7 +59,7 @@ class EpochDisplay(pl.Callback):
             self._bar = None
 
 
-def _in_words(row: dict[str, float], *, epochs: int | None) -> str:
+def _line(row: dict[str, float], *, epochs: int | None) -> str:
     parts = [
         f"epoch {row['epoch']:.0f}/{epochs}",
         f"loss {row['train_loss']:.3f}",

@@ -1,4 +1,4 @@
-"""Training a classifier: Lightning underneath, our files and messages on top."""
+"""`fit`: train a classifier with Lightning, and write our files and messages."""
 
 import os
 import signal
@@ -34,22 +34,22 @@ from ela_probe.training.record import (
     LAST,
     LOG,
     RESUME,
+    AddELAColumns,
     History,
-    KeepLast,
-    NoteELA,
     Save,
+    WriteLastEpoch,
 )
 from ela_probe.training.resuming import Definition, check_resume, how_to_resume, run_definition
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a finished run left behind.
+    """The files and metrics of a finished run.
 
     A row of metrics has `epoch` (from 1), `lr` (of its last step), `train_loss` and `val_loss`
-    (nats), `train_accuracy` and `val_accuracy` (fractions of 1) and `seconds`; the two of the
-    validation are absent where no images were set aside. Of an ELA run it also has `skipped` (share
-    of all retrievals) and `ebqm_seconds`; `ela` is what `ELA.summary` says of the run.
+    (nats), `train_accuracy` and `val_accuracy` (fractions of 1) and `seconds`. The two validation
+    metrics are absent if no samples were set aside. With ELA a row also has `skipped` (share of all
+    retrievals) and `ebqm_seconds`, and `ela` is the result of `ELA.summary`.
     """
 
     best: Path
@@ -65,7 +65,7 @@ class FitResult:
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during `fit`; the message says what is kept and how to go on."""
+    """Ctrl-C during `fit`; the message says what is kept and how to resume."""
 
 
 def fit(
@@ -84,47 +84,49 @@ def fit(
 ) -> FitResult:
     """Train `model` on the training samples of `data`; afterwards it holds the last weights.
 
-    Writes into `output`, each file atomically and at the end of every epoch: `best.pt` (highest
-    validation accuracy, of text lowest loss; the last epoch where nothing is set aside), `last.pt`,
-    `metrics.csv` (a row an epoch) and `resume.ckpt` (the trainer's full state). A run that is
-    resumed from there goes on as if it had never stopped: on a CPU the weights are equal to the
-    last bit.
+    At the end of every epoch these files are written atomically into `output`: `best.pt` (highest
+    validation accuracy, for text lowest loss; the last epoch without validation samples),
+    `last.pt`, `metrics.csv` (a row per epoch) and `resume.ckpt` (the trainer's full state). A run
+    that is resumed from it continues as if it had never stopped: on a CPU the weights are equal to
+    the last bit.
 
     Args:
         model: maps images (N, C, H, W) to logits (N, K), or tokens (N, L) to (N, L, K); trained
             in place.
-        data: that the model fits it is the caller's to check (`pipeline.check_data`).
+        data: the caller checks that the model fits the data (`pipeline.check_data`).
         config: the settings.
-        output: folder to write into; made if need be.
+        output: folder to write into; created if it does not exist.
         save: called as `save(path, state_dict, metrics)`; writes `best.pt` and `last.pt`.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        processes: how many train, each on a part of every batch; the first one writes.
+        processes: how many train together, each on a part of every batch; the first one writes.
         resume: continue from `output`/resume.ckpt.
-        progress: a bar on stderr, or a line an epoch where that is no terminal; False is silent.
-        callbacks: Lightning callbacks, `ELA` for one. They run after `best.pt` is written and
-            before `last.pt` and `resume.ckpt` are, so one that changes the model at the end of an
-            epoch changes what is kept as the last.
+        progress: a progress bar on stderr, or a line per epoch if that is no terminal; False: none.
+        callbacks: Lightning callbacks, for example `ELA`. They run after `best.pt` is written and
+            before `last.pt` and `resume.ckpt` are: if one changes the model at the end of an
+            epoch, the last two hold the changed model.
         definition: what else defines the run, as plain values by section: how the model was built
-            (`model`), which weights it starts from (`start`). Compared when the run is resumed,
-            as are `config`, `data` and the settings of ELA; more epochs are allowed.
+            (`model`), the weights that it starts from (`start`). It is compared when the run is
+            resumed, and so are `config`, `data` and the settings of ELA; more epochs are allowed.
 
     Raises:
-        OptionError: a setting doesn't work here, or the loss is not finite.
+        OptionError: a setting does not work on this device, or the loss is not finite.
         OutputError: `output` can't be written to.
-        CheckpointError: there is nothing to resume, or the run was defined otherwise (all
+        CheckpointError: there is nothing to resume, or the run was defined differently (all
             differences are listed).
         DataError: the images can't be read, or are too few for the processes.
-        ProcessError: another process is gone.
+        ProcessError: another process ended.
         TrainingInterrupted: Ctrl-C.
     """
     where = resolve_device(device)
     if config.precision == "16-mixed" and where.type == "cpu":
         raise OptionError("precision 16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU")
     if config.precision == "16-mixed" and processes.strategy == "fsdp":
-        raise OptionError("precision 16-mixed does not go with FSDP: choose bf16-mixed or 32-true")
+        raise OptionError(
+            "precision 16-mixed does not work with FSDP: choose bf16-mixed or 32-true"
+        )
     output = output_directory(output)
     ela = next((callback for callback in callbacks if isinstance(callback, ELA)), None)
-    placed = _placed(where, processes, ela)
+    placement = _placement(where, processes, ela)
     train, validation = _loaders(data, config, Share(0, processes.count))
     module = ClassificationModule(
         model, config, num_classes=data.spec.num_classes, steps_per_epoch=len(train)
@@ -135,18 +137,18 @@ def fit(
     state = output / RESUME
     epochs_done = check_resume(state, module, definition=defined, ela=ela) if resume else 0
 
-    where = processes.launch(where)  # all that a user can do wrong was looked at
+    where = processes.launch(where)  # after all checks of what the user gave
     train, validation = _loaders(data, config, Share(rank(), process_count()))
-    # Lightning starts the workers of a resumed epoch before it tells the sampler which it is
+    # Lightning starts the workers of a resumed epoch before it gives the sampler its number
     train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
     if is_first() and not resume:
         state.unlink(missing_ok=True)
 
     start = time.perf_counter()
-    with quiet_lightning(), _restored(), lost_peer_as_error():
+    with quiet_lightning(), _global_state_restored(), lost_peer_as_error():
         trainer = pl.Trainer(
             accelerator="gpu" if where.type == "cuda" else where.type,
-            **placed,
+            **placement,
             precision=config.precision,
             max_epochs=config.epochs,
             gradient_clip_val=config.gradient_clip,
@@ -154,15 +156,15 @@ def fit(
             callbacks=[
                 history,
                 *callbacks,
-                *([] if ela is None else [NoteELA(history, ela)]),
+                *([] if ela is None else [AddELAColumns(history, ela)]),
                 *([EpochDisplay(history)] if progress and is_first() else []),
-                KeepLast(history),
+                WriteLastEpoch(history),
             ],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            inference_mode=False,  # a callback may keep what it saw during validation
+            inference_mode=False,  # a callback may keep tensors from validation
             use_distributed_sampler=False,
             default_root_dir=output,
         )
@@ -179,7 +181,7 @@ def fit(
                 raise
             raise TrainingInterrupted(how_to_resume(history, config)) from None
         except RuntimeError as error:
-            # torch.save's own words for a full disk
+            # what torch.save says when the disk is full
             if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
                 raise OutputError(
                     f"cannot write into {output}: the disk may be full; free some space or choose "
@@ -200,8 +202,8 @@ def fit(
     )
 
 
-def _placed(where: torch.device, processes: Processes, ela: ELA | None) -> dict[str, Any]:
-    """What tells the Trainer who computes where. Raises OptionError: ELA can't follow there."""
+def _placement(where: torch.device, processes: Processes, ela: ELA | None) -> dict[str, Any]:
+    """The Trainer's options for devices and strategy. Raises OptionError: ELA can't work there."""
     if processes.count == 1:
         return {
             "devices": [where.index or 0] if where.type == "cuda" else 1,
@@ -222,7 +224,7 @@ def _placed(where: torch.device, processes: Processes, ela: ELA | None) -> dict[
 def _loaders(
     data: Data, config: TrainConfig, share: Share
 ) -> "tuple[DataLoader[Any], DataLoader[Any] | None]":
-    """Training and, where samples are set aside, validation batches. Raises DataError."""
+    """Training batches and, if samples are set aside, validation batches. Raises DataError."""
     size, workers = config.batch_size, config.num_workers
     train = data.loader(
         "train",
@@ -239,8 +241,8 @@ def _loaders(
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
-    """Put back what Lightning changes for good: Ctrl-C, deterministic kernels, environment."""
+def _global_state_restored() -> Iterator[None]:
+    """Restore global state that Lightning changes: Ctrl-C, deterministic kernels, environment."""
     interrupt = signal.getsignal(signal.SIGINT)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

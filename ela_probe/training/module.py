@@ -1,4 +1,4 @@
-"""The Lightning module: a classifier, its loss, its optimizer and its learning rate."""
+"""The Lightning module of a classifier: its loss, optimizer and learning rate."""
 
 import math
 from functools import partial
@@ -18,21 +18,22 @@ from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.processes import process_count
 from ela_probe.training.config import TrainConfig
 
-CHECK_EVERY = 50  # steps between looks at the loss, where a look waits for others
+CHECK_EVERY = 50  # steps between checks of the loss, where a check waits for something
 
 
 class ClassificationModule(pl.LightningModule):
-    """Trains a classifier, of samples or of every token of a sequence, on the cross entropy.
+    """Trains a classifier, of samples or of each token of a sequence, with the cross entropy.
 
-    Every epoch's sums are kept in torchmetrics objects (`train_loss`, `train_accuracy`,
-    `val_loss`, `val_accuracy`); `fit` reads and resets them. The validation loss has no label
-    smoothing.
+    The sums of an epoch are kept in torchmetrics objects (`train_loss`, `train_accuracy`,
+    `val_loss`, `val_accuracy`), which `fit` reads and resets. The validation loss has no label
+    smoothing. Labels of -100 count neither in the loss nor in the accuracy.
 
     Args:
-        model: maps inputs (N, ...) to logits (*L, K), L the labels' shape; held as `self.model`.
+        model: maps inputs (N, ...) to logits (*L, K), where L is the shape of the labels; kept as
+            `self.model`.
         config: the settings.
         num_classes: K.
-        steps_per_epoch: optimizer steps in an epoch; the schedule counts in them.
+        steps_per_epoch: optimizer steps in an epoch, for the schedule.
     """
 
     def __init__(
@@ -55,12 +56,12 @@ class ClassificationModule(pl.LightningModule):
         self.val_accuracy = accuracy()
 
     def configure_model(self) -> None:
-        """Share the parameters out where the trainer's strategy wants it (FSDP)."""
+        """Divide the parameters among the processes, if the trainer's strategy does so (FSDP)."""
         if self.device_mesh is not None and not isinstance(self.model, FSDPModule):
             fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
 
     def on_validation_start(self) -> None:
-        """Validate the running statistics that are kept, the first process's, as DDP does."""
+        """Validate with the running statistics of the first process, which are saved, as in DDP."""
         if self.device_mesh is not None:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -79,39 +80,39 @@ class ClassificationModule(pl.LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one batch, nats. Raises OptionError as soon as a loss is seen to be NaN."""
-        logits, labels = self._flat(batch)
+        """Loss of one batch, nats. Raises OptionError if a check finds that it is not finite."""
+        logits, labels = self._logits_and_labels(batch)
         loss = F.cross_entropy(
             logits, labels, ignore_index=IGNORED, label_smoothing=self.config.label_smoothing
         )
-        self._watch_loss(loss.detach(), step=batch_idx)
+        self._check_loss_sometimes(loss.detach(), step=batch_idx)
         self.train_loss.update(loss.detach(), weight=(labels != IGNORED).sum())
         self.train_accuracy.update(logits.detach(), labels)
         return loss
 
-    def _watch_loss(self, loss: Tensor, *, step: int) -> None:
-        """Look at the loss at every step where that is free, else now and then."""
+    def _check_loss_sometimes(self, loss: Tensor, *, step: int) -> None:
+        """Check the loss at every step on one CPU, else every CHECK_EVERY steps."""
         alone = process_count() == 1
         if (alone and loss.device.type == "cpu") or step % CHECK_EVERY == 0:
-            if not alone:  # so that all processes stop, or none
+            if not alone:  # all processes stop, or none
                 loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="sum")  # in place
             self.check_loss(loss.item(), step=step)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add one batch to the validation sums."""
-        logits, labels = self._flat(batch)
+        logits, labels = self._logits_and_labels(batch)
         loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
         self.val_loss.update(loss, weight=(labels != IGNORED).sum())
         self.val_accuracy.update(logits, labels)
 
-    def _flat(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _logits_and_labels(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
         inputs, labels = batch
         inputs = to_memory_format(inputs, self.model, channels_last=self.config.channels_last)
         return self(inputs).flatten(0, -2), labels.flatten().long()
 
     def reset_sums(self) -> None:
-        """Start the sums of the next epoch."""
+        """Reset the sums for the next epoch."""
         for metric in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy):
             metric.reset()
 
@@ -120,12 +121,12 @@ class ClassificationModule(pl.LightningModule):
         if not math.isfinite(loss):
             raise OptionError(
                 f"the loss became {loss} in epoch {self.current_epoch + 1}, step {step + 1}: "
-                "choose a lower learning rate (--lr), or check that the weights that training "
-                "started from are finite"
+                "choose a lower learning rate (--lr), or check that the weights at the start "
+                "of training are finite"
             )
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW over all parameters, the learning rate set every step."""
+        """SGD or AdamW over all parameters, with a learning rate by step."""
         optimizer: torch.optim.Optimizer
         if self.config.optimizer == "sgd":
             optimizer = torch.optim.SGD(

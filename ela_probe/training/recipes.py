@@ -1,6 +1,6 @@
-"""Recipes: a training run as a YAML file, of model, data and schedule, read and checked.
+"""Recipes: training runs as YAML files of model, data and schedule, read and checked.
 
-Built-in ones are named without a path (`cifar10-kcla`); they lie in `ela_probe/recipes/`.
+The built-in ones, in `ela_probe/recipes/`, are named without a path (`cifar10-kcla`).
 """
 
 import importlib.resources
@@ -27,21 +27,21 @@ SUFFIXES = (".yaml", ".yml")
 
 
 class RecipeData(Strict):
-    """What a recipe trains on: a source and options, as `open_data` takes them."""
+    """The data of a recipe: a source and options, as in `open_data`."""
 
-    source: str | None = Field(None, description="as --data; None: the user must name it")
+    source: str | None = Field(None, description="as --data; None: the user names it")
     limit: int | None = Field(None, ge=1, description="training samples, validation included")
-    val_fraction: float | None = Field(None, ge=0, lt=1, description="set aside for validation")
+    val_fraction: float | None = Field(None, ge=0, lt=1, description="share for validation")
     image_size: int | None = Field(None, ge=1, description="height and width in pixels")
     augment: Augmentation | None = None
-    context: int | None = Field(None, ge=1, description="tokens a sequence, of text")
+    context: int | None = Field(None, ge=1, description="tokens per sequence, of text")
 
 
 class Recipe(Strict):
-    """A training run. What a recipe leaves out has the defaults of `ela-probe train`.
+    """A training run. Settings that a recipe leaves out have the defaults of `ela-probe train`.
 
-    model_args go to every model, family_args to the models of a family only (`dla_b_resnet`).
-    With `ela`, which may be empty, retrievals are skipped in training.
+    model_args: arguments of any model. family_args: arguments of the models of a family only, by
+    its name (`dla_b_resnet`). ela: settings of ELA, may be empty; without it nothing is skipped.
     """
 
     description: str = ""
@@ -51,12 +51,12 @@ class Recipe(Strict):
     data: RecipeData = RecipeData()
     train: TrainConfig = TrainConfig()
     ela: ELAConfig | None = None
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of the runs of a table")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of the runs of a table")
 
     def model_spec(
         self, model: str | None = None, args: Mapping[str, Any] | None = None
     ) -> "ModelSpec":
-        """The recipe's model, or another, with its arguments; those given win.
+        """The recipe's model, or the given one, with its arguments; given arguments win.
 
         Raises:
             OptionError: neither names a model.
@@ -67,11 +67,11 @@ class Recipe(Strict):
         if name is None:
             raise OptionError("no model is named: add --model NAME (see `ela-probe models`)")
         family = family_of(name)
-        own = self.family_args.get(family.name, {}) if family is not None else {}
-        return ModelSpec(name=name, args={**self.model_args, **own, **(args or {})})
+        of_family = self.family_args.get(family.name, {}) if family is not None else {}
+        return ModelSpec(name=name, args={**self.model_args, **of_family, **(args or {})})
 
     def config(self, task: Literal["images", "tokens"] = "images", **changes: Any) -> TrainConfig:
-        """The training settings; `changes` win. Raises OptionError: they don't fit."""
+        """The training settings; `changes` win. Raises OptionError as `TrainConfig.of`."""
         return TrainConfig.for_task(
             task, **{**self.train.model_dump(include=self.train.model_fields_set), **changes}
         )
@@ -80,13 +80,15 @@ class Recipe(Strict):
         """The ELA settings, None for a run without; `settings` (`skip=0.5,warmup=10`) win.
 
         Raises:
-            OptionError: they don't fit.
+            OptionError: a setting is unknown or out of bounds.
         """
         if settings is None:
             return self.ela
         given = ELAConfig.parse(settings)
-        own = {} if self.ela is None else self.ela.model_dump(include=self.ela.model_fields_set)
-        return ELAConfig.of(**{**own, **given.model_dump(include=given.model_fields_set)})
+        in_recipe = (
+            {} if self.ela is None else self.ela.model_dump(include=self.ela.model_fields_set)
+        )
+        return ELAConfig.of(**{**in_recipe, **given.model_dump(include=given.model_fields_set)})
 
     def source(self, given: str | None = None) -> str:
         """`given`, or the recipe's own source. Raises OptionError: neither names data."""
@@ -119,8 +121,8 @@ def read_recipe(recipe: str | Path) -> Recipe:
     """Read a YAML file, or the built-in recipe of that name.
 
     Raises:
-        OptionError: there is none, it is no YAML, or a key is unknown or has a value that can't be
-            used; one line with the file, the key and what is expected.
+        OptionError: there is no such file, it is no valid YAML, or a key is unknown or has a wrong
+            value; one line names the file, the keys and what is expected.
     """
     from ela_probe.models.registry import FAMILIES, family_of
 
@@ -132,10 +134,10 @@ def read_recipe(recipe: str | Path) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or first_line(error)
-        raise OptionError(f"{path} is no YAML{line}: {problem}") from error
+        raise OptionError(f"{path} is no valid YAML{line}: {problem}") from error
     if not isinstance(content, dict):
         raise OptionError(
-            f"{path} holds a {type(content).__name__}; expected a mapping with some of "
+            f"{path} holds a {type(content).__name__}, expected a mapping with some of "
             f"{', '.join(Recipe.model_fields)}"
         )
     try:
@@ -143,15 +145,15 @@ def read_recipe(recipe: str | Path) -> Recipe:
     except ValidationError as error:
         raise OptionError(f"{path}: {explain(error, Recipe, limit=None)}") from error
     if read.model is not None and ":" not in read.model and family_of(read.model) is None:
-        near = did_you_mean(read.model.rstrip("0123456789"), FAMILIES)
+        hint = did_you_mean(read.model.rstrip("0123456789"), FAMILIES)
         raise OptionError(
-            f"{path}: model {read.model!r} is not known{near}; see `ela-probe models`"
+            f"{path}: model {read.model!r} is not known{hint}; see `ela-probe models`"
         )
     for name in read.family_args:
         if name not in FAMILIES:
-            near = did_you_mean(name, FAMILIES)
+            hint = did_you_mean(name, FAMILIES)
             raise OptionError(
-                f"{path}: family_args.{name} is no family of models{near}; expected a model's name "
+                f"{path}: family_args.{name} is no family of models{hint}; expected a model's name "
                 "without its depth"
             )
     return read
@@ -175,7 +177,7 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def built_in() -> dict[str, Path]:
-    """The recipes that come with the package: files by name."""
+    """The files of the built-in recipes by name."""
     try:
         folder = Path(str(importlib.resources.files("ela_probe") / "recipes"))
     except ModuleNotFoundError:  # a checkout that is not installed
@@ -184,7 +186,7 @@ def built_in() -> dict[str, Path]:
 
 
 class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML without objects of Python and without keys that come twice."""
+    """A YAML loader that refuses Python objects and repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping. Raises ConstructorError when a key comes twice."""
@@ -192,6 +194,6 @@ class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]!r} comes twice", node.start_mark
+                None, None, f"got the key {twice[0]!r} twice", node.start_mark
             )
         return super().construct_mapping(node, deep)

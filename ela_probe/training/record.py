@@ -1,4 +1,4 @@
-"""Callbacks of `fit`: the history of epochs, and the files written at the end of each."""
+"""Callbacks of `fit`: the history of epochs, and the files that are written after each."""
 
 import csv
 import time
@@ -25,18 +25,18 @@ ELA_COLUMNS = ("skipped", "ebqm_seconds")
 
 
 class History(pl.Callback):
-    """One row an epoch, and `best.pt` whenever an epoch is the best so far.
+    """One row per epoch, and `best.pt` whenever an epoch is the best so far.
 
-    Comes before the caller's callbacks, so that `best.pt` holds the very model that was validated
-    even if one of them changes it at the end of the epoch. The best has the highest validation
-    accuracy, of language models the lowest validation loss; without validation samples every
-    epoch is the best so far.
+    It runs before the caller's callbacks, so that `best.pt` holds the model that was validated,
+    even if one of them changes the model at the end of the epoch. The best epoch has the highest
+    validation accuracy, or for language models the lowest validation loss. Without validation
+    samples every epoch counts as the best so far.
 
     Args:
         output: folder of `best.pt`.
         save: writes a model's state dict and its metrics to a path.
         definition: what defines the run (`resuming.run_definition`), which `--resume` compares.
-        by_loss: whether the validation loss tells the best.
+        by_loss: whether the validation loss decides which epoch is the best.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class History(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Where the rows lie in the trainer's checkpoint."""
+        """The key of the state in the trainer's checkpoint."""
         return "ela_probe.History"
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,16 +60,16 @@ class History(pl.Callback):
         return {"rows": self.rows, "best": self.best, "origin": self.definition}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the rows of an earlier run."""
+        """Continue the rows of the run that was saved."""
         self.rows = list(state_dict["rows"])
         self.best = dict(state_dict["best"])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, and the random numbers of this epoch, resumed or not."""
+        """Start the clock, and seed the epoch's random numbers by its number."""
         self._start = time.perf_counter()
-        module = _ours(pl_module)
+        module = _classification_module(pl_module)
         seed = epoch_seed(module.config.seed, trainer.current_epoch)
-        seed = (seed + rank()) % 2**32  # each process drops other paths
+        seed = (seed + rank()) % 2**32  # processes drop different paths
         pl.seed_everything(seed, workers=True, verbose=False)
 
     def elapsed(self) -> float:
@@ -77,8 +77,8 @@ class History(pl.Callback):
         return round(time.perf_counter() - self._start, 3)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the epoch's row; write `best.pt` if it is the best."""
-        module = _ours(pl_module)
+        """Add the epoch's row, and write `best.pt` if the epoch is the best so far."""
+        module = _classification_module(pl_module)
         train_loss = float(module.train_loss.compute())
         module.check_loss(train_loss, step=module.steps_per_epoch - 1)
         row = {
@@ -99,10 +99,10 @@ class History(pl.Callback):
         key, sign = ("val_loss", -1) if self.by_loss else ("val_accuracy", 1)
         if not self.best or key not in row or sign * row[key] > sign * self.best[key]:
             self.best = row
-            self.keep(BEST, trainer)
+            self.write_checkpoint(BEST, trainer)
 
-    def keep(self, name: str, trainer: pl.Trainer) -> None:
-        """Write the model as it is, with the last row. Every process calls it, one writes."""
+    def write_checkpoint(self, name: str, trainer: pl.Trainer) -> None:
+        """Write the model with the last row. All processes call it, the first one writes."""
         states = trainer.strategy.lightning_module_state_dict()
         if not is_first():
             return
@@ -118,19 +118,19 @@ class History(pl.Callback):
             ) from error
 
 
-class NoteELA(pl.Callback):
-    """Right after `ELA`: what it did in the epoch joins the epoch's row."""
+class AddELAColumns(pl.Callback):
+    """Adds to an epoch's row what `ELA` did in it; runs right after `ELA`."""
 
     def __init__(self, history: History, ela: ELA) -> None:
         self.history, self.ela = history, ela
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the share that was skipped, and the seconds of probing and planning, to its own."""
+        """Add the skipped share and the seconds of probing and planning; update all seconds."""
         self.history.rows[-1].update(self.ela.row, seconds=self.history.elapsed())
 
 
-class KeepLast(Checkpoint):
-    """At the end of every epoch, after all other callbacks: `last.pt`, the log, the state."""
+class WriteLastEpoch(Checkpoint):
+    """Writes `last.pt`, the log and the state to resume from; runs after all other callbacks."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -138,9 +138,11 @@ class KeepLast(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the three files, each atomically."""
         output = self.history.output
-        self.history.keep(LAST, trainer)
+        self.history.write_checkpoint(LAST, trainer)
         if not is_first():
-            trainer.save_checkpoint(output / RESUME)  # it takes all, and the first one writes
+            trainer.save_checkpoint(
+                output / RESUME
+            )  # a collective operation; the first process writes
             return
         _write_log(output / LOG, self.history.rows)
         with replacing(output / RESUME) as temporary:
@@ -155,6 +157,6 @@ def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
         writer.writerows(rows)
 
 
-def _ours(module: pl.LightningModule) -> ClassificationModule:
+def _classification_module(module: pl.LightningModule) -> ClassificationModule:
     assert isinstance(module, ClassificationModule)
     return module

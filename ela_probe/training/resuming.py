@@ -24,8 +24,8 @@ def run_definition(
 ) -> dict[str, dict[str, Any]]:
     """Everything that defines a run, by section, as plain values.
 
-    The data are told by kind and name (`npz:cifar10`), normalisation, split and number of samples:
-    they may lie in another folder when the run is resumed.
+    The data are identified by kind and name (`npz:cifar10`), normalisation, split and number of
+    samples; they may lie in another folder when the run is resumed.
 
     Args:
         extra: further sections, such as `model` and `start`, from who built the model.
@@ -33,7 +33,7 @@ def run_definition(
     kind, colon, path = data.spec.source.partition(":")
     return {
         **{section: dict(settings) for section, settings in extra.items()},
-        "config": config.decisive(),
+        "config": config.result_settings(),
         "data": {
             **data.spec.model_dump(mode="json", exclude={"source", "root"}),
             "source": f"{kind}{colon}{Path(path).name}",
@@ -90,7 +90,7 @@ def differences(saved: Definition, current: Definition) -> Iterator[str]:
         if then is None:
             continue
         if section == "config":
-            then = {**TrainConfig().decisive(), **then}
+            then = {**TrainConfig().result_settings(), **then}
             if now["epochs"] > then["epochs"]:
                 then = {**then, "epochs": now["epochs"]}
         elif section not in MISSING_IS_NONE:

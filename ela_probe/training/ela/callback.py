@@ -1,7 +1,7 @@
 """ELA: a Lightning callback that skips redundant retrievals while a network trains.
 
-A sample of the training batches is probed in passing. At the end of an epoch the statistics enter
-exponential averages, a plan is made, and what it skips is removed from the network at once.
+A sample of the training batches is probed while they train. At the end of an epoch the statistics
+enter exponential averages, a plan is made, and the retrievals that it skips are removed at once.
 """
 
 import time
@@ -31,28 +31,29 @@ class ELA(pl.Callback):
 
         trainer = pl.Trainer(max_epochs=160, callbacks=[ELA(skip=0.5, warmup=10, ramp=30)])
 
-    The network is the first part of the module that an adapter knows. What is removed is gone from
-    the module, the optimizers and every checkpoint written after; Lightning's checkpoints resume
-    with this callback on an unpruned module. Where the network was compiled, the probed batches
-    run uncompiled, and it is compiled again when the plan changes. Under DDP the statistics are of
-    what all processes probed, the first one's plan is everyone's, and the network is wrapped again
+    The network is the first part of the module that an adapter supports. Removed retrievals are
+    gone from the module, the optimizers and all later checkpoints; Lightning's checkpoints resume
+    with this callback on an unpruned module. If the network was compiled, the probed batches run
+    uncompiled, and it is compiled again when the plan changes. Under DDP the statistics are those
+    of all processes, every process follows the plan of the first, and the network is wrapped again
     when it changes.
 
     Args:
-        config: the settings; or name them, as in `ELA(skip=0.5)`.
-        model: the network, where it is not the first that an adapter knows.
-        path: file to keep the plan in.
+        config: the settings; or give them by name, as in `ELA(skip=0.5)`.
+        model: the network, if it is not the first part that an adapter supports.
+        path: file to write the plan to.
         provenance: what is known of model and data, for the plan.
 
     Attributes:
-        seconds, trained: what probing and planning took so far, and all of the training (without
-            validation).
-        row: of the last epoch the share `skipped` in it and its `ebqm_seconds`.
+        seconds: time of probing and planning so far.
+        trained: time of training so far, without validation.
+        row: of the last epoch the share that was `skipped` in it, and its `ebqm_seconds`.
 
     Raises:
         OptionError: settings that don't fit each other or the trainer.
         ModelError: (when training starts) no part of the module has layer attention.
-        PlanError: (when training starts) the network can't be pruned so, or not by so much.
+        PlanError: (when training starts) the adapter does not support the action, or the share is
+            too large or too small.
         CheckpointError: (on resuming) the settings are not those of the checkpoint, or the network
             is pruned further than the checkpoint's.
     """
@@ -67,21 +68,21 @@ class ELA(pl.Callback):
         **settings: Any,
     ) -> None:
         if config is not None and settings:
-            raise OptionError("ELA: a config and settings by name came; expected one of them")
+            raise OptionError("ELA: got a config and settings by name, expected one of them")
         self.config = config or ELAConfig.of(**settings)
         self.path, self.provenance = path, provenance
         self.seconds = self.trained = 0.0
         self.row: dict[str, float] = {}
-        self._given = model
+        self._model = model
         self._pruning: GradualPruning | None = None
-        self._order: list[list[list[str]]] = []
+        self._parameter_names: list[list[list[str]]] = []
         self._epoch: Epoch | None = None
-        self._in_batch = ExitStack()
-        self._unwrap: Callable[[], object] = lambda: None
+        self._during_batch = ExitStack()
+        self._restore_hook: Callable[[], object] = lambda: None
 
     @property
     def plan(self) -> SkipPlan | None:
-        """What is in force, in terms of the network as it was at first; None before any skip."""
+        """The plan so far, in terms of the unpruned network; None before the first one."""
         return None if self._pruning is None else self._pruning.plan
 
     @property
@@ -91,16 +92,16 @@ class ELA(pl.Callback):
 
     @property
     def analysis(self) -> Analysis:
-        """The averages over epochs, of all sites.
+        """The averages over epochs, of all sites of the unpruned network.
 
         Raises:
             ModelError, AnalysisError: training has not started, or no epoch has ended.
         """
-        return self._begun().analysis
+        return self._started_pruning().analysis
 
     def summary(self) -> dict[str, Any]:
-        """How it ended, ready for JSON. Raises ModelError: training has not started."""
-        pruning = self._begun()
+        """The result in types of JSON. Raises ModelError: training has not started."""
+        pruning = self._started_pruning()
         return {
             "plan": None if pruning.plan is None else self.path,
             "retrievals": pruning.sites,
@@ -110,10 +111,10 @@ class ELA(pl.Callback):
             "ebqm_share": self.seconds / self.trained if self.trained else 0.0,
         }
 
-    # Beginning and going on
+    # Starting and resuming
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """See to it that a checkpoint's weights find the network as it was when they were saved."""
+        """Check the strategy; have the network pruned before a checkpoint's weights are loaded."""
         if stage == "fit":
             check_strategy(trainer.strategy, stochastic=self.config.stochastic)
         original = pl_module.on_load_checkpoint
@@ -122,29 +123,29 @@ class ELA(pl.Callback):
             self.rebuild(pl_module, checkpoint.get("callbacks", {}).get(self.state_key))
             original(checkpoint)
 
-        # Lightning loads the weights before a callback hears of its state
+        # Lightning loads the weights before it gives a callback its state
         pl_module.on_load_checkpoint = rebuild_first  # type: ignore[method-assign]
-        self._unwrap = lambda: vars(pl_module).pop("on_load_checkpoint", None)
+        self._restore_hook = lambda: vars(pl_module).pop("on_load_checkpoint", None)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave nothing of its own in the module."""
-        self._unwrap()
+        """Restore the module's hook."""
+        self._restore_hook()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Take the hooks out, and undo what a step skipped at random."""
-        self._in_batch.__exit__(type(exception), exception, exception.__traceback__)
-        self._unwrap()
+        """Remove the probe, and undo what a step skipped at random."""
+        self._during_batch.__exit__(type(exception), exception, exception.__traceback__)
+        self._restore_hook()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the network, and make sure that what is asked for can be done."""
+        """Find the network, and check that the settings can be carried out on it."""
         epochs = trainer.max_epochs
         if self._pruning is None or not self._pruning.network.is_in(pl_module):
-            self._begin(pl_module)
+            self._start_pruning(pl_module)
             if self.path is not None and is_first():
                 self.path.unlink(missing_ok=True)
-        pruning = self._begun()
+        pruning = self._started_pruning()
         if pruning.schedule is None:
             pruning.schedule = self.config.schedule(None if epochs == -1 else epochs)
         if self.config.stochastic and pruning.network.compiled:
@@ -152,13 +153,13 @@ class ELA(pl.Callback):
                 "ELA: stochastic skipping changes the network at every step, and a compiled one "
                 "would be compiled as often; leave out stochastic, or torch.compile"
             )
-        restore_parameter_order(pl_module, trainer.optimizers, self._order)
+        restore_parameter_order(pl_module, trainer.optimizers, self._parameter_names)
 
     def rebuild(self, module: nn.Module, state: Mapping[str, Any] | None) -> None:
         """Prune the network in `module` to what it was when the state was saved.
 
         Args:
-            state: what `state_dict` gave; None (of a run without ELA) changes nothing.
+            state: the result of `state_dict`; None (from a run without ELA) changes nothing.
 
         Raises:
             PlanError: the plan was made for other sites.
@@ -177,40 +178,40 @@ class ELA(pl.Callback):
         if state["course"] is None:
             return
         if self._pruning is None or not self._pruning.network.is_in(module):
-            self._begin(module)
-        self._begun().rebuild(state["course"]["plan"])
+            self._start_pruning(module)
+        self._started_pruning().rebuild(state["course"]["plan"])
 
     @property
     def state_key(self) -> str:
-        """Where the state lies in the trainer's checkpoint."""
+        """The key of the state in the trainer's checkpoint."""
         return "ela_probe.ELA"
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch needs, as plain values and tensors."""
+        """Everything that the next epoch needs, as plain values and tensors."""
         return {
             "settings": self.config.model_dump(mode="json"),
             "course": None if self._pruning is None else self._pruning.state_dict(),
-            "parameters": self._order,
+            "parameters": self._parameter_names,
             "seconds": self.seconds,
             "trained": self.trained,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave; the network is rebuilt already."""
+        """Continue from the result of `state_dict`; the network was pruned by `rebuild` before."""
         if state_dict["course"] is not None:
-            self._begun().load_state_dict(state_dict["course"])
-        self._order = state_dict["parameters"]
+            self._started_pruning().load_state_dict(state_dict["course"])
+        self._parameter_names = state_dict["parameters"]
         self.seconds, self.trained = state_dict["seconds"], state_dict["trained"]
 
-    # An epoch
+    # During an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clocks and, while the plan may change, a new probe."""
-        pruning, done = self._begun(), trainer.current_epoch
+        """Start the clocks and, as long as the plan may change, a new probe."""
+        pruning, done = self._started_pruning(), trainer.current_epoch
         self._epoch = epoch = Epoch(pl_module.device)
         if pruning.is_final(done):
             return
-        with epoch.clock:
+        with epoch.overhead:
             with pruning.network.uncompiled() as model:
                 epoch.probe = AttentionProbe(model)
             epoch.every = self.config.probe_every(trainer.num_training_batches)
@@ -219,25 +220,25 @@ class ELA(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Probe the batch, or skip at random, or neither."""
-        pruning, epoch = self._begun(), self._running()
-        probe = epoch.probe_of(batch_idx)
+        """Probe the batch, or skip retrievals at random, or neither."""
+        pruning, epoch = self._started_pruning(), self._current_epoch()
+        probe = epoch.probe_for(batch_idx)
         epoch.batches += 1
         if pruning.network.compiled:
-            self._in_batch.enter_context(epoch.steps[probe is not None])
+            self._during_batch.enter_context(epoch.step_clocks[probe is not None])
         if probe is not None:
-            with epoch.clock:
-                model = self._in_batch.enter_context(pruning.network.uncompiled())
-                before = model.register_forward_hook(lambda *_: epoch.clock.start())
-                self._in_batch.callback(before.remove)
-                self._in_batch.enter_context(probe)
-                after = model.register_forward_hook(lambda *_: epoch.clock.stop())
-                self._in_batch.callback(after.remove)
+            with epoch.overhead:
+                model = self._during_batch.enter_context(pruning.network.uncompiled())
+                before = model.register_forward_hook(lambda *_: epoch.overhead.start())
+                self._during_batch.callback(before.remove)
+                self._during_batch.enter_context(probe)
+                after = model.register_forward_hook(lambda *_: epoch.overhead.stop())
+                self._during_batch.callback(after.remove)
         elif epoch.scores:
-            with epoch.clock:
+            with epoch.overhead:
                 names = pruning.draw(epoch.scores, trainer.current_epoch, batch_idx)
-                self._in_batch.callback(pruning.network.without(names))
-                epoch.skips += len(names)
+                self._during_batch.callback(pruning.network.without(names))
+                epoch.random_skips += len(names)
 
     def on_train_batch_end(
         self,
@@ -247,54 +248,56 @@ class ELA(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Put back what the start of the batch changed."""
-        epoch = self._running()
-        if epoch.probe_of(batch_idx) is not None:
-            epoch.wait()  # as the probe does when it is left: the step is not its affair
-        with epoch.clock:
-            self._in_batch.close()
+        """Undo what the start of the batch changed."""
+        epoch = self._current_epoch()
+        if epoch.probe_for(batch_idx) is not None:
+            epoch.synchronize()  # leaving the probe waits too; the step itself is no overhead
+        with epoch.overhead:
+            self._during_batch.close()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation is no training: its time does not count."""
+        """Stop counting: validation is no training."""
         if self._epoch is not None:
-            self._epoch.elsewhere -= time.perf_counter()
+            self._epoch.validation_seconds -= time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on counting."""
+        """Continue to count."""
         if self._epoch is not None:
-            self._epoch.elsewhere += time.perf_counter()
+            self._epoch.validation_seconds += time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take in the epoch's statistics; plan; remove what the plan skips."""
-        pruning, epoch, self._epoch = self._begun(), self._running(), None
-        skipped = (len(pruning.removed) + epoch.skips / max(1, epoch.batches)) / pruning.sites
-        epoch.wait()
+        """Average the epoch's statistics, plan, and remove the retrievals that the plan skips."""
+        pruning, epoch, self._epoch = self._started_pruning(), self._current_epoch(), None
+        skipped = (
+            len(pruning.removed) + epoch.random_skips / max(1, epoch.batches)
+        ) / pruning.sites
+        epoch.synchronize()
         if epoch.probe is not None and epoch.probe.passes:
-            with epoch.clock:
+            with epoch.overhead:
                 found = epoch.probe.analysis().stages
                 changed = pruning.step(found, trainer.current_epoch + 1, trainer.optimizers)
                 if changed:
                     rewrap(trainer.strategy)
                     if self.path is not None and pruning.plan is not None and is_first():
                         pruning.plan.save(self.path)
-        self._order = parameter_names(pl_module, trainer.optimizers)
-        seconds = epoch.cost(compiled=pruning.network.compiled)
+        self._parameter_names = parameter_names(pl_module, trainer.optimizers)
+        seconds = epoch.overhead_seconds(compiled=pruning.network.compiled)
         self.seconds += seconds
-        self.trained += time.perf_counter() - epoch.began - epoch.elsewhere
+        self.trained += epoch.training_seconds()
         self.row = {"skipped": skipped, "ebqm_seconds": round(seconds, 6)}
         for name, value in self.row.items():
             pl_module.log(f"ela_{name}", value, sync_dist=True)
 
-    def _begin(self, module: nn.Module) -> None:
+    def _start_pruning(self, module: nn.Module) -> None:
         self._pruning = GradualPruning(
-            self.config, module, given=self._given, provenance=self.provenance
+            self.config, module, given=self._model, provenance=self.provenance
         )
 
-    def _begun(self) -> GradualPruning:
+    def _started_pruning(self) -> GradualPruning:
         if self._pruning is None:
             raise ModelError("ELA has not seen the network yet; fit a module with it first")
         return self._pruning
 
-    def _running(self) -> "Epoch":
-        assert self._epoch is not None  # since on_train_epoch_start
+    def _current_epoch(self) -> Epoch:
+        assert self._epoch is not None  # set by on_train_epoch_start
         return self._epoch

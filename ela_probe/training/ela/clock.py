@@ -1,4 +1,4 @@
-"""Clock: how long pieces of work take while a model trains, without waiting for its device."""
+"""Clock: the time that pieces of work take while a model trains, without waiting for its device."""
 
 import statistics
 import time
@@ -8,30 +8,30 @@ import torch
 
 
 class Clock:
-    """Times pieces of work, each between `start` and `stop` or in a `with` block (in seconds).
+    """Measures pieces of work in seconds, each between `start` and `stop` or in a `with` block.
 
     A piece counts with the host's time or, on CUDA, with the time between two events in the stream
-    where that is longer. Nothing waits for the device until the sum is asked for.
+    if that is longer. Nothing waits for the device until a result is read.
 
     Args:
-        device: where the work is done.
+        device: the device that does the work.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._device = device
         self._pieces: list[tuple[float, tuple[torch.cuda.Event, torch.cuda.Event] | None]] = []
-        self._begun: tuple[float, torch.cuda.Event | None] | None = None
+        self._started: tuple[float, torch.cuda.Event | None] | None = None
 
     def start(self) -> None:
-        """Begin a piece; one that was begun before and never ended does not count."""
-        self._begun = time.perf_counter(), self._event()
+        """Start a piece. A piece that was started before and never stopped does not count."""
+        self._started = time.perf_counter(), self._event()
 
     def stop(self) -> None:
-        """End the piece, if one was begun."""
-        if self._begun is None:
+        """Stop the piece, if one was started."""
+        if self._started is None:
             return
-        (moment, first), self._begun = self._begun, None
+        (moment, first), self._started = self._started, None
         last = self._event()
         events = None if first is None or last is None else (first, last)
         self._pieces.append((time.perf_counter() - moment, events))
@@ -72,5 +72,5 @@ class Clock:
 
     @property
     def median(self) -> float:
-        """The middle one of the pieces, 0 where there is none. Waits for the device."""
+        """The median of the pieces, 0 if there are none. Waits for the device."""
         return statistics.median(self.pieces or [0.0])

@@ -1,4 +1,4 @@
-"""ELAConfig: the settings of ELA training, checked; and when which share is skipped."""
+"""ELAConfig: the settings of ELA training, checked; Schedule: the share that is due by epoch."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from ela_probe.errors import OptionError
 from ela_probe.system.validation import Settings
 
-OFTEN = 100  # batches from one probed batch to the next, where an epoch has enough of them
-LEAST = 2  # probed batches an epoch, where it has so many
+USUAL_INTERVAL = 100  # batches from one probed batch to the next
+FEWEST_PROBED = 2  # probed batches in a short epoch, if it has that many
 
 
 class ELAConfig(Settings):
@@ -31,24 +31,31 @@ class ELAConfig(Settings):
         "score", description="score (EBQM) or budget (least total divergence)"
     )
     action: Literal["skip", "drop", "recur"] = Field(
-        "skip", description="skip, drop or recur: what becomes of a retrieval"
+        "skip", description="what becomes of a retrieval: skip, drop or recur"
     )
     decay: float = Field(
         0.7, ge=0, lt=1, description="weight of the past epochs in the averages over epochs"
     )
     hysteresis: float = Field(
-        0.1, ge=0, lt=1, description="by which fraction a site must be better than a proposed one"
+        0.1,
+        ge=0,
+        lt=1,
+        description="a site replaces a proposed one if it is better by this fraction",
     )
-    max_run: int | None = Field(None, ge=1, description="retrievals skipped in a row; default: any")
-    min_keep: int = Field(1, ge=1, description="retrievals kept in a stage")
-    concentration: float = Field(4.0, gt=0, description="of the target of the skip scores")
+    max_run: int | None = Field(
+        None, ge=1, description="most retrievals skipped in a row; default: any number"
+    )
+    min_keep: int = Field(1, ge=1, description="fewest retrievals kept in a stage")
+    concentration: float = Field(
+        4.0, gt=0, description="concentration of the target of the skip scores"
+    )
     every: int | None = Field(
-        None, ge=1, description="probe a batch of so many; default: 100, in short epochs fewer"
+        None, ge=1, description="probe one batch of this many; default: 100, fewer in short epochs"
     )
     stochastic: bool = Field(
-        False, description="true: until the freeze skip at random, by score, and remove nothing"
+        False, description="true: until the freeze skip at random, by score, without removing"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of stochastic skipping")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of stochastic skipping")
 
     @model_validator(mode="after")
     def _fits(self) -> "ELAConfig":
@@ -58,29 +65,29 @@ class ELAConfig(Settings):
 
     @classmethod
     def parse(cls, text: str) -> "ELAConfig":
-        """From `skip=0.5,warmup=10`.
+        """Read `skip=0.5,warmup=10`.
 
         Raises:
-            OptionError: as `of`, and where the text is no such list or names a setting twice.
+            OptionError: as `of`, and if the text is no such list or names a setting twice.
         """
         settings: dict[str, str] = {}
         for part in text.split(","):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not (name and equals and value):
                 raise OptionError(
-                    f"ELA settings: {part.strip()!r} came; expected name=value with commas between "
-                    f"them, as in skip=0.5,warmup=10. There are {', '.join(cls.model_fields)}"
+                    f"ELA settings: got {part.strip()!r}, expected name=value, separated by commas "
+                    f"as in skip=0.5,warmup=10; the names are {', '.join(cls.model_fields)}"
                 )
             if name in settings:
-                raise OptionError(f"ELA settings: {name} came twice; give it once")
+                raise OptionError(f"ELA settings: got {name} twice, expected it once")
             settings[name] = value
         return cls.of(**settings)
 
     def schedule(self, epochs: int | None) -> "Schedule":
-        """When what happens in a run of so many epochs (None: nobody knows how many).
+        """The schedule of a run of `epochs` epochs; None if their number is not known.
 
         Raises:
-            OptionError: no epoch would train with the final plan, or none skips at random.
+            OptionError: no epoch would train with the final plan, or none would skip at random.
         """
         if epochs is None and (self.warmup is None or self.ramp is None):
             raise OptionError("ELA: the trainer has no max_epochs; set warmup and ramp in epochs")
@@ -96,36 +103,42 @@ class ELAConfig(Settings):
             )
         if self.stochastic and last == warmup:
             raise OptionError(
-                f"ELA: stochastic skipping begins after epoch {warmup} and the plan is fixed then; "
-                "raise ramp or freeze"
+                f"ELA: stochastic skipping would start after epoch {warmup}, when the plan is "
+                "fixed: raise ramp or freeze"
             )
         if epochs is not None and last >= epochs:
             raise OptionError(
                 f"ELA: the plan is final after epoch {last} of {epochs}, so that no epoch trains "
-                "with it; lower warmup, ramp or freeze, or train for more epochs"
+                "with it: lower warmup, ramp or freeze, or train for more epochs"
             )
         return Schedule(warmup, ramp, last)
 
     def probe_every(self, batches: float) -> int:
-        """Batches from one probed batch to the next in an epoch of so many (maybe infinitely).
+        """Batches from one probed batch to the next in an epoch of `batches` batches (or infinity).
 
-        One is probed in any case.
+        At least one batch is probed.
         """
         if self.every is not None:
             return int(min(self.every, max(1, batches)))
-        return OFTEN if batches >= LEAST * OFTEN else max(1, int(batches) // LEAST)
+        if batches >= FEWEST_PROBED * USUAL_INTERVAL:
+            return USUAL_INTERVAL
+        return max(1, int(batches) // FEWEST_PROBED)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """warmup, ramp: epochs. last: the epoch that ends with the final plan. Epochs count from 1."""
+    """When retrievals are removed. Epochs count from 1.
+
+    warmup: epochs before the first removal. ramp: epochs in which the share grows. last: the epoch
+    that ends with the final plan.
+    """
 
     warmup: int
     ramp: int
     last: int
 
-    def part(self, epoch: int) -> float:
-        """The part of the final share that is due at the end of an epoch, from 0 to 1."""
+    def fraction(self, epoch: int) -> float:
+        """The fraction of the final share that is due at the end of an epoch, from 0 to 1."""
         if epoch < self.warmup:
             return 0.0
         return min(1.0, (min(epoch, self.last) - self.warmup + 1) / self.ramp)

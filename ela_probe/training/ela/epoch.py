@@ -1,4 +1,4 @@
-"""Epoch: what ELA holds on to while an epoch trains, and what that cost."""
+"""Epoch: what ELA keeps while an epoch trains, and the time that ELA took in it."""
 
 import time
 
@@ -10,33 +10,48 @@ from ela_probe.training.ela.clock import Clock
 
 
 class Epoch:
-    """What lasts for an epoch: its clocks, its probe, what it skips at random.
+    """The clocks, the probe and the random skips of one epoch.
 
-    began: when; elsewhere: seconds of it that were no training. clock: of probing and planning.
-    steps: of a compiled network's steps, probed or not. probe: None once the plan is final.
-    every: batches from one probed one to the next. scores: see `GradualPruning.scores`.
-    skips: retrievals skipped in all `batches` together.
+    Attributes:
+        start: when the epoch began (`time.perf_counter`).
+        validation_seconds: the part of the epoch that was validation.
+        overhead: clock of probing and planning.
+        step_clocks: of a compiled network, clocks of the probed steps (True) and the others.
+        probe: None once the plan is final.
+        every: batches from one probed batch to the next.
+        batches: how many batches there were so far.
+        random_skips: retrievals skipped at random, in all batches together.
+        scores: see `GradualPruning.scores`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.began, self.elsewhere = time.perf_counter(), 0.0
-        self.clock, self.steps = Clock(device), {True: Clock(device), False: Clock(device)}
+        self.start, self.validation_seconds = time.perf_counter(), 0.0
+        self.overhead = Clock(device)
+        self.step_clocks = {True: Clock(device), False: Clock(device)}
         self.probe: AttentionProbe | None = None
-        self.every, self.batches, self.skips = 1, 0, 0
+        self.every, self.batches, self.random_skips = 1, 0, 0
         self.scores: list[Floats] = []
 
-    def probe_of(self, batch: int) -> AttentionProbe | None:
-        """The probe, if it is this batch's turn."""
+    def probe_for(self, batch: int) -> AttentionProbe | None:
+        """The probe if this batch is to be probed, else None."""
         return self.probe if batch % self.every == self.every // 2 else None
 
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
+    def synchronize(self) -> None:
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def cost(self, *, compiled: bool) -> float:
-        """Seconds of probing and planning; also of running probed steps uncompiled, if more."""
-        probed, others = self.steps[True].pieces, self.steps[False]
-        excess = sum(probed) - len(probed) * others.median if compiled and others.pieces else 0.0
-        return max(self.clock.seconds, excess)
+    def training_seconds(self) -> float:
+        """Seconds since the epoch began, without validation."""
+        return time.perf_counter() - self.start - self.validation_seconds
+
+    def overhead_seconds(self, *, compiled: bool) -> float:
+        """Seconds of probing and planning.
+
+        Probed steps of a compiled network run uncompiled. The time that this adds counts if it is
+        more than what the clock measured.
+        """
+        probed, others = self.step_clocks[True].pieces, self.step_clocks[False]
+        added = sum(probed) - len(probed) * others.median if compiled and others.pieces else 0.0
+        return max(self.overhead.seconds, added)

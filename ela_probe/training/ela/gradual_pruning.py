@@ -1,4 +1,4 @@
-"""GradualPruning: how far a network is pruned at a point of its training, and the next step."""
+"""GradualPruning: the state of a network that is pruned while it trains, and its next step."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ from ela_probe.system.processes import broadcast
 from ela_probe.training.ela.config import ELAConfig, Schedule
 from ela_probe.training.ela.nested_plans import (
     Names,
-    best_part,
     draw_positions,
+    due_part,
     plan_skipping,
     proposal,
     skip_count,
@@ -28,20 +28,22 @@ from ela_probe.training.ela.network import Network
 
 
 class GradualPruning:
-    """The way of a network from unpruned to its final plan.
+    """The pruning of a network in steps, from unpruned to its final plan.
 
     Args:
-        module: what trains the network, as yet unpruned.
-        given: the network, where it is not the first that an adapter knows.
+        config: the settings.
+        module: the module that trains the network, which is unpruned.
+        given: the network, if it is not the first part that an adapter supports.
         provenance: what is known of model and data, for the plans.
 
     Attributes:
-        network: the network. plan: what is in force, in terms of the network as it was at first;
-            None before the first step. schedule: None until it is set.
+        network: the network.
+        plan: the plan so far, in terms of the unpruned network; None before the first step.
+        schedule: None until it is set.
 
     Raises:
         ModelError: no part of the module has layer attention.
-        PlanError: the network can't be pruned so, or not by so much.
+        PlanError: the adapter does not support the action, or the share is too large or small.
     """
 
     def __init__(
@@ -55,26 +57,26 @@ class GradualPruning:
         self.config, self.provenance = config, provenance
         self.constraints = Constraints(max_run=config.max_run, min_keep=config.min_keep)
         self.network = Network(module, given, decay=config.decay)
-        self._final = skip_count(config.skip, self.network.stages, self.constraints)
+        self._final_count = skip_count(config.skip, self.network.stages, self.constraints)
         for action in {config.action, "skip"} if config.stochastic else {config.action}:
-            self.network.try_out(action)
+            self.network.check_action(action)
         self.plan: SkipPlan | None = None
         self.schedule: Schedule | None = None
         self._proposed: Names = frozenset()
 
     @property
     def sites(self) -> int:
-        """How many retrievals there were at first."""
+        """The number of retrievals of the unpruned network."""
         return sum(len(stage.sites) for stage in self.network.stages)
 
     @property
     def removed(self) -> Names:
-        """The sites whose retrieval is not formed any more."""
+        """The sites whose retrieval was removed."""
         return skipped_by(self.plan)
 
     @property
     def analysis(self) -> Analysis:
-        """The averages over epochs, of all sites. Raises AnalysisError before the first."""
+        """The averages over epochs, of all sites. Raises AnalysisError if no epoch has ended."""
         parts = tuple(average.analysis() for average in self.network.averages)
         provenance = self.provenance.model_copy(
             update={"split": "train", "samples": max(part.samples for part in parts)}
@@ -82,7 +84,7 @@ class GradualPruning:
         return Analysis(parts, provenance, self._target())
 
     def is_final(self, done: int) -> bool:
-        """Whether the plan stays from so many epochs on."""
+        """Whether the plan changes no more after `done` epochs."""
         return done >= self._scheduled.last
 
     def step(
@@ -91,18 +93,24 @@ class GradualPruning:
         done: int,
         optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> bool:
-        """Take in an epoch's statistics, propose, remove what is due after so many epochs.
+        """Add an epoch to the averages, propose a plan, and remove what is due by now.
+
+        Args:
+            found: the analysis of the epoch, by stage.
+            done: number of epochs done.
+            optimizers: of the network; they forget the removed parameters.
 
         Returns: whether there is a new plan.
 
         Raises:
-            PlanError: the adapter refuses it.
+            PlanError: the adapter refuses the plan.
         """
-        self.network.fold(broadcast(tuple(found)))  # so that all processes plan alike
+        # every process plans with the statistics of the first
+        self.network.average(broadcast(tuple(found)))
         config, analysis = self.config, self.analysis
         self._proposed = proposal(
             analysis,
-            self._final,
+            self._final_count,
             planner=config.planner,
             before=self._proposed,
             removed=self.removed,
@@ -110,10 +118,10 @@ class GradualPruning:
             constraints=self.constraints,
         )
         waits = config.stochastic and not self.is_final(done)
-        due = 0 if waits else math.floor(self._scheduled.part(done) * self._final + 0.5)
+        due = 0 if waits else math.floor(self._scheduled.fraction(done) * self._final_count + 0.5)
         if due <= len(self.removed) and not self.is_final(done):
             return False
-        skipped = best_part(
+        skipped = due_part(
             self._proposed,
             analysis,
             due,
@@ -130,24 +138,24 @@ class GradualPruning:
             epoch=done,
             last=self.plan,
         )
-        self.network.become(actions_of(plan, self.network.stages), optimizers)
+        self.network.prune_to(actions_of(plan, self.network.stages), optimizers)
         self.plan = plan
         return True
 
     def scores(self, done: int) -> list[Floats]:
-        """By stage each site's probability to be skipped in a step, after so many epochs.
+        """The probability of each site, by stage, to be skipped in a step after `done` epochs.
 
-        Empty where nothing is skipped at random.
+        Empty if nothing is skipped at random.
         """
-        part = self._scheduled.part(done)
+        fraction = self._scheduled.fraction(done)
         known = all(average.seen for average in self.network.averages)
-        if not (self.config.stochastic and known and part) or self.is_final(done):
+        if not (self.config.stochastic and known and fraction) or self.is_final(done):
             return []
-        target = self._target(part)
+        target = self._target(fraction)
         return [skip_scores(stage.quantiles, target) for stage in self.analysis.stages]
 
     def draw(self, scores: Sequence[Floats], epoch: int, batch: int) -> list[str]:
-        """The sites that a step skips. The seed, the epoch and the batch say which."""
+        """The sites that a step skips at random. Seed, epoch and batch determine them."""
         random = np.random.default_rng([self.config.seed, epoch, batch])
         return [
             stage.sites[t].name
@@ -156,14 +164,14 @@ class GradualPruning:
         ]
 
     def rebuild(self, text: str | None) -> None:
-        """Prune the network to what it was under a plan that was saved.
+        """Prune the network as it was under a saved plan.
 
         Args:
-            text: the plan as JSON; None where there was none.
+            text: the plan as JSON; None if there was none.
 
         Raises:
-            PlanError: it was made for other sites.
-            CheckpointError: the network is pruned further than that.
+            PlanError: the plan was made for other sites.
+            CheckpointError: the network is pruned further than the plan says.
         """
         plan = None if text is None else SkipPlan.parse(text, "the saved plan")
         further = sorted(self.removed - skipped_by(plan))
@@ -174,7 +182,7 @@ class GradualPruning:
             )
         if plan is not None:
             plan.check_sites(self.network.stages)
-            self.network.become(actions_of(plan, self.network.stages))
+            self.network.prune_to(actions_of(plan, self.network.stages))
             self.plan = plan
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,7 +195,7 @@ class GradualPruning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave. Raises as `rebuild`."""
+        """Continue from the result of `state_dict`. Raises as `rebuild`."""
         self.rebuild(state["plan"])
         self.schedule = None if state["schedule"] is None else Schedule(**state["schedule"])
         self._proposed = frozenset(state["proposed"])
@@ -199,10 +207,11 @@ class GradualPruning:
         assert self.schedule is not None  # set before the first epoch
         return self.schedule
 
-    def _target(self, part: float = 1.0) -> Target:
-        return Target(skip=part * self.config.skip, concentration=self.config.concentration)
+    def _target(self, fraction: float = 1.0) -> Target:
+        return Target(skip=fraction * self.config.skip, concentration=self.config.concentration)
 
 
 def skipped_by(plan: SkipPlan | None) -> Names:
+    """The sites whose retrieval a plan removes."""
     """The names of all sites that a plan changes."""
     return frozenset() if plan is None else frozenset(plan.changes)

@@ -1,8 +1,8 @@
 """Exponential averages of a stage's statistics over the epochs of a training run.
 
-Every epoch ends with an analysis of a sample of its batches. The averages are of its means, not of
-the exact sums behind them, and stand on the stage as it was found first: a site that is removed
-keeps its last figures, and those that are left go on.
+Every epoch ends with an analysis of a sample of its batches. Its means are averaged, not the exact
+sums behind them. The averages are those of the unpruned stage: a removed site keeps its last
+values, and the other sites continue.
 """
 
 from typing import Any
@@ -18,19 +18,20 @@ from ela_probe.errors import AnalysisError
 from ela_probe.sites import Stage
 from ela_probe.system.arrays import Floats
 
-NOWHERE = -2  # a site that was never seen has no predecessor; the first one has -1
+ABSENT = -2  # the predecessor of a site that the last epoch did not have; the first site has -1
 
 
 class StageAverage:
     """The averages of one stage of T sites with S sources at the most.
 
     An average starts as the first epoch's value; then it is decay · average + (1 − decay) · value.
-    It starts over where it would mix unlike things: a pair when the sources of one of its sites
-    changed (one was dropped), a site's adjacent u also when the site before it was removed.
+    It starts again where it would mix different quantities: that of a pair when the sources of one
+    of its sites changed (one was dropped), that of a site's adjacent u also when the site before it
+    was removed.
 
     Args:
-        stage: as it is before anything is skipped.
-        decay: from 0 (the last epoch alone) to less than 1.
+        stage: the stage before anything is skipped.
+        decay: from 0 (only the last epoch counts) to less than 1.
     """
 
     def __init__(self, stage: Stage, *, decay: float) -> None:
@@ -39,64 +40,65 @@ class StageAverage:
         self._samples = np.full(1, np.nan)
         self._rows = np.full(sites, np.nan)
         self._weights = np.full((sites, stage.sizes[-1]), np.nan)
-        # variances of the means in the place of their standard errors
+        # variances of the means in place of their standard errors
         self._divergences = {name: np.full((sites, sites), np.nan) for name in DIVERGENCES}
-        self._beta = np.full((sites, 5 + BINS), np.nan)  # per row: zeros, log u, ...; histogram
+        # per row: zeros, log u, ..., then the histogram
+        self._beta = np.full((sites, 5 + BINS), np.nan)
         self._sources = np.zeros(sites, dtype=np.int64)
-        self._before = np.full(sites, NOWHERE, dtype=np.int64)
+        self._before = np.full(sites, ABSENT, dtype=np.int64)
 
     @property
     def seen(self) -> bool:
-        """Whether there is an epoch to speak of."""
-        return bool((self._before != NOWHERE).any())
+        """Whether an epoch was added."""
+        return bool((self._before != ABSENT).any())
 
-    def fold(self, found: StageAnalysis) -> None:
-        """Take in an epoch's analysis of the sites that are left."""
+    def update(self, found: StageAnalysis) -> None:
+        """Add an epoch's analysis of the remaining sites."""
         positions = {site.name: t for t, site in enumerate(self.stage.sites)}
-        there = np.array([positions[site.name] for site in found.stage.sites])
+        kept = np.array([positions[site.name] for site in found.stage.sites])
         sources = np.array(found.stage.sizes)
-        before = np.array([-1, *there[:-1]])
-        goes_on = self._sources[there] == sources
-        follows = goes_on & (self._before[there] == before)
-        self._sources[there] = sources
-        self._before[:] = NOWHERE
-        self._before[there] = before
+        before = np.array([-1, *kept[:-1]])
+        continues = self._sources[kept] == sources
+        follows = continues & (self._before[kept] == before)
+        self._sources[kept] = sources
+        self._before[:] = ABSENT
+        self._before[kept] = before
 
-        self._samples = self._mixed(self._samples, np.array([float(found.samples)]))
-        weights = np.zeros((len(there), self._weights.shape[1]))
+        self._samples = self._averaged(self._samples, np.array([float(found.samples)]))
+        weights = np.zeros((len(kept), self._weights.shape[1]))
         weights[:, : found.weights.shape[1]] = found.weights
-        self._weights[there] = self._mixed(self._weights[there], weights, goes_on[:, None])
-        pairs, both = np.ix_(there, there), np.logical_and.outer(goes_on, goes_on)
+        self._weights[kept] = self._averaged(self._weights[kept], weights, continues[:, None])
+        pairs, both = np.ix_(kept, kept), np.logical_and.outer(continues, continues)
         for name, value in found.divergences.items():
             power = 2 if name.endswith("_se") else 1
-            self._divergences[name][pairs] = self._mixed(
+            self._divergences[name][pairs] = self._averaged(
                 self._divergences[name][pairs], value**power, both, power
             )
         counts = np.array([float(beta.n) for beta in found.beta])
-        self._rows[there] = self._mixed(self._rows[there], counts, follows)
-        self._beta[there] = self._mixed(
-            self._beta[there], np.stack([per_row(b) for b in found.beta]), follows[:, None]
+        self._rows[kept] = self._averaged(self._rows[kept], counts, follows)
+        self._beta[kept] = self._averaged(
+            self._beta[kept], np.stack([row_means(b) for b in found.beta]), follows[:, None]
         )
 
-    def _mixed(
-        self, old: Floats, new: Floats, goes_on: Any = True, power: int = 1
+    def _averaged(
+        self, old: Floats, new: Floats, continues: Any = True, power: int = 1
     ) -> NDArray[np.float64]:
         average = self.decay**power * old + (1 - self.decay) ** power * new
-        return np.where(goes_on & ~np.isnan(old), average, new)
+        return np.where(continues & ~np.isnan(old), average, new)
 
     def analysis(self) -> StageAnalysis:
         """The averages as an analysis of the whole stage.
 
-        What counts (samples, rows, the n of a site) is that of an average epoch. A site that is
-        gone has the divergences that it had last, and no adjacent u (n = 0).
+        Counts (samples, rows, the n of a site) are those of an average epoch. A removed site has
+        the divergences that it had last, and no adjacent u (n = 0).
 
         Raises:
-            AnalysisError: nothing was taken in.
+            AnalysisError: no epoch was added.
         """
         if not self.seen:
-            raise AnalysisError("no epoch has ended yet: there are no averages to speak of")
+            raise AnalysisError("no epoch has ended yet, so that there are no averages")
         beta = tuple(
-            statistics(row, 0 if before == NOWHERE else round(float(rows)))
+            beta_statistics(row, 0 if before == ABSENT else round(float(rows)))
             for row, rows, before in zip(self._beta, self._rows, self._before, strict=True)
         )
         return StageAnalysis(
@@ -116,7 +118,7 @@ class StageAverage:
         return {name: torch.from_numpy(value.copy()) for name, value in self._arrays().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from the result of `state_dict`."""
         for name, value in self._arrays().items():
             value[...] = state[name].cpu().numpy()
 
@@ -132,14 +134,14 @@ class StageAverage:
         }
 
 
-def per_row(beta: BetaStatistics) -> Floats:
+def row_means(beta: BetaStatistics) -> Floats:
     """[5 + bins] sums and histogram over n; zeros where there is no u."""
     sums = np.array([beta.zeros, beta.log_u, beta.log_1mu, beta.u, beta.uu, *beta.histogram])
     return np.asarray(sums / max(beta.n, 1), dtype=np.float64)
 
 
-def statistics(row: Floats, n: int) -> BetaStatistics:
-    """The inverse of `per_row`."""
+def beta_statistics(row: Floats, n: int) -> BetaStatistics:
+    """The inverse of `row_means`."""
     sums = np.nan_to_num(row) * n
     zeros, log_u, log_1mu, u, uu = (float(value) for value in sums[:5])
     return BetaStatistics(n, zeros, log_u, log_1mu, u, uu, sums[5:])

@@ -1,8 +1,7 @@
-"""The next of a sequence of plans of which each skips what the one before it skips, and more.
+"""Nested plans: each skips the sites of the plan before it, and more.
 
-A retrieval that was removed can't come back, so that training goes through nested plans. What is to
-be skipped in the end is proposed anew at every step, with hysteresis; what a step removes is the
-best part of the proposal.
+A removed retrieval can't come back while a network trains. Every step proposes anew which sites to
+skip in the end, with hysteresis, and removes those of the proposal that are due by then.
 """
 
 import math
@@ -23,10 +22,10 @@ Names = frozenset[str]
 
 
 def skip_count(share: float, stages: Sequence[Stage], constraints: Constraints) -> int:
-    """How many retrievals a share of all is, rounded.
+    """The number of retrievals in a share of all, rounded.
 
     Raises:
-        PlanError: none, or more than the guards allow.
+        PlanError: the number is 0, or more than the constraints allow.
     """
     sites = sum(len(stage.sites) for stage in stages)
     count = math.floor(share * sites + 0.5)
@@ -49,12 +48,17 @@ def proposal(
     hysteresis: float,
     constraints: Constraints,
 ) -> Names:
-    """The sites to skip in the end: least total charge, those of `before` charged less.
+    """The sites to skip in the end: those of least total charge, with a discount for `before`.
 
     Args:
-        count: how many. before: the last proposal. removed: what is removed already.
-        hysteresis: by how much less, as a fraction; a site takes the place of one that was
-            proposed before only where it is better by more.
+        analysis: the averages so far.
+        count: number of sites to skip.
+        planner: what a site is charged.
+        before: the last proposal.
+        removed: the sites that were removed already; they are part of every proposal.
+        hysteresis: the discount as a fraction. A site replaces one of `before` only if it is
+            better by more.
+        constraints: guards of the plan.
     """
     charges = charges_of(analysis, planner)
     names = site_names(analysis)
@@ -64,7 +68,7 @@ def proposal(
     return names_at(chosen, names)
 
 
-def best_part(
+def due_part(
     proposed: Names,
     analysis: Analysis,
     count: int,
@@ -73,7 +77,7 @@ def best_part(
     removed: Names,
     constraints: Constraints,
 ) -> Names:
-    """The `count` sites of a proposal with the least charge, among them all of `removed`."""
+    """The `count` sites of a proposal of least total charge, including all of `removed`."""
     names = site_names(analysis)
     chosen = within_budget(
         charges_of(analysis, planner),
@@ -98,8 +102,12 @@ def plan_skipping(
     """The plan that skips these sites.
 
     Args:
-        last: the plan before. A site that is removed keeps the quantile and the score that it was
-            removed with.
+        skipped: the names of the sites.
+        analysis: the averages so far.
+        planner, action, constraints: noted in the plan.
+        epoch: number of epochs done, noted in the plan.
+        last: the plan before. A removed site keeps the quantile and the score that it had when it
+            was removed.
     """
     decided = [
         skip_decisions(part, sorted(positions), action)
@@ -125,12 +133,13 @@ def plan_skipping(
 
 
 def charges_of(analysis: Analysis, planner: Literal["score", "budget"]) -> list[Floats]:
-    """What a planner charges; a stage without a fit has no scores and is charged the most."""
+    """The planner's charges by stage; the highest for a stage without a fit, so without scores."""
     divergences = [part.divergences["kl"].copy() for part in analysis.stages]
     return charge_matrices(analysis, planner, divergences, analysis.target, 0.0, 0)
 
 
 def site_names(analysis: Analysis) -> list[list[str]]:
+    """The names of the sites by stage."""
     """Per stage the names of its sites."""
     return [[site.name for site in part.stage.sites] for part in analysis.stages]
 
@@ -138,7 +147,7 @@ def site_names(analysis: Analysis) -> list[list[str]]:
 def positions_by_stage(
     chosen: Collection[str], names: Sequence[Sequence[str]]
 ) -> list[frozenset[int]]:
-    """Per stage the positions of the chosen names."""
+    """The positions of the chosen names in each stage."""
     return [frozenset(t for t, n in enumerate(stage) if n in chosen) for stage in names]
 
 
@@ -152,10 +161,10 @@ def names_at(chosen: Sequence[Collection[int]], names: Sequence[Sequence[str]]) 
 def draw_positions(
     scores: Floats, constraints: Constraints, random: np.random.Generator
 ) -> list[int]:
-    """Positions in a stage, each with the probability of its score as far as the guards allow.
+    """Positions in a stage, each drawn with the probability of its score if the guards allow it.
 
-    One number is drawn for every site. The first site is never among them, and neither is one
-    without a score (NaN).
+    One number is drawn for every site. The first site is never chosen, nor one without a score
+    (NaN).
     """
     numbers = random.random(len(scores))
     most = len(scores) - min(constraints.min_keep, len(scores))

@@ -1,4 +1,4 @@
-"""The network that ELA prunes in steps: found in a module, its sites at first, what was done."""
+"""Network: the network that ELA prunes in steps, its first sites, and the actions so far."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,28 +11,32 @@ from ela_probe.analysis.result import StageAnalysis
 from ela_probe.errors import ModelError
 from ela_probe.sites import Action, Stage
 from ela_probe.training.ela.moving_averages import StageAverage
-from ela_probe.training.ela.surgery import carry_out, changed
+from ela_probe.training.ela.surgery import apply_undoable, prune_in_training
 
 
 class Network:
     """A network with layer attention inside a module that trains it.
 
     Args:
-        module: what trains.
-        given: the network; the first part of the module that an adapter knows when None.
-        decay: of the averages over epochs.
+        module: the module that trains the network.
+        given: the network; None: the first part of the module that an adapter supports.
+        decay: weight of the past epochs in the averages.
 
     Attributes:
-        model: the network, not its compiled form. stages: as they were at first. averages: one a
-            stage. compiled: whether the network or what trains it was compiled.
+        model: the network, not its compiled form.
+        stages: its stages before pruning.
+        averages: one per stage.
+        compiled: whether the network, or the module that trains it, was compiled.
 
     Raises:
-        ModelError: there is none, or it has no layer attention.
-        PlanError: no adapter can prune the given one.
+        ModelError: there is no such network, or it has no layer attention.
+        PlanError: no adapter can prune the given network.
     """
 
     def __init__(self, module: nn.Module, given: nn.Module | None, *, decay: float) -> None:
-        self.model = first_known(module) if given is None else getattr(given, "_orig_mod", given)
+        self.model = (
+            first_supported(module) if given is None else getattr(given, "_orig_mod", given)
+        )
         adapter = adapter_for(self.model)
         if adapter is None:
             raise cannot_prune(self.model)
@@ -45,21 +49,22 @@ class Network:
             )
         self.averages = [StageAverage(stage, decay=decay) for stage in self.stages]
         self.compiled = is_compiled(module)
-        self._done: dict[str, Action] = {}
+        self._applied: dict[str, Action] = {}
 
     def is_in(self, module: nn.Module) -> bool:
+        """Whether the network is a part of the module."""
         """Whether the network is the module or a part of it."""
         return any(part is self.model for part in module.modules())
 
-    def fold(self, found: Iterable[StageAnalysis]) -> None:
-        """Take an epoch's analysis into the averages."""
+    def average(self, found: Iterable[StageAnalysis]) -> None:
+        """Add the analysis of an epoch, by stage, to the averages."""
         parts = {part.stage.name: part for part in found}
         for average in self.averages:
-            average.fold(parts[average.stage.name])
+            average.update(parts[average.stage.name])
 
     @contextmanager
     def uncompiled(self) -> Iterator[nn.Module]:
-        """The model; meanwhile everything runs uncompiled, so that hooks fire."""
+        """A block in which everything runs uncompiled, so that hooks fire; yields the model."""
         with ExitStack() as stack:
             if self.compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -69,25 +74,25 @@ class Network:
                         stack.callback(setattr, part, "_compiled_call_impl", compiled)
             yield self.model
 
-    def become(
+    def prune_to(
         self, actions: Mapping[str, Action], optimizers: Sequence[torch.optim.Optimizer] = ()
     ) -> None:
-        """Prune to these actions, some of which may be carried out already. Raises PlanError."""
-        new = {n: a for n, a in actions.items() if a != self._done.get(n, "keep")}
+        """Carry out those of the actions that were not carried out before. Raises PlanError."""
+        new = {n: a for n, a in actions.items() if a != self._applied.get(n, "keep")}
         if not new:
             return
-        carry_out(self.model, self.adapter, new, optimizers=optimizers)
-        self._done |= new
-        if self.compiled:  # also the number of recompilations, which has a limit
+        prune_in_training(self.model, self.adapter, new, optimizers=optimizers)
+        self._applied |= new
+        if self.compiled:  # this also resets the number of recompilations, which is limited
             torch.compiler.reset()
 
     def without(self, names: Iterable[str], action: Action = "skip") -> Callable[[], None]:
-        """Skip retrievals until what is returned is called. Raises PlanError."""
+        """Skip retrievals; call the returned function to undo that. Raises PlanError."""
         actions = dict.fromkeys(names, action)
-        return changed(self.model, lambda: self.adapter.apply(self.model, actions))
+        return apply_undoable(self.model, lambda: self.adapter.apply(self.model, actions))
 
-    def try_out(self, action: Action) -> None:
-        """Skip each site for a moment. Raises PlanError where that can't be done."""
+    def check_action(self, action: Action) -> None:
+        """Carry the action out at each site and undo it. Raises PlanError if it is refused."""
         for stage in self.stages:
             for site in stage.sites[1:]:
                 self.without([site.name], action)()
@@ -101,17 +106,16 @@ def is_compiled(module: nn.Module) -> bool:
     )
 
 
-def first_known(module: nn.Module) -> nn.Module:
-    """The first part of a module that an adapter knows, else the module itself if one does.
+def first_supported(module: nn.Module) -> nn.Module:
+    """The first part of a module that an adapter supports, else the module itself if one does.
 
     Raises:
-        ModelError: no adapter does.
+        ModelError: no adapter supports any part.
     """
     for part in (*list(module.modules())[1:], module):
         if not hasattr(part, "_orig_mod") and adapter_for(part) is not None:
             return part
     raise ModelError(
         f"ELA: no adapter knows any part of this {type(module).__name__}; expected a network with "
-        "layer attention that can be pruned (docs/adapters.md says which are known, and how to "
-        "make another one known)"
+        "layer attention that can be pruned (docs/adapters.md lists them, and says how to add one)"
     )

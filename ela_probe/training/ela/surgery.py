@@ -1,4 +1,4 @@
-"""Changing a network in the middle of its training: the optimizers follow, or all is undone."""
+"""Changing a network during its training: the optimizers follow, or the change is undone."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,47 +13,47 @@ from ela_probe.sites import Action
 REGISTRIES = ("_modules", "_parameters", "_buffers")
 
 
-def carry_out(
+def prune_in_training(
     model: nn.Module,
     adapter: Adapter,
     actions: Mapping[str, Action],
     *,
     optimizers: Iterable[torch.optim.Optimizer] = (),
 ) -> None:
-    """Prune a model in place; what is gone leaves its parameter group and the optimizer's state.
+    """Prune a model in place, and remove the removed parameters from the optimizers.
 
-    The state of what is left, and its order, stay as they were.
+    The order and the state of the remaining parameters stay as they were.
 
     Raises:
-        PlanError: the adapter refuses an action, or makes new parameters; the model is as before.
+        PlanError: the adapter refuses an action, or adds parameters; the model is unchanged.
     """
     before = {id(parameter) for parameter in model.parameters()}
-    undo = changed(model, lambda: adapter.apply(model, actions))
-    left = {id(parameter) for parameter in model.parameters()}
-    gone = before - left
-    if left - before:
+    undo = apply_undoable(model, lambda: adapter.apply(model, actions))
+    remaining = {id(parameter) for parameter in model.parameters()}
+    removed = before - remaining
+    if remaining - before:
         undo()
         raise PlanError(
-            f"the adapter {adapter.name!r} makes new parameters where it prunes, which no "
-            "optimizer knows; prune before training (`ela-probe prune`) instead of with ELA"
+            f"the adapter {adapter.name!r} adds parameters when it prunes, which no optimizer "
+            "holds; prune before training (`ela-probe prune`) instead of with ELA"
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            stays = [id(p) not in gone for p in group["params"]]
-            for parameter, stay in zip(group["params"], stays, strict=True):
-                if not stay:
+            keep = [id(p) not in removed for p in group["params"]]
+            for parameter, kept in zip(group["params"], keep, strict=True):
+                if not kept:
                     optimizer.state.pop(parameter, None)
                     parameter.grad = None
             for key in ("params", "param_names"):
                 if key in group:
-                    group[key] = [p for p, stay in zip(group[key], stays, strict=True) if stay]
+                    group[key] = [p for p, kept in zip(group[key], keep, strict=True) if kept]
 
 
-def changed(model: nn.Module, change: Callable[[], None]) -> Callable[[], None]:
-    """Make a change to the modules of a model; returns what undoes just that.
+def apply_undoable(model: nn.Module, change: Callable[[], None]) -> Callable[[], None]:
+    """Call `change`, which changes the modules of a model; returns a function that undoes it.
 
-    What is seen are modules, parameters and buffers that come, go or are replaced, and attributes
-    that are set. A change that raises is undone at once.
+    Undone are modules, parameters and buffers that were added, removed or replaced, and attributes
+    that were set. A change that raises is undone at once.
     """
     before = [
         (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in REGISTRIES})
@@ -65,7 +65,7 @@ def changed(model: nn.Module, change: Callable[[], None]) -> Callable[[], None]:
         for module, attributes, registries in before:
             now = vars(module)
             pairs = [(now, attributes), *((now[n], kept) for n, kept in registries.items())]
-            found += [(new, old) for new, old in pairs if not identical(new, old)]
+            found += [(new, old) for new, old in pairs if not same_items(new, old)]
         return found
 
     def restore(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
@@ -82,7 +82,7 @@ def changed(model: nn.Module, change: Callable[[], None]) -> Callable[[], None]:
     return lambda: restore(pairs)
 
 
-def identical(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_items(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two dicts hold the same objects in the same order."""
     return [(k, id(v)) for k, v in one.items()] == [(k, id(v)) for k, v in other.items()]
 
@@ -90,7 +90,7 @@ def identical(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def parameter_names(
     module: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
 ) -> list[list[list[str]]]:
-    """The names of each group's parameters, per optimizer; "" for one that is not the module's."""
+    """The names of the parameters by optimizer and group; "" for one outside the module."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [
         [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
@@ -103,10 +103,10 @@ def restore_parameter_order(
     optimizers: Sequence[torch.optim.Optimizer],
     names: Sequence[Sequence[Sequence[str]]],
 ) -> None:
-    """Put the parameters of fresh optimizers into the order that these names were saved in.
+    """Put the parameters of new optimizers into the order of the saved names.
 
-    An optimizer's saved state goes by position, and pruning may have changed that. Groups that
-    hold other parameters are left alone: to load their state is up to who made them.
+    An optimizer's saved state goes by position, which pruning may have changed. Groups that hold
+    other parameters are left alone: loading their state is up to the code that made them.
     """
     parameters = dict(module.named_parameters())
     for optimizer, saved in zip(optimizers, names, strict=False):

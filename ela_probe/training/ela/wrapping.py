@@ -1,7 +1,7 @@
-"""What Lightning wraps around a network: which strategies let ELA change it, and how.
+"""The strategies under which ELA can change a network, and how DDP follows the change.
 
 Lightning comes as two packages with the same content, `pytorch_lightning` and `lightning.pytorch`,
-and a class of one is not a class of the other. Strategies are therefore told by their name.
+and a class of one is not a class of the other. Strategies are therefore recognised by their name.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def check_strategy(strategy: Any, *, stochastic: bool) -> None:
 
 
 def rewrap(strategy: Any) -> None:
-    """Have DDP expect the gradients of the parameters that are left. All processes call it."""
+    """Have DDP expect the gradients of the remaining parameters only. All processes call it."""
     wrapped = strategy.model
     if not isinstance(wrapped, DistributedDataParallel):
         return
