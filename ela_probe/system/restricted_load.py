@@ -39,7 +39,7 @@ def network_name(stored: Any) -> str | None:
         ),
         None,
     )
-    if isinstance(arguments, Settings):
+    if isinstance(arguments, Namespace):
         arguments = arguments.values
     if not isinstance(arguments, Mapping):
         arguments = {}
@@ -63,7 +63,7 @@ class Ignored:
         """Forget the state."""
 
 
-class Settings(Ignored):
+class Namespace(Ignored):
     """Stands for an argparse.Namespace. Its values are read for the network's name only."""
 
     values: Mapping[str, Any] = {}
@@ -97,7 +97,7 @@ _IGNORED = (
 )  # fmt: skip
 
 STAND_INS: dict[str, Any] = {
-    "argparse.Namespace": Settings,
+    "argparse.Namespace": Namespace,
     "collections.defaultdict": empty_dict,
     "collections.deque": empty_list,
     **dict.fromkeys(_IGNORED, Ignored),
