@@ -1,6 +1,7 @@
 """Calling a model: the inputs and labels in a batch, its outputs, and its train or eval mode."""
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -209,6 +210,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; modes and random state are restored afterwards."""
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad(), eval_mode(model):
+        yield
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """A block in which functions that were given to torch.compile run as they were written.
+
+    A function mode can't see into compiled code, and hooks may not fire there.
+    """
+    if "torch._dynamo" not in sys.modules:  # torch.compile was never called
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 

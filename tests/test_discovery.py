@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from ela_probe import AttentionProbe, analyze, discover
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.discover import Discovery
-from ela_probe.discovery.growth import Call, growing_runs, grows
 from ela_probe.errors import ModelError, PlanError, ProbeError
 from ela_probe.models.registry import create_model
 from ela_probe.pruning.plan import SkipPlan
@@ -131,53 +130,6 @@ def test_discovery_changes_nothing_of_the_model() -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert _get_current_function_mode_stack() == []
-
-
-@pytest.mark.parametrize(
-    ("lengths", "layers"),
-    [
-        ([1, 2], True),
-        ([2, 3, 4], True),
-        ([1, 2, 2, 2, 3, 3, 3, 4], True),  # by blocks
-        ([4, 8, 12, 14], True),  # the last block is partial
-        ([1, 2, 3, 3, 3], True),  # a window over the last layers
-        ([5, 5, 5], False),
-        ([1], False),
-        ([1, 2, 1], False),
-        ([16, 64, 256], False),  # the scales of an image
-        ([4, 16, 64], False),
-        ([64, 65], False),
-    ],
-)
-def test_what_counts_as_growth(lengths: list[int], layers: bool) -> None:
-    assert grows(lengths) == layers
-
-
-def calls(*described: tuple[str, int]) -> list[Call]:
-    """Calls of one class, from places named by a letter."""
-    return [
-        Call(k, f"blocks.{k}.{place}", f"blocks.*.{place}", "Mix", "softmax", "softmax", 0, 2,
-             (2, 3, length), lines=(place,), route=(place,))
-        for k, (place, length) in enumerate(described)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("described", "sizes"),
-    [
-        ([("a", 1), ("b", 2), ("a", 3), ("b", 4)], [[1, 2, 3, 4]]),  # turns on one list
-        ([("a", 1), ("b", 2), ("a", 2), ("b", 3), ("a", 3)], [[1, 2, 2, 3, 3]]),  # by blocks
-        ([("a", 1), ("b", 1), ("a", 2), ("b", 2)], [[1, 2], [1, 2]]),  # a list each
-        ([("a", 1), ("a", 2), ("a", 3), ("a", 1), ("a", 2)], [[1, 2, 3], [1, 2]]),
-        ([("a", 1), ("a", 1), ("a", 2), ("a", 3)], [[1], [1, 2, 3]]),
-        ([("a", 2), ("a", 2), ("a", 3), ("a", 4)], [[2, 2, 3, 4]]),
-        ([("a", 1), ("a", 2), ("z", 3)], [[1, 2, 3]]),  # the last one has code of its own
-        ([("a", 1), ("b", 2), ("c", 3), ("d", 4)], [[1, 2, 3, 4]]),  # written out
-        ([("q", 4), ("k", 6), ("q", 4), ("k", 6)], []),  # a decoder's self and cross attention
-    ],
-)
-def test_runs_are_told_apart(described: list[tuple[str, int]], sizes: list[list[int]]) -> None:
-    assert [[c.length for c in run] for run in growing_runs(calls(*described))] == sizes
 
 
 class Checkpointed(OnAxisZero):
@@ -377,9 +329,9 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     import doctest
 
     from ela_probe import sites
-    from ela_probe.discovery import bystanders, growth, sampling
+    from ela_probe.discovery import calls, growth, sampling
 
-    for module in (sites, bystanders, growth, sampling):
+    for module in (sites, calls, growth, sampling):
         result = doctest.testmod(module)
         assert result.attempted
         assert not result.failed

@@ -1,12 +1,11 @@
 """Bystanders: attention in a model that is not layer attention, each with the reason."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ela_probe.discovery.growth import Call, grows
-from ela_probe.discovery.watch import Firing
+from ela_probe.discovery.calls import Call, starred
+from ela_probe.discovery.observed_pass import Gate
 
 
 @dataclass(frozen=True)
@@ -18,38 +17,32 @@ class Bystander:
     reason: str
 
 
-def bystanders(calls: Sequence[Call], others: Sequence[Firing]) -> list[Bystander]:
-    """One bystander for each place: softmaxes in forward order, then fused attention and gates.
+def bystanders(
+    calls: Sequence[Call], reasons: Mapping[int, str], gates: Sequence[Gate]
+) -> list[Bystander]:
+    """One bystander for each place: softmaxes and fused attention in forward order, then gates.
 
     Calls from modules whose names differ only in their numbers are one place.
+
+    Args:
+        reasons: by the order of a call, why it is not layer attention, where that is known.
     """
     groups: dict[tuple[Any, ...], list[Call]] = {}
-    for item in calls:
-        groups.setdefault((item.starred_name, item.function, item.lines), []).append(item)
+    for call in calls:
+        place = call.starred_name, call.function, call.lines, reasons.get(call.order)
+        groups.setdefault(place, []).append(call)
     result = [
-        Bystander(_title([item.module for item in group]), group[0].function, _reason(group))
-        for group in groups.values()
+        Bystander(_title([c.module for c in group]), group[0].function, _reason(group, place[-1]))
+        for place, group in groups.items()
     ]
-    fired: dict[tuple[str, str, str], list[Firing]] = {}
-    for firing in others:
-        place = starred(firing.modules[-1])
-        fired.setdefault((firing.what, place, firing.function), []).append(firing)
-    for (what, _, function), firings in sorted(fired.items(), key=lambda item: item[0][0]):
-        name = _title([firing.modules[-1] for firing in firings])
-        if what == "attention":
-            lengths = [firing.length for firing in firings]
-            reason = f"{_spread(lengths)}: " + (
-                "it grows, but a fused attention shows no weights; write it with a softmax if it "
-                "attends over layers"
-                if grows(lengths)
-                else "attends over tokens"
-            )
-            result.append(Bystander(name, function, reason))
-            continue
-        shape = tuple(firings[0].value.shape)
+    by_place: dict[tuple[str, str], list[Gate]] = {}
+    for gate in gates:
+        by_place.setdefault((starred(gate.module), gate.function), []).append(gate)
+    for (_, function), group in by_place.items():
+        shape = group[0].shape
         if len(shape) == 4 and shape[1] > 1 and shape[2:] == (1, 1):
             reason = f"gates {shape[1]} channels, no weights over layers"
-            result.append(Bystander(name, function, reason))
+            result.append(Bystander(_title([g.module for g in group]), function, reason))
     return result
 
 
@@ -58,12 +51,14 @@ def _title(names: Sequence[str]) -> str:
     return (names[0] if len(set(names)) == 1 else starred(names[0])) or "forward"
 
 
-def _reason(calls: list[Call]) -> str:
+def _reason(calls: Sequence[Call], known: str | None) -> str:
     spread = _spread([item.length for item in calls])
+    if known is not None:
+        return f"{spread}: {known}"
     if any(item.source_follows_batch for item in calls):
         return f"{spread}: attends over the samples of a batch"
     if len({item.length for item in calls}) > 1:
-        return f"{spread}: does not grow by layers from call to call"
+        return f"{spread}: reads no list of earlier outputs that grows from call to call"
     first = calls[0]
     others = [n for i, n in enumerate(first.shape) if i not in (first.axis, first.batch_axis)]
     over = "tokens" if first.length in others else "a fixed number (tokens, classes, experts)"
@@ -77,12 +72,3 @@ def _spread(lengths: Sequence[int]) -> str:
     return f"length {few[0]} in " + (
         f"all {len(lengths)} calls" if len(lengths) > 1 else "its only call"
     )
-
-
-def starred(name: str) -> str:
-    """A module's name with `*` in place of each number.
-
-    >>> starred("blocks.3.attn")
-    'blocks.*.attn'
-    """
-    return re.sub(r"\d+", "*", name)

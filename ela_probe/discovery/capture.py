@@ -4,7 +4,7 @@ It only reads; the receiver decides what to do with the weights (sums, shapes).
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.errors import ProbeError
+from ela_probe.forward import uncompiled
 from ela_probe.sites import Reads, Site, Stage
 from ela_probe.system.nested_tensors import tensors_of
 
@@ -58,6 +59,7 @@ class Capture:
         self._inside = False
         self._hooks = Hooks()
         self._watch: Watch | None = None
+        self._around = ExitStack()
         self.passes, self.seen, self.stray = 0, 0, False
         self.input_shape: tuple[int, ...] = ()
 
@@ -65,10 +67,9 @@ class Capture:
         if self._hooks:
             raise ProbeError("this probe is active already; leave its `with` block first")
         try:
+            self._around.enter_context(uncompiled())
             if any(reads == "softmax" for _, reads in self._points):
-                watch = Watch(self._model, self._fired)
-                watch.__enter__()
-                self._watch = watch
+                self._watch = self._around.enter_context(Watch(self._model, self._fired))
             self._attach(self._sampling.records(self.seen))
         except BaseException:
             self._remove()
@@ -100,10 +101,9 @@ class Capture:
         self._hooks.after(root, self._left, always=True)
 
     def _remove(self) -> None:
-        watch, self._watch = self._watch, None
+        self._watch = None
         try:
-            if watch is not None:
-                watch.__exit__(None, None, None)
+            self._around.close()
         finally:
             self._hooks.remove()
             self._captured.clear()

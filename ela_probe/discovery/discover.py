@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ela_probe.adapters.registry import Adapter, ReadOnlyAdapter, adapter_for
-from ela_probe.discovery.bystanders import Bystander, starred
+from ela_probe.discovery.bystanders import Bystander
+from ela_probe.discovery.calls import starred
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.observation import Found, Observation, observe
 from ela_probe.errors import ModelError

@@ -19,7 +19,7 @@ class Hook:
         self._function = function
 
     def __call__(self, *arguments: Any) -> None:
-        """Call the function, if it is still there."""
+        """Pass on what the module gives its hooks; return nothing, so that nothing changes."""
         if self._function is not None:
             self._function(*arguments)
 

@@ -5,7 +5,7 @@ A torch function mode sees the calls; hooks on every module keep the stack of ru
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ela_probe.discovery.hooks import Hooks
+from ela_probe.discovery.written_out import WrittenOut
 
 What = Literal["softmax", "attention", "gate"]
 
@@ -21,22 +22,25 @@ What = Literal["softmax", "attention", "gate"]
 class Firing:
     """One call that attends, seen while the watched model runs.
 
-    what: the kind of call: a softmax, a fused attention or a sigmoid. function: its name. modules:
-    the names of the running modules, the root ("") first. axis: of a softmax, counted from the
-    front. value: the result (detached, not copied). length: the number of things attended over; 0
-    for a gate.
+    what: the kind of call: a softmax, a fused attention or a gate (a sigmoid). function: its name.
+    value: its result, not copied; the weights where there are some. shape: of the weights, also of
+    those that a fused attention doesn't show. axis: of the weights, that of what is attended over,
+    counted from the front. modules: the names of the running modules, the root ("") first.
     """
 
     what: What
     function: str
-    modules: tuple[str, ...]
-    axis: int
     value: Tensor
-    length: int
+    shape: tuple[int, ...]
+    axis: int
+    modules: tuple[str, ...]
 
 
 class Watch(TorchFunctionMode):
     """A context manager that reports every softmax, fused attention and sigmoid of a model.
+
+    A softmax may also be written out (see `written_out`) or lie inside nn.MultiheadAttention, which
+    returns its weights with `need_weights=True`.
 
     Only calls during the model's own forward pass are reported: not those of a backward pass that
     recomputes, nor those of a part that is called by itself. A function that calls another of
@@ -52,6 +56,7 @@ class Watch(TorchFunctionMode):
         self._model, self._report = model, report
         self._names = {id(module): name for name, module in model.named_modules()}
         self._running: list[nn.Module] = []
+        self._written_out = WrittenOut()
         self._hooks = Hooks()
 
     def __enter__(self) -> "Watch":
@@ -78,16 +83,20 @@ class Watch(TorchFunctionMode):
         """Stop reporting and remove the hooks; the mode keeps its place among other modes."""
         self._hooks.remove()
         self._running.clear()
+        self._written_out.clear()
 
     def _starts(self, module: nn.Module, inputs: Any, options: Any) -> None:
         if module is self._model:
             self._running.clear()  # what an interrupted pass left behind
+            self._written_out.clear()
         if self._running or module is self._model:
             self._running.append(module)
 
     def _ends(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._running and self._running[-1] is module:
             self._running.pop()
+        if not self._running:
+            self._written_out.clear()
 
     def __torch_function__(
         self,
@@ -98,29 +107,48 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        what = WATCHED.get(function) if self._running else None
-        if what is None:
-            return result
-        value = result[0] if isinstance(result, tuple) else result
-        if not value.is_floating_point() or not value.dim():
-            return result
-        axis, length = -1, 0
-        if what == "softmax":
-            axis = _axis(function, value, args, kwargs)
-            length = value.shape[axis]
-        elif what == "attention":
-            length = _keys(function, args, kwargs)
-        self._report(
-            Firing(
-                what,
-                getattr(function, "__name__", str(function)),
-                tuple(self._names[id(module)] for module in self._running),
-                axis,
-                value.detach(),
-                length,
-            )
-        )
+        if self._running:
+            seen = _seen(function, args, kwargs, result)
+            if seen is None:
+                written = self._written_out.softmax(function, args, kwargs, result)
+                seen = written and Seen("softmax", written[0], result, result.shape, written[1])
+            if seen is not None and seen.value.is_floating_point() and seen.value.dim():
+                names = tuple(self._names[id(module)] for module in self._running)
+                self._report(Firing(*seen, names))
         return result
+
+
+class Seen(NamedTuple):
+    """The fields of a Firing that its function tells."""
+
+    what: What
+    function: str
+    value: Tensor
+    shape: tuple[int, ...]
+    axis: int
+
+
+def _seen(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Seen | None:
+    """What a call of one of the watched functions is; None for any other function."""
+    what = WATCHED.get(function)
+    if what is None:
+        return None
+    value = result[0] if isinstance(result, tuple) else result
+    name, shape, axis = function.__name__, tuple(value.shape), -1
+    if function is F.multi_head_attention_forward and result[1] is not None:
+        what, value, shape = "softmax", result[1], tuple(result[1].shape)
+    elif what == "attention":
+        query, key = (_argument(args, kwargs, k, n) for k, n in enumerate(("query", "key")))
+        if function is F.multi_head_attention_forward:  # tokens come first
+            query, key = (t.movedim(0, -2) for t in (query, key))
+        shape = (*query.shape[:-1], key.shape[-2])
+    elif what == "softmax":
+        axis = _axis(function, value, args, kwargs)
+    return Seen(what, name, value, shape, axis % max(1, len(shape)))
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs[name]
 
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax, F.softmin}
@@ -144,9 +172,3 @@ def _axis(function: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str,
     if axis is None:  # F.softmax's own choice, which it warns of
         axis = -1 if function is F.gumbel_softmax else int(value.dim() not in (0, 1, 3))
     return int(axis) % value.dim()
-
-
-def _keys(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """How many keys a fused attention attends over."""
-    key = args[1] if len(args) > 1 else kwargs["key"]
-    return int(key.shape[0] if function is F.multi_head_attention_forward else key.shape[-2])

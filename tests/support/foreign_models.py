@@ -3,15 +3,17 @@
 Each keeps in `by_hand` the weights of its last pass, recomputed from the scores without softmax.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def by_exponentials(scores: Tensor, axis: int) -> Tensor:
-    """A softmax written out, in float64, with the samples first and the sources last."""
-    powers = (scores.detach().double() - scores.detach().double().amax(axis, keepdim=True)).exp()
-    return powers / powers.sum(axis, keepdim=True)
+    """A softmax in float64 by numpy, which no function mode sees."""
+    values = scores.detach().double().numpy()
+    powers = np.exp(values - values.max(axis, keepdims=True))
+    return torch.from_numpy(powers / powers.sum(axis, keepdims=True))
 
 
 class Tokens(nn.Module):
