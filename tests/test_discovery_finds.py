@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ela_probe import AttentionProbe, analyze, discover
-from ela_probe.discovery.batch_axes import BatchAxisWarning
+from ela_probe.discovery.discover import DiscoveryWarning
 from ela_probe.errors import ModelError
 from tests.support import not_layer_attention as others
 from tests.support.ways_of_reading import WAYS, Read, Stack, scores, weighted
@@ -260,7 +260,7 @@ def test_a_fixed_batch_of_one_sample_needs_no_guess() -> None:
 
 def test_a_guess_of_the_batch_axis_is_said() -> None:
     model = FixedBatch(2, tokens=2)
-    with pytest.warns(BatchAxisWarning, match=r"no other number .* than 2.*axis 0 is assumed"):
+    with pytest.warns(DiscoveryWarning, match=r"no other number of samples.*axis 0 is assumed"):
         discover(model, torch.ones(2, 2, 4))
 
 

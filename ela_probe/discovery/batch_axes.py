@@ -1,6 +1,5 @@
 """Which axis of the weights of each call runs over the samples."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,17 +12,13 @@ from ela_probe.discovery.observed_pass import observed_pass
 from ela_probe.discovery.other_inputs import with_one_more_sample, with_samples_rolled
 
 
-class BatchAxisWarning(UserWarning):
-    """The axis over the samples had to be guessed; the message names the first such call."""
-
-
 def with_batch_axes(
     calls: Sequence[Call], model: nn.Module, inputs: Any, batch_axis: int
 ) -> list[Call]:
     """The calls with the axis that grows with one more sample.
 
     Where the model takes no other number of samples, it is the axis along which the weights roll
-    when the samples do. Where that shows none or several, it is a guess, with a BatchAxisWarning.
+    when the samples do. Where that shows none or several, it is a guess, and the call says so.
     """
     for larger in with_one_more_sample(inputs, batch_axis):
         try:
@@ -62,7 +57,7 @@ def _by_rolling(
     known = {
         _place(call): found[0] for call, found in zip(calls, axes, strict=True) if len(found) == 1
     }
-    result, guessed = [], []
+    result = []
     for call, found in zip(calls, axes, strict=True):
         axis = known.get(_place(call))
         if axis in found:
@@ -70,18 +65,7 @@ def _by_rolling(
             axis = None if follows else axis
             result.append(replace(call, batch_axis=axis, source_follows_batch=follows))
         else:
-            result.append(replace(call, batch_axis=_guess(call)))
-            guessed.append(call)
-    readable = next((call for call in guessed if call.readable and samples in call.shape), None)
-    if readable is not None:
-        warnings.warn(
-            f"the model takes no other number of samples than {samples}, and nothing shows which "
-            f"axis of the weights {list(readable.shape)} of {readable.module or 'its forward'} "
-            f"runs over them; axis {_guess(readable)} is assumed. Give example inputs whose "
-            "samples differ",
-            BatchAxisWarning,
-            stacklevel=2,
-        )
+            result.append(replace(call, batch_axis=_guess(call), batch_axis_guessed=True))
     return result
 
 

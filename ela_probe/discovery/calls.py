@@ -16,9 +16,9 @@ class Call:
     for numbers; the caller's name where the module is an nn.Softmax. owner: the class of that
     module. index: the number of this call among those with the same (module, reads). node: of its
     result in the lineage. lines: the places in the module's code that led to the call, innermost
-    first. batch_axis: None where no axis grows with the batch. source_follows_batch: the softmax
-    runs over samples. readable: False for a fused attention, which shows no weights; shape is then
-    that which its weights would have.
+    first. batch_axis: None where no axis grows with the batch. batch_axis_guessed: nothing showed
+    which one it is. source_follows_batch: the softmax runs over samples. readable: False for a
+    fused attention, which shows no weights; shape is then that which its weights would have.
     """
 
     order: int
@@ -33,6 +33,7 @@ class Call:
     node: int = 0
     lines: tuple[Any, ...] = ()
     batch_axis: int | None = 0
+    batch_axis_guessed: bool = False
     source_follows_batch: bool = False
     readable: bool = True
 

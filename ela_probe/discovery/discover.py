@@ -3,6 +3,7 @@
 Adapters come first, since they know how to prune; else a forward pass is observed.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,18 @@ from ela_probe.errors import ModelError
 from ela_probe.forward import call, moved, undisturbed, unwrap
 from ela_probe.sites import Stage
 
-__all__ = ["Bystander", "Discovery", "Found", "call", "discover", "discover_by_adapter"]
+__all__ = [
+    "Bystander",
+    "Discovery",
+    "DiscoveryWarning",
+    "Found",
+    "discover",
+    "discover_by_adapter",
+]
+
+
+class DiscoveryWarning(UserWarning):
+    """Something about the sites had to be guessed; the message says what."""
 
 
 class ObservedAdapter(ReadOnlyAdapter):
@@ -79,6 +91,8 @@ def discover(model: nn.Module, example_inputs: Any = None, *, batch_axis: int = 
     if adapter is not None and stages:
         return _adapted(model, adapter, stages, seen, example_inputs)
     if seen.stages:
+        if seen.guess is not None:
+            warnings.warn(seen.guess, DiscoveryWarning, stacklevel=2)
         return Discovery(seen.stages, OBSERVED, seen.bystanders, seen.found)
     attends = "; ".join(f"{b.name} ({b.what}), {b.reason}" for b in seen.bystanders)
     raise ModelError(

@@ -34,11 +34,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen: the stages, how each site was found, and what else attends."""
+    """What was seen: the stages, how each site was found, and what else attends.
+
+    guess: what was guessed of the sites, in a sentence; None where everything was seen.
+    """
 
     stages: tuple[Stage, ...]
     found: dict[str, Found]
     bystanders: tuple[Bystander, ...]
+    guess: str | None = None
 
 
 def observe(model: nn.Module, inputs: Any, *, batch_axis: int = 0) -> Observation:
@@ -77,7 +81,9 @@ def observe(model: nn.Module, inputs: Any, *, batch_axis: int = 0) -> Observatio
     stages, found = _stages(runs, seen.calls)
     used = {call.order for run in runs for call in run}
     rest = [call for call in seen.calls if call.order not in used]
-    return Observation(stages, found, tuple(bystanders(rest, reasons, seen.gates)))
+    others = tuple(bystanders(rest, reasons, seen.gates))
+    guessed = next((call for run in runs for call in run if call.batch_axis_guessed), None)
+    return Observation(stages, found, others, None if guessed is None else _guess(guessed))
 
 
 FUSED = (
@@ -112,6 +118,14 @@ def _stages(
             found[site.name] = Found(how, fired.shape, fired.axis)
         stages.append(Stage(name, "softmax", tuple(sites)))
     return tuple(stages), found
+
+
+def _guess(call: Call) -> str:
+    return (
+        "the model takes no other number of samples, and nothing shows which axis of the weights "
+        f"{list(call.shape)} of {call.module or 'its forward'} runs over the samples: axis "
+        f"{call.batch_axis} is assumed. Give example inputs whose samples differ"
+    )
 
 
 def _stage_names(runs: Sequence[Sequence[Call]]) -> list[str]:

@@ -90,7 +90,7 @@ def _of_other_length(
 
         return change
 
-    for size in dict.fromkeys(size for size in sizes if size > 0):
+    for size in dict.fromkeys(size for size in sizes if size > 0 and length):
         if not alone:
             for spared in (batch_axis, None):
                 others = mapped(inputs, changed(size, spared))

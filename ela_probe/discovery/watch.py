@@ -111,7 +111,8 @@ class Watch(TorchFunctionMode):
             seen = _seen(function, args, kwargs, result)
             if seen is None:
                 written = self._written_out.softmax(function, args, kwargs, result)
-                seen = written and Seen("softmax", written[0], result, result.shape, written[1])
+                shape = tuple(getattr(result, "shape", ()))
+                seen = written and Seen("softmax", written[0], result, shape, written[1])
             if seen is not None and seen.value.is_floating_point() and seen.value.dim():
                 names = tuple(self._names[id(module)] for module in self._running)
                 self._report(Firing(*seen, names))
@@ -171,4 +172,4 @@ def _axis(function: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str,
         axis = args[position]
     if axis is None:  # F.softmax's own choice, which it warns of
         axis = -1 if function is F.gumbel_softmax else int(value.dim() not in (0, 1, 3))
-    return int(axis) % value.dim()
+    return int(axis) % max(1, value.dim())
