@@ -26,7 +26,7 @@ def with_one_more_sample(inputs: Any, batch_axis: int) -> Iterator[Any]:
         return _resized(tensor, batch_axis, samples + 1)
 
     yield mapped(inputs, one_more)
-    yield _first_changed(inputs, one_more, batch_axis)
+    yield _first_replaced(inputs, one_more(first), batch_axis)
 
 
 def with_samples_rolled(inputs: Any, batch_axis: int) -> tuple[Any, int] | None:
@@ -82,21 +82,18 @@ def _of_other_length(
 
         return change
 
-    def first_only(size: int) -> Callable[[Tensor], Tensor]:
-        def change(tensor: Tensor) -> Tensor:
-            for axis in axes:
-                tensor = _resized(tensor, axis, size)
-            return tensor
-
-        return change
+    def first_of(size: int) -> Tensor:
+        resized = first
+        for axis in axes:
+            resized = _resized(resized, axis, size)
+        return resized
 
     for size in dict.fromkeys(size for size in sizes if size > 0 and length):
         if not alone:
             for spared in (batch_axis, None):
                 others = mapped(inputs, changed(size, spared))
-                resized = first_only(size)(first)
-                yield _first_changed(others, lambda _, new=resized: new, batch_axis)
-        yield _first_changed(inputs, first_only(size), batch_axis)
+                yield _first_replaced(others, first_of(size), batch_axis)
+        yield _first_replaced(inputs, first_of(size), batch_axis)
 
 
 def _resized(tensor: Tensor, axis: int, size: int) -> Tensor:
@@ -105,8 +102,8 @@ def _resized(tensor: Tensor, axis: int, size: int) -> Tensor:
     return tensor.index_select(axis, index)
 
 
-def _first_changed(inputs: Any, change: Callable[[Tensor], Tensor], batch_axis: int) -> Any:
-    """The inputs with the first tensor that has a batch axis changed, and no other."""
+def _first_replaced(inputs: Any, new: Tensor, batch_axis: int) -> Any:
+    """The inputs with another tensor in the place of the first one that has a batch axis."""
     done = False
 
     def once(tensor: Tensor) -> Tensor:
@@ -114,6 +111,6 @@ def _first_changed(inputs: Any, change: Callable[[Tensor], Tensor], batch_axis: 
         if done or tensor.dim() <= batch_axis:
             return tensor
         done = True
-        return change(tensor)
+        return new
 
     return mapped(inputs, once)

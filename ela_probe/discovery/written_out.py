@@ -50,7 +50,7 @@ class WrittenOut:
             self._roles[result] = Role("exp")
         elif name in ("log_softmax", "logsumexp") and (axis := _axis(x, args, kwargs)) is not None:
             log = name == "log_softmax"
-            self._roles[result] = Role("log weights", axis) if log else Role(name, axis, x)
+            self._roles[result] = Role("log weights", axis) if log else Role("logsumexp", axis, x)
         elif name == "sub" and second is not None and second.what == "logsumexp" and second.of is x:
             self._roles[result] = Role("log weights", second.axis)
         elif role is not None:
