@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from ela_probe import AttentionProbe, analyze, discover
 from ela_probe.discovery.discover import DiscoveryWarning
 from ela_probe.errors import ModelError
+from ela_probe.models.registry import create_model
 from tests.support import not_layer_attention as others
+from tests.support.lookalikes import SoftNetwork
+from tests.support.lookalikes_stateful import RefreshingNetwork
 from tests.support.ways_of_reading import WAYS, Read, Stack, scores, weighted
 from tests.test_discovery import captured
 
@@ -44,6 +47,7 @@ NOT_FOUND: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] 
     ),
     "experts": (others.Experts, lambda: torch.randn(2, 4), NO_LIST),
     "experts of tokens": (others.Experts, lambda: torch.randn(2, 6, 4), NO_LIST),
+    "experts from one": (lambda: others.Experts(1, 2, 3), lambda: torch.randn(2, 4), NO_LIST),
     "heads": (others.Heads, lambda: torch.randn(2, 4), NO_LIST),
     "pyramid": (others.Pyramid, lambda: torch.randn(2, 10, 4), NO_LIST),
     "prompts": (others.Prompts, lambda: torch.randn(2, 10, 4), NO_LIST),
@@ -288,3 +292,51 @@ def test_a_mask_as_long_as_the_sequence_is_shortened_with_it(tokens: int) -> Non
     found = discover(MaskedTokens(), inputs)
     assert [stage.sizes for stage in found.stages] == [(1, 2, 3)]
     assert {site.batch_axis for site in found.stages[0].sites} == {1}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [SoftNetwork, lambda: SoftNetwork(raw=True), RefreshingNetwork],
+    ids=["MRLA-B", "equation 4", "DLA-B"],
+)
+def test_observation_finds_what_the_adapters_know(
+    build: Callable[[], nn.Module], images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build().eval()
+    known = discover(model, images)
+    monkeypatch.setattr("ela_probe.discovery.discover.adapter_for", lambda model: None)
+    seen = discover(model, images)
+    assert [stage.sizes for stage in seen.stages] == [stage.sizes for stage in known.stages]
+    modules = [[site.module for site in stage.sites] for stage in seen.stages]
+    assert modules == [[site.module for site in stage.sites] for stage in known.stages]
+
+
+@pytest.mark.parametrize("name", ["attnres3", "attnres_block3"])
+def test_attention_residuals_are_found_by_observation(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = create_model(name, vocab_size=11, dim=16, heads=2).eval()
+    tokens = torch.randint(11, (2, 6))
+    known = discover(model)
+    monkeypatch.setattr("ela_probe.discovery.discover.adapter_for", lambda model: None)
+    assert [s.sizes for s in discover(model, tokens).stages] == [s.sizes for s in known.stages]
+
+
+NOT_WRITTEN_OUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "another sum": lambda x: x.exp() / (x + 1).exp().sum(-1, keepdim=True),
+    "no exp": lambda x: x / x.sum(-1, keepdim=True),
+    "the whole sum": lambda x: x.exp() / x.exp().sum(),
+    "transposed": lambda x: F.log_softmax(x, -1).transpose(0, 1).exp(),
+    "another logsumexp": lambda x: (x - (2 * x).logsumexp(-1, keepdim=True)).exp(),
+    "length 2": lambda x: F.normalize(x.exp(), dim=-1),
+}
+
+
+@pytest.mark.parametrize("case", NOT_WRITTEN_OUT)
+def test_what_sums_to_something_else_is_no_softmax(case: str) -> None:
+    class Once(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return NOT_WRITTEN_OUT[case](x)
+
+    with pytest.raises(ModelError, match="what attends: nothing"):
+        discover(Once(), torch.randn(3, 5))

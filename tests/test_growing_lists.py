@@ -63,7 +63,7 @@ class Script:
             for name, action in script.split():
                 sources = lists.setdefault(name, [])
                 if action == "+":
-                    x = (x + 0.1).tanh()
+                    x = (x + torch.randn(6)).tanh()
                     sources.append(x)
                 elif sources:
                     x = x + self.read(name, sources, x)

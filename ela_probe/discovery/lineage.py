@@ -20,6 +20,7 @@ RESHAPED = {
     *("expand", "flatten", "movedim", "permute", "reshape", "squeeze", "transpose"),
     *("unflatten", "unsqueeze", "view", "view_as"),
 }
+ELEMENTWISE = {"add", "div", "mul", "sub"}
 UNCHANGED = {"clone", "contiguous", "detach", "to", "float", "double", "half", "bfloat16"}
 
 
@@ -28,13 +29,15 @@ class Pieces:
     """A list of tensors that were joined along one axis.
 
     node: of the result. nodes: of the pieces, in order, before they were reshaped. sizes: the
-    length of each piece along the axis. axis: None for a buffer.
+    length of each piece along the axis. axis: None for a buffer. joined: False where one tensor
+    stands for a list that was never joined.
     """
 
     node: int
     nodes: tuple[int, ...]
     sizes: tuple[int, ...]
     axis: int | None = None
+    joined: bool = True
 
     @property
     def total(self) -> int:
@@ -166,14 +169,25 @@ class Lineage(TorchFunctionMode):
                 self.constants.add(node)
         if name in STACKED or name in CONCATENATED:
             self._join(name, made[0], args, kwargs)
-        elif name in UNCHANGED and given[:1] and given[0] in self._joined:
-            self._joined[self.node(made[0])] = self._joined[given[0]]
+        elif name in UNCHANGED or (name in ELEMENTWISE and len(given) == 2):
+            self._keep_list(made[0], *given)
         return result
 
     def _new(self, parents: tuple[int, ...], name: str) -> int:
         self.parents.append(parents)
         self.made_by.append(name)
         return len(self.parents) - 1
+
+    def _keep_list(self, result: Tensor, first: int, second: int | None = None) -> None:
+        """Note that the result is the first tensor's list, changed by another one of its length."""
+        same = self._joined.get(first)
+        if same is None:
+            return
+        if second is not None:
+            other = self._joined.get(self.before_reshaping(second))
+            if other is None or other.total != same.total:
+                return
+        self._joined[self.node(result)] = same
 
     def _join(
         self, name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -75,8 +75,10 @@ def _place(call: Call) -> tuple[Any, ...]:
 
 def _is_loop(run: Sequence[Call], seen: ObservedPass) -> bool:
     """Whether the last step uses no parameter for the first time, as a further layer would."""
-    before, after = run[-2].node, run[-1].node
-    return not any(before < node <= after for node in seen.lineage.first_uses.values())
+    before, after = run[-2:-1], run[-1].node
+    return bool(before) and not any(
+        before[0].node < node <= after for node in seen.lineage.first_uses.values()
+    )
 
 
 def _chooses(run: Sequence[Call], seen: ObservedPass) -> bool:

@@ -43,9 +43,11 @@ class SourceLists:
         if len(partners) == call.length and not joined:
             # w[0] * x + w[1] * y + ..., without a list
             nodes = tuple(lineage.before_reshaping(partner) for partner in partners)
-            lists.append(Pieces(max(call.node, *partners), nodes, (1,) * len(partners)))
+            lists.append(
+                Pieces(max(call.node, *partners), nodes, (1,) * len(nodes), joined=len(nodes) > 1)
+            )
         if not lists:  # the first of a stage may have nothing to join
-            lists.append(Pieces(call.node, (call.node,), (call.length,)))
+            lists.append(Pieces(call.node, (call.node,), (call.length,), joined=False))
         return sorted(lists, key=lambda pieces: -pieces.node)
 
     def match(self, first: Pieces, second: Pieces, *, before: int, call: int) -> int:
@@ -72,18 +74,30 @@ class SourceLists:
         if len(second.nodes) == 1:
             return 0
         if count == 1:
-            return int(self._comes_from(second.nodes[0], first, call))
+            return int(self._continues_one(first, second, call))
         a, b = self._own_ancestors(first, before), self._own_ancestors(second, call)
         return int(all(a[k] & b[k] for k in needed))
 
-    def _comes_from(self, node: int, first: Pieces, call: int) -> bool:
-        """Whether a tensor was computed from what a call read alone, by no retrieval since."""
-        if node < call != first.nodes[0]:
-            return False  # the call read a list, which had another tensor
-        found = self._lineage.ancestors(node, call) - self._lineage.constants
-        old = {n for n in found if n <= call}
-        read = self._lineage.ancestors(first.nodes[0], 0)
-        return bool(old & read) and not (found - old) & self._retrieved
+    def _continues_one(self, first: Pieces, second: Pieces, call: int) -> bool:
+        """The same for a first list of one tensor, with which nothing can be compared."""
+        if first.joined and second.nodes[0] < call:
+            return False  # it is another tensor
+        found = {node for node in self._line_of(second.nodes[0]) if node < call}
+        if first.nodes[0] == call:  # nothing else is known of what it read
+            read = self._lineage.ancestors(call, 0)
+        else:
+            read = frozenset(self._line_of(first.nodes[0]))
+        return bool(found & read) and second.nodes[1] > call
+
+    def _line_of(self, node: int) -> list[int]:
+        """A tensor, the one or two that it was computed from, and on while that is one only."""
+        lineage = self._lineage
+        line, parents = [node], lineage.parents[node]
+        while parents:
+            line += [lineage.before_reshaping(parent) for parent in parents]
+            parents = lineage.parents[line[-1]] if len(parents) == 1 else ()
+            parents = parents if len(parents) == 1 else ()
+        return [n for n in line if n not in lineage.constants]
 
     def _own_ancestors(self, pieces: Pieces, since: int) -> list[frozenset[int]]:
         """What each piece was computed from, without what all were, and back to `since`."""

@@ -123,9 +123,9 @@ class History(nn.Module):
 
 
 class Experts(nn.Module):
-    """Layers with 2, 4, 6 and 8 experts each, mixed by a softmax."""
+    """Layers with ever more experts, mixed by a softmax."""
 
-    def __init__(self) -> None:
+    def __init__(self, *counts: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             nn.ModuleDict(
@@ -134,7 +134,7 @@ class Experts(nn.Module):
                     "experts": nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(count)),
                 }
             )
-            for count in (2, 4, 6, 8)
+            for count in counts or (2, 4, 6, 8)
         )
 
     def forward(self, x: Tensor) -> Tensor:
