@@ -19,9 +19,10 @@ from benchmarks.results import JsonPath, publish
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.data.opening import open_data
+from ela_probe.evaluation.comparison import Timing
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.evaluation.peak_memory import peak_bytes
-from ela_probe.evaluation.profiling import Timing, alternate
+from ela_probe.evaluation.profiling import alternate
 from ela_probe.models.registry import create_model
 from ela_probe.system.device import resolve_device
 

@@ -12,7 +12,8 @@ from benchmarks import figures
 from benchmarks.figures import FigurePath
 from benchmarks.results import JsonPath, publish
 from ela_probe.analysis.beta_fit import BetaFit, BetaStatistics, fit_beta
-from ela_probe.evaluation.profiling import Timing, alternate
+from ela_probe.evaluation.comparison import Timing
+from ela_probe.evaluation.profiling import alternate
 from ela_probe.system.arrays import Floats
 
 MOST_DIFFERENCE = 1e-6

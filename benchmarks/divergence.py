@@ -21,7 +21,8 @@ from benchmarks.figures import FigurePath
 from benchmarks.results import JsonPath, publish
 from ela_probe.analysis import divergence
 from ela_probe.analysis.metric import RedundancyMetric
-from ela_probe.evaluation.profiling import Timing, alternate
+from ela_probe.evaluation.comparison import Timing
+from ela_probe.evaluation.profiling import alternate
 
 MOST_TIME = 1 / 200
 MOST_DIFFERENCE = 1e-12

@@ -15,7 +15,7 @@ from benchmarks.records import RESULT, recorded
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.data.source_names import absolute_source
-from ela_probe.evaluation.compare import retrievals
+from ela_probe.evaluation.compare import stages_of
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.evaluation.profiling import count_flops
 from ela_probe.models.registry import ModelSpec, parameter_count
@@ -162,7 +162,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         "trained": data.size("train"),
         "parameters": parameter_count(loaded.model),
         "flops": count_flops(loaded.model.cpu(), inputs.shape[1:]),
-        "kept": retrievals(loaded.model),
+        "kept": sum(len(stage.sites) for stage in stages_of(loaded.model)),
         "removed": sum(len(plan.changes) for plan in loaded.header.plans),
         "epoch_seconds": [row["seconds"] for row in trained.history],
         "ebqm_seconds": None if trained.ela is None else trained.ela["ebqm_seconds"],

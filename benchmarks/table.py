@@ -17,7 +17,7 @@ from benchmarks.methods import DIA, MRLA_B, Method, all_methods, backbone_of
 from benchmarks.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
 from benchmarks.runs import Run, carried_out, planned, short
 from benchmarks.steps import published_base, side_by_side
-from ela_probe.evaluation.profiling import Timing
+from ela_probe.evaluation.comparison import Timing
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import output_directory, write_json, write_text
 from ela_probe.training.recipes import read_recipe

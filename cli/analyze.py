@@ -65,6 +65,7 @@ def command(
     folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
     check_output_folder(folder, RESULTS, [checkpoint, sites, path_of_data(data.data)])
 
+    from ela_probe.analysis.findings import next_command, recommended_share
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.pipeline import analyze_checkpoint
     from ela_probe.report.plots import save_figures
@@ -110,11 +111,14 @@ def command(
     with writing_folder(folder, RESULTS):
         analysis.save(folder)
         drawn = save_figures(analysis, folder / "figures") if figures else []
+    command = next_command(analysis, folder)
     if json:
         console.print_json(
             {
                 "directory": folder,
                 "figures": drawn,
+                "recommended_share": recommended_share(analysis),
+                "next": command,
                 **analysis.summary(),
                 "sites": analysis.sites.to_dict("records"),
             }
@@ -122,12 +126,14 @@ def command(
         return
     describe(analysis)
     console.print_line(f"written to {folder}")
-    console.print_line(f"next: ela-probe plan {folder} --skip 0.3")
+    if command is not None:
+        console.print_line(f"next: {command}")
 
 
 def describe(analysis: "Analysis") -> None:
     """Print a table of the sites and what it means."""
     from ela_probe.analysis.findings import findings
+    from ela_probe.system.numbers import readable
 
     source = analysis.provenance
     accuracy = "" if source.accuracy is None else f", accuracy {source.accuracy:.2%}"
@@ -138,9 +144,9 @@ def describe(analysis: "Analysis") -> None:
     rows = [
         [
             row["site"],
-            f"{row['kl']:.3g} ± {row['kl_se']:.1g}" if row["t"] else "–",
-            *(f"{row[name]:.3g}" if row["t"] else "–" for name in ("shape", "mass")),
-            *(console.cell_text(float(row[name])) for name in ("quantile", "score")),
+            f"{readable(row['kl'])} ± {readable(row['kl_se'], digits=1)}" if row["t"] else "–",
+            *(readable(row[name] if row["t"] else None) for name in ("shape", "mass")),
+            *(readable(row[name]) for name in ("quantile", "score")),
         ]
         for row in analysis.sites.to_dict("records")
     ]

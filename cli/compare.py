@@ -10,7 +10,7 @@ from .options import BatchSize, DataOptions, Device, Json, Limit, ModelOptions, 
 from .outputs import check_output, writing
 
 if TYPE_CHECKING:
-    from ela_probe.evaluation.compare import Comparison
+    from ela_probe.evaluation.comparison import Comparison
 
 
 def command(
@@ -60,7 +60,8 @@ def command(
         name = checkpoint.path.name
         if file_names.count(name) > 1:
             name = str(checkpoint.path)
-        entries.append(CompareEntry(name, checkpoint.model, checkpoint.header.skipped))
+        header = checkpoint.header
+        entries.append(CompareEntry(name, checkpoint.model, header.skipped, header.unpruned))
     result = compare(
         entries,
         samples.loader(split, batch_size=batch_size, limit=limit),

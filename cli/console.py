@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ela_probe.system.numbers import readable
+
 GAP = 3  # blanks between the columns of a table
 LEAST_PROSE = 24  # the least width of a column that wraps
 
@@ -118,10 +120,8 @@ def _plain(cell: str | Text) -> str:
 
 def cell_text(value: Any) -> str:
     """A number with four digits; a dash for a missing value."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    if value is None or isinstance(value, float):
+        return readable(value, digits=4)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -73,9 +73,11 @@ def command(
 
 def describe(costs: "CostModel") -> None:
     """Print the costs, one row per measured cost."""
+    from ela_probe.system.numbers import readable
+
     machine = costs.machine
     title = (
-        f"a training step takes {costs.unpruned.value * 1e3:.4g} ms, "
+        f"a training step takes {readable(costs.unpruned.value * 1e3, digits=4)} ms, "
         f"{costs.base.value / costs.predict({}):.2f} of it with only each stage's first retrieval\n"
         f"batches of {costs.batch_shape[0]}, measured on {machine.device_name}, {costs.rounds} "
         f"rounds; the fit is off by {costs.error:.1%} at most\n"

@@ -98,13 +98,14 @@ def run(
     entries = []
     for name, path in checkpoints.items():
         loaded = read_checkpoint(path)
-        entries.append(CompareEntry(name, loaded.model, loaded.header.skipped))
+        header = loaded.header
+        entries.append(CompareEntry(name, loaded.model, header.skipped, header.unpruned))
     compared = compare(
         entries, images.loader("test", batch_size=64), device=resolve_device(device), repeats=5
     )
     document = compared.model_dump(mode="json")
     write_json(output / "comparison.json", console.jsonable(document))
-    page = write_report(analysis, folder / "report.html", plan=made, comparison=document)
+    page = write_report(analysis, folder / "report.html", plan=made, comparison=compared)
     if json:
         console.print_json(
             {

@@ -143,6 +143,8 @@ def load_costs(path: Path) -> "CostModel":
 
 def describe(made: "SkipPlan") -> None:
     """Print the plan."""
+    from ela_probe.system.numbers import readable
+
     colours = {"skip": "yellow", "drop": "red", "recur": "cyan"}
     rows = [
         [
@@ -159,12 +161,13 @@ def describe(made: "SkipPlan") -> None:
     title = (
         f"{len(made.skipped)} of {len(made.actions)} retrievals skipped ({made.share:.0%}), "
         + (f"{recurring} recur, " if recurring else "")
-        + f"{made.charge or 0:.4g} nats charged in total ({made.origin.planner})"
+        + f"{readable(made.charge or 0.0, digits=4)} nats charged in total ({made.origin.planner})"
     )
     if made.origin.predicted_ratio is not None:
+        milliseconds = (made.origin.predicted_seconds or 0.0) * 1e3
         title += (
             f"\npredicted: a training step takes {made.origin.predicted_ratio:.3f} of the unpruned "
-            f"model's time, {(made.origin.predicted_seconds or 0) * 1e3:.4g} ms on "
+            f"model's time, {readable(milliseconds, digits=4)} ms on "
             f"{made.origin.timed_on}"
         )
     columns = ("site", "action", "compared with", ">kl", ">score")

@@ -1,6 +1,5 @@
 """`ela-probe report`."""
 
-import json as json_library
 from pathlib import Path
 from typing import Annotated
 
@@ -47,23 +46,15 @@ def command(
     check_output(path, [plan, comparison, *inputs.files_of(analysis)])
 
     from ela_probe.analysis.result import Analysis
-    from ela_probe.errors import OptionError
+    from ela_probe.evaluation.comparison import Comparison
     from ela_probe.pruning.plan import SkipPlan
     from ela_probe.report.page import write_report
 
     loaded = Analysis.load(analysis)
-    compared = None
-    if comparison is not None:
-        try:
-            compared = json_library.loads(comparison.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise OptionError(
-                f"cannot read the comparison {comparison} ({error}); expected JSON that "
-                "`ela-probe compare -o` wrote"
-            ) from error
     chosen = None if plan is None else SkipPlan.load(plan)
+    compared = None if comparison is None else Comparison.load(comparison)
     with writing(path):
-        write_report(loaded, path, plan=chosen, comparison=compared)
+        write_report(loaded, path, plan=chosen, comparison=compared, folder=analysis)
     if json:
         console.print_json({"report": path})
     else:

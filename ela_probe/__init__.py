@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ela_probe.system.accessors import register
+
 if TYPE_CHECKING:
     from ela_probe.analysis.analyze import analyze
     from ela_probe.analysis.probe import AttentionProbe
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.discovery.discover import discover
     from ela_probe.errors import ElaProbeError
-    from ela_probe.models.registry import create_model
+    from ela_probe.models.registry import ModelSpec, create_model
     from ela_probe.pruning.cost_model import CostModel
     from ela_probe.pruning.measure_costs import measure_costs
     from ela_probe.pruning.plan import SkipPlan
@@ -28,6 +30,7 @@ _MODULES = {
     "CostModel": "pruning.cost_model",
     "DeclaredAdapter": "discovery.declared",
     "ElaProbeError": "errors",
+    "ModelSpec": "models.registry",
     "SkipPlan": "pruning.plan",
     "analyze": "analysis.analyze",
     "create_model": "models.registry",
@@ -47,6 +50,7 @@ __all__ = [
     "CostModel",
     "DeclaredAdapter",
     "ElaProbeError",
+    "ModelSpec",
     "SkipPlan",
     "__version__",
     "analyze",
@@ -58,6 +62,10 @@ __all__ = [
     "prune",
     "save_checkpoint",
 ]
+
+# What later parts draw of an object of an earlier one (see `system.accessors`).
+register("Analysis.plot", "ela_probe.report.accessors:AnalysisPlots")
+register("SkipPlan.plot", "ela_probe.report.accessors:PlanPlots")
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,11 @@ class Header(Strict):
         """How many retrievals the plans removed."""
         return sum(len(plan.skipped) for plan in self.plans)
 
+    @property
+    def unpruned(self) -> str | None:
+        """The fingerprint of the sites before any plan was applied; None without plans."""
+        return self.plans[0].fingerprint if self.plans else None
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ela_probe.discovery.discover import discover
 from ela_probe.errors import DataError, OptionError
-from ela_probe.evaluation.compare import CompareEntry, Comparison, compare
+from ela_probe.evaluation.compare import CompareEntry, compare
+from ela_probe.evaluation.comparison import Comparison, Timing
 from ela_probe.evaluation.peak_memory import peak_bytes
 from ela_probe.evaluation.profiling import (
-    Timing,
     alternate,
     count_flops,
     measure_latency,

@@ -11,6 +11,7 @@ from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.errors import OutputError
 from ela_probe.pruning.planners import make_plan
 from ela_probe.report.page import write_report
+from tests.support.comparisons import of_analysis
 from tests.support.synthetic_analyses import make_analysis
 
 EVIL = "<script>alert('x')</script>&\"$body"
@@ -54,10 +55,9 @@ def evil_analysis() -> Analysis:
 def full(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A report with everything in it, from an analysis whose names are hostile."""
     analysis = evil_analysis()
-    rows = [{"model": EVIL, "accuracy": 0.5, "peak_memory": None}, {"model": "b", EVIL: [1, EVIL]}]
     path = tmp_path_factory.mktemp("report") / "report.html"
     plan = make_plan(analysis, skip=0.4)
-    assert write_report(analysis, path, plan=plan, comparison={"models": rows}) == path
+    assert write_report(analysis, path, plan=plan, comparison=of_analysis(analysis, EVIL)) == path
     return path.read_text(encoding="utf-8")
 
 
@@ -93,7 +93,7 @@ def test_every_site_finding_and_figure_is_there(tmp_path: Path) -> None:
 def test_plan_and_comparison_are_tables(full: str) -> None:
     page = Page(full)
     assert [tag for tag, _ in page.tags].count("table") == 3  # comparison, plan, sites
-    assert "peak memory" in page.text
+    assert "training MiB" in page.text
     assert "–" in page.text
 
 

@@ -15,7 +15,7 @@ from ela_probe.data.opening import data_from_spec, open_data
 from ela_probe.data.spec import DataSpec
 from ela_probe.data.text import TextData, TextSpec
 from ela_probe.errors import DataError
-from ela_probe.evaluation.compare import Comparison
+from ela_probe.evaluation.comparison import Comparison
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.models.registry import ModelSpec, create_model
 from ela_probe.training.config import TrainConfig

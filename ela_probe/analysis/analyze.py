@@ -16,6 +16,7 @@ from ela_probe.discovery.discover import Discovery, discover, discover_by_adapte
 from ela_probe.errors import DataError
 from ela_probe.evaluation.evaluate import NO_LABELS, evaluate
 from ela_probe.forward import check_has_values, inputs_and_labels
+from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.processes import all_gather, raise_together
 
 
@@ -100,7 +101,7 @@ def analyze(
                 "samples": int(result["samples"]),
                 "accuracy": finite_or_none(result["accuracy"]),
                 "loss": finite_or_none(result["loss"]),
-                "perplexity": finite_or_none(result.get("perplexity", math.nan)),
+                "perplexity": finite_or_none(result.get("perplexity")),
                 "seconds": result["seconds"],
                 "sampling": sampled,
                 "notes": (*provenance.notes, *notes),
@@ -143,11 +144,6 @@ def loss_note(result: Mapping[str, Any]) -> list[str]:
         f"the mean loss is {result['loss']}: outputs of the model are NaN or infinite, so its "
         "retrievals may mean nothing"
     ]
-
-
-def finite_or_none(value: float) -> float | None:
-    """The value; None for NaN and infinity, which JSON can't hold."""
-    return value if math.isfinite(value) else None
 
 
 def check_repeats(batches: Iterable[Any]) -> None:

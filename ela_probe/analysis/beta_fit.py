@@ -16,6 +16,7 @@ from ela_probe.system.arrays import Counts, Floats
 # Bins of equal width in logit(u) resolve both ends of (0, 1). The outer two also count all values
 # beyond them.
 LOGIT_LIMIT, BINS = 35.0, 4096
+BIN_WIDTH = 2 * LOGIT_LIMIT / BINS
 LOGIT_EDGES = np.linspace(-LOGIT_LIMIT, LOGIT_LIMIT, BINS + 1)
 EDGES = special.expit(LOGIT_EDGES)
 EDGES[0], EDGES[-1] = 0.0, 1.0
@@ -59,7 +60,7 @@ class BetaStatistics:
         zero = u <= ZERO
         log_u, log_1mu = np.log(np.where(zero, 1.0, u)), np.log1p(-u)
         logits = np.where(zero, -LOGIT_LIMIT, log_u - log_1mu)
-        bins = np.floor((logits + LOGIT_LIMIT) / (2 * LOGIT_LIMIT / BINS)).astype(np.int64)
+        bins = np.floor((logits + LOGIT_LIMIT) / BIN_WIDTH).astype(np.int64)
         return cls(
             n=u.size,
             zeros=int(zero.sum()),
@@ -97,13 +98,17 @@ class BetaFit:
 
 
 def fit_beta(sample: BetaStatistics) -> BetaFit | None:
-    """Fit Beta(α, β) by maximum likelihood; None for a degenerate sample.
+    """Fit Beta(α, β) by maximum likelihood; None for a sample too small or without spread.
 
     Newton's method on ψ(α) − ψ(α+β) = mean log u and ψ(β) − ψ(α+β) = mean log(1−u), from the
     moment estimate. Zeros are squeezed to ½/n first. Where Newton's method does not converge, the
     moment estimate stands and `method` says "moments".
 
-    Returns: None when there are fewer than 2 values or no variance.
+    Returns: None when there are fewer than 2 values or no spread: a standard deviation in log-odds,
+        σ / (m (1 − m)) with m and σ those of u, of at most the width of one bin of the histogram
+        (0.017, that is 1.7 % of u where u is small). A distribution as narrow lies in a bin or two.
+        Its parameters are of the order of 10⁴ and more, and neither a Kolmogorov-Smirnov distance
+        nor a quantile can be read from the histogram.
     """
     n = sample.n
     if n < 2:
@@ -111,7 +116,7 @@ def fit_beta(sample: BetaStatistics) -> BetaFit | None:
     squeezed = 0.5 / n
     mean = (sample.u + sample.zeros * squeezed) / n
     variance = (sample.uu + sample.zeros * squeezed**2) / n - mean**2
-    if variance <= 1e-12 * mean * mean or not 0 < mean < 1:
+    if not 0 < mean < 1 or variance <= (BIN_WIDTH * mean * (1 - mean)) ** 2:
         return None
     log_u = (sample.log_u + sample.zeros * math.log(squeezed)) / n
     log_1mu = (sample.log_1mu + sample.zeros * math.log1p(-squeezed)) / n

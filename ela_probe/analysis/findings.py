@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.system.numbers import readable
 
 # Pinsker: kl < 0.05 nats means that on average at most √(0.05/2) = 16 % of the weight moves.
 NEAR = 0.05
@@ -59,6 +61,35 @@ def findings(analysis: Analysis) -> list[Finding]:
     return result
 
 
+def recommended_share(analysis: Analysis) -> float | None:
+    """The share of all retrievals to skip first; None if the divergences recommend none.
+
+    It is the share that nearly repeat the one before, with as few digits as give that number of
+    retrievals back: `make_plan` rounds a share to a whole number of them.
+    """
+    found = [verdict for part in analysis.stages for verdict in verdicts(part)]
+    near = found.count("repeats")
+    if not near:
+        return None
+    rounded = (round(near / len(found), digits) for digits in range(1, 17))
+    return next(share for share in rounded if math.floor(share * len(found) + 0.5) == near)
+
+
+def next_command(analysis: Analysis, folder: str | Path) -> str | None:
+    """The command that plans the recommended share; None if there is none.
+
+    Args:
+        folder: where the analysis was saved.
+    """
+    share = recommended_share(analysis)
+    return None if share is None else f"ela-probe plan {quoted(folder)} --skip {share:g}"
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a shell takes it, in double quotes if it has a blank."""
+    return f'"{path}"' if any(c.isspace() for c in str(path)) else str(path)
+
+
 def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
     """[T] how each retrieval relates to the one before it.
 
@@ -96,7 +127,10 @@ def no_fit_reason(part: StageAnalysis) -> str | None:
         return f"{n} divergence{'s' * (n != 1)} recorded, and a fit needs at least 2"
     if part.pooled.zeros == n:
         return "all divergences are 0: the weights don't change from site to site"
-    return "all divergences are equal: the weights don't depend on the input"
+    return (
+        "no spread: the divergences are equal to within 2 % (in the odds of u), too narrow for a "
+        "distribution"
+    )
 
 
 def _below(mean: float, error: float) -> bool | None:
@@ -125,19 +159,18 @@ def _summary(analysis: Analysis) -> Finding:
     if undecided:
         notes.append(f"{undecided} {'is' if undecided == 1 else 'are'} too uncertain to tell")
     tail = f" ({'; '.join(notes)})" if notes else ""
-    if near:
-        share = len(near) / count
+    if (share := recommended_share(analysis)) is not None:
         verb = "repeats" if len(near) == 1 else "repeat"
         text = (
-            f"{len(near)} of {where} ({share:.0%}) nearly {verb} the one before{tail}: "
-            f"a plan that skips {share:.0%} is a first one to try."
+            f"{len(near)} of {where} nearly {verb} the one before{tail}. A first share to try is "
+            f"{share:g} of all retrievals."
         )
     elif undecided:
-        text = f"{where}: no redundancy is certain{tail}; analyse more samples."
+        text = f"{where}: no redundancy is certain{tail}; analyse more samples before you plan."
     else:
         text = (
-            f"{where}: none nearly repeats the one before{tail}; "
-            "skipping any will change what the network reads."
+            f"{where}: none nearly repeats the one before{tail}. No share to skip is recommended: "
+            "every skipped retrieval changes what the network reads."
         )
     return Finding("summary", text, sites=near)
 
@@ -196,7 +229,7 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
             Finding(
                 "distinct",
                 f"{name}: no redundancy: each of the {len(names)} {noun} differs from the one "
-                f"before; the closest is {names[closest + 1]} ({kl[closest]:.2g} nats).",
+                f"before; the closest is {names[closest + 1]} ({readable(kl[closest])} nats).",
                 name,
             )
         )
@@ -225,7 +258,7 @@ def _about_fit(part: StageAnalysis) -> Finding:
             "the budget and threshold planners need none.",
             name,
         )
-    fitted = f"Beta({fit.alpha:.3g}, {fit.beta:.3g}), fitted to {fit.n} divergences"
+    fitted = f"Beta({readable(fit.alpha)}, {readable(fit.beta)}), fitted to {fit.n:,} divergences"
     if fit.method == "moments":
         fitted += " by moments because maximum likelihood did not converge"
     if fit.ks > POOR_FIT:

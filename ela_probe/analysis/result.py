@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from ela_probe.analysis.beta_fit import (
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.errors import AnalysisError
 from ela_probe.sites import Site, Stage
+from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
 from ela_probe.system.documents import read_document
 from ela_probe.system.messages import class_and_first_line
@@ -55,6 +56,10 @@ class StageAnalysis:
     weights: Floats
     divergences: dict[str, Floats]
     beta: tuple[BetaStatistics, ...]
+
+    def __repr__(self) -> str:
+        what = f"{len(self.stage.sites)} sites, {self.stage.kind} weights"
+        return f"StageAnalysis({self.stage.name}: {what}, {self.samples:,} samples)"
 
     def __post_init__(self) -> None:
         arrays = {name: a for name, a in self.divergences.items() if not name.endswith("_se")}
@@ -180,13 +185,24 @@ class Provenance(Strict):
 class Analysis:
     """The redundancy of a model's layer attention, stage by stage.
 
-    analysis = Analysis.load("runs/digits/analysis")
-    analysis.pairs.query("kl < 0.05")
+        analysis = Analysis.load("runs/digits/analysis")
+        analysis.pairs.query("kl < 0.05")
+        analysis.plot.heatmap("stages.0")
+
+    plot: the figures, as methods (`report.accessors.AnalysisPlots`).
     """
 
     stages: tuple[StageAnalysis, ...]
     provenance: Provenance
     target: Target = field(default_factory=Target)
+    plot: ClassVar[Accessor] = Accessor()
+
+    def __repr__(self) -> str:
+        source, count = self.provenance, sum(len(part.stage.sites) for part in self.stages)
+        return (
+            f"Analysis({source.model or 'a model'} on {source.data or 'data'}: {count} retrievals "
+            f"in {len(self.stages)} stages, {source.samples:,} samples)"
+        )
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,75 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ela_probe.errors import OptionError
+from ela_probe.evaluation.comparison import Latency, Machine, PeakMemory, Timing
 from ela_probe.evaluation.peak_memory import peak_bytes
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.progress import bar
-from ela_probe.system.validation import Strict
 
 Step = Callable[[], object]
-
-
-class Timing(Strict):
-    """Seconds of one contestant over the rounds of a run, and its ratios to the first one.
-
-    A ratio is taken within each round, between two steps that follow closely. `lower` and `upper`
-    are the quartiles over the rounds.
-    """
-
-    median: float
-    lower: float
-    upper: float
-    ratio: float
-    ratio_lower: float
-    ratio_upper: float
-    rounds: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float], reference: Sequence[float]) -> "Timing":
-        """From the seconds of this contestant and of the first one in each round."""
-        lower, median, upper = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
-        ratios = np.asarray(seconds) / np.asarray(reference)
-        ratio_lower, ratio, ratio_upper = (float(q) for q in np.percentile(ratios, [25, 50, 75]))
-        return cls(
-            median=median,
-            lower=lower,
-            upper=upper,
-            ratio=ratio,
-            ratio_lower=ratio_lower,
-            ratio_upper=ratio_upper,
-            rounds=len(seconds),
-        )
-
-
-class Latency(Strict):
-    """Seconds per batch of a training step and of inference."""
-
-    training: Timing
-    inference: Timing
-
-
-class PeakMemory(Strict):
-    """Bytes that a step allocates at its peak, on top of what was allocated before it.
-
-    The parameters, buffers, momentum and the batch are allocated before. A step adds activations,
-    gradients and temporary tensors.
-    """
-
-    training: int
-    inference: int
-
-
-class Machine(Strict):
-    """The machine, software and device of a measurement."""
-
-    platform: str
-    cpu: str
-    cpu_count: int
-    torch_threads: int
-    python: str
-    torch: str
-    device: str
-    device_name: str
 
 
 def count_flops(

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from ela_probe.errors import PlanError
-from ela_probe.evaluation.profiling import Machine
+from ela_probe.evaluation.comparison import Machine
 from ela_probe.sites import (
     FORMED,
     Action,

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from ela_probe.analysis.ebqm import Target
 from ela_probe.errors import PlanError
-from ela_probe.sites import FORMED, Action, Kind, Stage, check_same_sites, fingerprint
+from ela_probe.sites import FORMED, LISTED, Action, Kind, Stage, check_same_sites, fingerprint
+from ela_probe.system.accessors import Accessor
 from ela_probe.system.documents import read_document
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
@@ -129,7 +130,10 @@ class SkipPlan(Strict):
     """An action for every site of a model, with the figures that it was chosen by.
 
     No site occurs twice, the first site of a stage is kept, and the actions obey `constraints`.
+    plot: the figure, as a method (`report.accessors.PlanPlots`).
     """
+
+    plot: ClassVar[Accessor] = Accessor()
 
     schema_version: Literal[1] = 1
     fingerprint: str
@@ -216,6 +220,16 @@ class SkipPlan(Strict):
             )
         except ValidationError as error:
             raise PlanError(f"no valid skip plan: {explain(error)}") from error
+
+    def __repr__(self) -> str:
+        changes = [f"{name}: {action}" for name, action in self.changes.items()]
+        listed = ", ".join(changes[:LISTED]) or "all are kept"
+        more = f", and {len(changes) - LISTED} more" if len(changes) > LISTED else ""
+        share = f"{len(self.skipped)} of {len(self.actions)} retrievals not formed"
+        return f"SkipPlan({self.origin.planner}: {share}; {listed}{more})"
+
+    def __str__(self) -> str:
+        return repr(self)
 
     @property
     def actions(self) -> dict[str, Action]:

@@ -15,6 +15,7 @@ from ela_probe.pruning.plan import Constraints, Estimate, FitSummary, Origin, Sk
 from ela_probe.pruning.site_budget import below_threshold, charge_matrices, within_budget
 from ela_probe.pruning.time_budget import Decision, within_time
 from ela_probe.sites import Action, drop_unread
+from ela_probe.system.numbers import finite_or_none
 
 if TYPE_CHECKING:
     from ela_probe.pruning.cost_model import CostModel
@@ -193,7 +194,7 @@ def figures_of(part: StageAnalysis, t: int, reference: int | None, score: float)
             return None
         return Estimate(
             mean=float(part.divergences[measure][reference, t]),
-            se=finite(part.divergences[f"{measure}_se"][reference, t]),
+            se=finite_or_none(part.divergences[f"{measure}_se"][reference, t]),
         )
 
     return {
@@ -201,11 +202,6 @@ def figures_of(part: StageAnalysis, t: int, reference: int | None, score: float)
         "kl": estimate("kl"),
         "shape": estimate("shape"),
         "mass": estimate("mass"),
-        "quantile": finite(part.quantiles[t]),
-        "score": finite(score),
+        "quantile": finite_or_none(part.quantiles[t]),
+        "score": finite_or_none(score),
     }
-
-
-def finite(value: float) -> float | None:
-    """The number, or None for NaN and infinity, which JSON lacks."""
-    return float(value) if math.isfinite(value) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import matplotlib
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ela_probe.system.arrays import Floats
+from ela_probe.system.numbers import readable
 
 INK, MUTED = "#222222", "#666666"
 THEME: dict[str, Any] = {
@@ -86,7 +88,7 @@ def heatmap(
         cmap=cmap,
         square=square,
         linewidths=0.8 if few else 0.0,
-        annot=np.vectorize(number, otypes=[str])(values) if few else False,
+        annot=np.vectorize(partial(readable, digits=2), otypes=[str])(values) if few else False,
         fmt="",
         annot_kws={"fontsize": 10 if len(values) <= 6 else 8},
         cbar_kws={"label": label, "extend": extend, "shrink": 0.8, "aspect": 30},
@@ -117,15 +119,6 @@ def robust_norm(values: Floats) -> tuple[Normalize, str]:
         ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
         return LogNorm(bottom, top, clip=True), ends.get((below, above), "neither")
     return Normalize(0.0, top if above else 1.1 * top), "max" if above else "neither"
-
-
-def number(value: float) -> str:
-    """A few characters for a cell: two or three significant digits."""
-    if value == 0 or not np.isfinite(value):
-        return "0" if value == 0 else ""
-    if value < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.3f}" if value < 0.0995 else f"{value:.2f}" if value < 9.995 else f"{value:.1f}"
 
 
 def cell_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:

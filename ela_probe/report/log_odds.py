@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from scipy import special
 
 from ela_probe.analysis.beta_fit import BINS, LOGIT_EDGES, BetaFit
-from ela_probe.report.figure_style import number
 from ela_probe.system.arrays import Counts, Floats
+from ela_probe.system.numbers import readable
 
 
 def rebin(histogram: Counts, *, step: int) -> tuple[Floats, Floats]:
@@ -51,13 +51,15 @@ def bin_step(span: float, n: int) -> int:
 def logit_ticks(axes: Axes, low: float, high: float) -> None:
     """Label log-odds by their u: 0.001, 0.01, 0.1, 0.5, 0.9, ..."""
     small = [10.0**-k for k in range(15, 0, -1)]
-    ticks = [(special.logit(u), number(u) if u < 1e-3 else f"{u:g}") for u in [*small, 0.5]]
-    ticks += [(-special.logit(u), f"1−{number(u)}" if u < 1e-3 else f"{1 - u:g}") for u in small]
+    ticks = [(special.logit(u), readable(u, digits=1)) for u in [*small, 0.5]]
+    for u in small:
+        text = f"1−{readable(u, digits=1)}" if u < 1e-3 else f"{1 - u:g}"
+        ticks.append((-special.logit(u), text))
     if high - low < 5:
         ticks += [(special.logit(u), f"{u:g}") for u in (0.02, 0.05, 0.2, 0.3, 0.7, 0.8, 0.95)]
     drawn = sorted((x, text) for x, text in ticks if low <= x <= high)
     drawn = drawn[:: -(-len(drawn) // 9) or 1]
     if len(drawn) < 3:
-        drawn = [(x, f"{special.expit(x):.3g}") for x in np.linspace(low, high, 7)[1:-1]]
+        drawn = [(x, readable(special.expit(x))) for x in np.linspace(low, high, 7)[1:-1]]
     axes.set_xticks([x for x, _ in drawn], [text for _, text in drawn])
     axes.tick_params(bottom=True)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from ela_probe.analysis.findings import Finding, findings
+from ela_probe.analysis.findings import Finding, findings, next_command, quoted
 from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.evaluation.comparison import Comparison
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.report import plots
 from ela_probe.report.tables import cell, comparison_table, plan_table, site_table
@@ -43,24 +42,33 @@ def write_report(
     path: str | Path,
     *,
     plan: SkipPlan | None = None,
-    comparison: Mapping[str, Any] | None = None,
+    comparison: Comparison | None = None,
+    folder: str | Path | None = None,
 ) -> Path:
     """Write one self-contained page: figures are embedded, and nothing is fetched.
 
     Args:
         plan: drawn as a strip and listed in a table.
-        comparison: as `compare` writes it: under "models" a row of plain values for each model.
+        comparison: shown as a table.
+        folder: where the analysis was saved, for the next command; beside the page when None.
 
     Raises:
+        PlanError, OptionError: the plan or the comparison is of another model.
         OutputError: the page can't be written.
     """
+    stages = [part.stage for part in analysis.stages]
+    if plan is not None:
+        plan.check_sites(stages, found="the analysis")
+    if comparison is not None:
+        comparison.check_sites(stages, model=analysis.provenance.model)
     source = analysis.provenance
+    folder = Path(path).parent if folder is None else folder
     parts = [
-        _summary(findings(analysis)),
+        _summary(findings(analysis)) + _next(analysis, folder),
         f"<h2>What was analysed</h2>{_provenance(analysis)}",
     ]
-    if comparison and comparison.get("models"):
-        parts.append(f"<h2>Comparison</h2>{comparison_table(comparison['models'])}")
+    if comparison is not None:
+        parts.append(f"<h2>Comparison</h2>{_comparison(comparison)}")
     if plan is not None:
         parts.append(f"<h2>Skip plan</h2>{_plan(plan)}")
     parts.append(
@@ -96,11 +104,18 @@ def _summary(found: list[Finding]) -> str:
         f'<li class="caution">{cell(f.text)}</li>' for f in found if f.kind == "caution"
     )
     fits = "".join(f"<li>{cell(f.text)}</li>" for f in found if f.kind == "fit")
-    return (
-        f"{lead}<ul>{items}{cautions}{fits}</ul>"
-        "<p>Next: <code>ela-probe plan DIR --skip 0.3 -o plan.json</code>, then "
-        "<code>ela-probe prune CHECKPOINT --plan plan.json -o pruned.pt</code>.</p>"
-    )
+    return f"{lead}<ul>{items}{cautions}{fits}</ul>"
+
+
+def _next(analysis: Analysis, folder: str | Path) -> str:
+    """The commands that carry out what the summary recommends."""
+    command = next_command(analysis, folder)
+    if command is None:
+        return ""
+    checkpoint = quoted(analysis.provenance.checkpoint or "CHECKPOINT")
+    plan = quoted(Path(folder) / "plan.json")
+    pruning = f"ela-probe prune {checkpoint} --plan {plan}"
+    return f"<p>Next: <code>{cell(command)}</code>, then <code>{cell(pruning)}</code>.</p>"
 
 
 def _provenance(analysis: Analysis) -> str:
@@ -116,6 +131,16 @@ def _provenance(analysis: Analysis) -> str:
         for name, value in known.items()
     )
     return f"<dl>{rows}</dl>"
+
+
+def _comparison(comparison: Comparison) -> str:
+    rounds = comparison.models[0].latency.training.rounds
+    text = (
+        f"Time and memory for batches of {comparison.batch_shape[0]}, measured on "
+        f"{comparison.machine.device_name}. A ratio is to the first model: the median of {rounds} "
+        "rounds, with the quartiles in brackets. One marked noise can't be told from 1."
+    )
+    return f"<p>{html.escape(text)}</p>{comparison_table(comparison)}"
 
 
 def _plan(plan: SkipPlan) -> str:

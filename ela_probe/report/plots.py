@@ -30,7 +30,6 @@ from ela_probe.report.figure_style import (
     drawing,
     empty,
     heatmap,
-    number,
     robust_norm,
     shared_name,
     short,
@@ -39,6 +38,7 @@ from ela_probe.report.figure_style import (
 )
 from ela_probe.report.log_odds import bin_step, log_odds_density, logit_ticks, rebin, view
 from ela_probe.system.arrays import Floats
+from ela_probe.system.numbers import readable
 from ela_probe.system.storage import output_directory, replacing
 
 # Of seaborn's "colorblind" palette, for hues that also differ in lightness.
@@ -184,7 +184,7 @@ def beta_histogram(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figu
         axes.stairs(heights, edges, fill=True, color=SHAPE, alpha=0.55, label="observed")
         if part.fit is not None:
             x = np.linspace(low, high, 400)
-            name = f"Beta({part.fit.alpha:.3g}, {part.fit.beta:.3g})"
+            name = f"Beta({readable(part.fit.alpha)}, {readable(part.fit.beta)})"
             axes.plot(
                 x, log_odds_density(part.fit, x), color=FIT, linewidth=2,
                 label=f"{name}   KS {part.fit.ks:.2f}   n {n}",
@@ -206,7 +206,7 @@ def skip_plan(plan: SkipPlan, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
     longest = max(len(stage.sites) for stage in plan.stages)
     height = 1.5 + 0.38 * len(plan.stages)
     with drawing(ax, (min(12.0, max(6.0, 0.2 * longest)), height)) as (figure, axes):
-        charge = "" if plan.charge is None else f", {plan.charge:.3g} nats charged"
+        charge = "" if plan.charge is None else f", {readable(plan.charge)} nats charged"
         title(
             axes,
             f"Skip plan ({plan.origin.planner})",
@@ -287,7 +287,7 @@ def _clip_bars(axes: Axes, x: NDArray[np.int64], kl: Floats, error: Floats) -> f
     for position, height in zip(x, heights, strict=True):
         if height > limit:
             axes.annotate(
-                f"▲ {number(height)}", (position, limit), xytext=(0, 2), ha="center",
+                f"▲ {readable(height, digits=2)}", (position, limit), xytext=(0, 2), ha="center",
                 textcoords="offset points", fontsize="x-small", color=INK, annotation_clip=False,
             )  # fmt: skip
     return limit

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from ela_probe.analysis.findings import verdicts
 from ela_probe.analysis.result import Analysis
+from ela_probe.evaluation.comparison import Comparison
 from ela_probe.pruning.plan import Estimate, SkipPlan
+from ela_probe.system.numbers import MISSING, readable
 
 VERDICTS = {
     "first": "first of its stage",
@@ -50,15 +51,15 @@ def table(
 
 
 def cell(value: Any) -> str:
-    """A value as escaped text: integers with separators, floats to four significant digits."""
-    if value is None or (isinstance(value, Real) and not math.isfinite(float(value))):
-        return "–"
+    """A value as escaped text: integers with separators, floats with four significant digits."""
+    if value is None:
+        return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Integral):
         return f"{int(value):,}"
     if isinstance(value, Real):
-        return f"{float(value):,.0f}" if abs(float(value)) >= 1e4 else f"{float(value):.4g}"
+        return readable(float(value), digits=4)
     if isinstance(value, Mapping):
         return ", ".join(f"{html.escape(str(k))} = {cell(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -94,8 +95,7 @@ def plan_table(plan: SkipPlan) -> str:
     return table(columns, rows, classes=[site.action for _, site in pairs])
 
 
-def comparison_table(models: Sequence[Mapping[str, Any]]) -> str:
-    """One row for each model. The columns are the keys of all rows, in order of appearance."""
-    columns = list(dict.fromkeys(key for row in models for key in row))
-    rows = [[row.get(column) for column in columns] for row in models]
-    return table([column.replace("_", " ") for column in columns], rows)
+def comparison_table(comparison: Comparison) -> str:
+    """One row for each model; every ratio is to the first one."""
+    headings, rows = comparison.table()
+    return table(headings, rows)

@@ -1,0 +1,70 @@
+"""`analysis.plot` and `plan.plot`: the figures of `report.plots` as methods.
+
+Each method returns the figure and its axes, and draws into `ax` if one is given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.errors import OptionError
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.report import plots
+
+
+class AnalysisPlots:
+    """The figures of an analysis. A stage is given by its name or its position."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._analysis = analysis
+
+    def __repr__(self) -> str:
+        return "plot.adjacent(), .heatmap(stage), .weights(stage), .beta(stage), .save(folder)"
+
+    def adjacent(self, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Every retrieval's divergence from the one before it (`plots.adjacent_divergence`)."""
+        return plots.adjacent_divergence(self._analysis, ax=ax)
+
+    def heatmap(
+        self, stage: str | int = 0, measure: str = "kl", *, ax: Axes | None = None
+    ) -> tuple[Figure, Axes]:
+        """The divergence of every pair of a stage (`plots.divergence_heatmap`)."""
+        return plots.divergence_heatmap(self._part(stage), measure, ax=ax)
+
+    def weights(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """The mean weights of a stage (`plots.weights_heatmap`)."""
+        return plots.weights_heatmap(self._part(stage), ax=ax)
+
+    def beta(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """The u of neighbours and the Beta fit of a stage (`plots.beta_histogram`)."""
+        return plots.beta_histogram(self._part(stage), ax=ax)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write every figure as PNG, and return the paths (`plots.save_figures`)."""
+        return plots.save_figures(self._analysis, folder)
+
+    def _part(self, stage: str | int) -> StageAnalysis:
+        if isinstance(stage, str):
+            return self._analysis.stage(stage)
+        stages = self._analysis.stages
+        if not -len(stages) <= stage < len(stages):
+            raise OptionError(f"got stage {stage}; expected a position from 0 to {len(stages) - 1}")
+        return stages[stage]
+
+
+class PlanPlots:
+    """The figure of a skip plan."""
+
+    def __init__(self, plan: SkipPlan) -> None:
+        self._plan = plan
+
+    def __repr__(self) -> str:
+        return "plot.actions()"
+
+    def actions(self, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """The action of every site, a row for each stage (`plots.skip_plan`)."""
+        return plots.skip_plan(self._plan, ax=ax)
