@@ -8,21 +8,30 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich import box
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from ela_probe.system.numbers import readable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 GAP = 3  # blanks between the columns of a table
 LEAST_PROSE = 24  # the least width of a column that wraps
 
-stdout = Console(highlight=False, markup=False, emoji=False)
-stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+def stdout() -> "Console":
+    """Rich's console on stdout, as wide as the terminal is now."""
+    from rich.console import Console  # takes longer than answering a missing file does
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def stderr() -> "Console":
+    """Rich's console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -32,17 +41,17 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def print_line(text: str) -> None:
     """Print a message on stdout; a long line is not broken, so that paths can be copied."""
-    stdout.print(text, soft_wrap=True)
+    stdout().print(text, soft_wrap=True)
 
 
 def print_paragraph(text: str) -> None:
     """Print prose on stdout, broken at the width of the terminal."""
-    stdout.print(text)
+    stdout().print(text)
 
 
 def print_note(text: str) -> None:
     """Print a message on stderr."""
-    stderr.print(text, soft_wrap=True)
+    stderr().print(text, soft_wrap=True)
 
 
 def is_first_process() -> bool:
@@ -62,6 +71,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]
         columns: their names. `>` before a name aligns it to the right, `~` lets its text wrap.
         rows: cells; a `Text` keeps its style, a number gets four digits.
     """
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    out = stdout()
     cells = [
         [cell if isinstance(cell, str | Text) else cell_text(cell) for cell in row] for row in rows
     ]
@@ -73,10 +88,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]
         min(width, LEAST_PROSE) if column.startswith("~") else width
         for column, width in zip(columns, full, strict=True)
     ]
-    in_file = not stdout.is_terminal and "COLUMNS" not in os.environ
-    limit = _total(full) if in_file else _terminal_width()
+    in_file = not out.is_terminal and "COLUMNS" not in os.environ
+    limit = _total(full) if in_file else out.width
     if title:
-        stdout.print(Text(title, style="bold"))
+        out.print(Text(title, style="bold"))
     for chosen in _parts(least, limit):
         room = min(limit, _total([full[i] for i in chosen]))
         width = max(room, _total([least[i] for i in chosen]))
@@ -90,13 +105,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]
             )
         for row in cells:
             table.add_row(*(row[i] for i in chosen))
-        stdout.print(table, crop=False)
-
-
-def _terminal_width() -> int:
-    """COLUMNS as it is now (rich reads it once, when its console is made), else the terminal's."""
-    columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdigit() else stdout.width
+        out.print(table, crop=False)
 
 
 def _parts(widths: Sequence[int], limit: int) -> list[list[int]]:
@@ -114,8 +123,8 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + GAP * (len(widths) - 1) + 4
 
 
-def _plain(cell: str | Text) -> str:
-    return cell.plain if isinstance(cell, Text) else cell
+def _plain(cell: "str | Text") -> str:
+    return cell if isinstance(cell, str) else cell.plain
 
 
 def cell_text(value: Any) -> str:

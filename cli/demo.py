@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from . import analyze, console, inputs, plan
 from . import compare as compare_command
@@ -42,6 +41,8 @@ def run(
     output: Path, epochs: int, tune_epochs: int, skip: float, seed: int, device: str, json: bool
 ) -> None:
     """Run the verbs one after the other, each on the files of the one before."""
+    from rich.text import Text
+
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.data.opening import open_data
     from ela_probe.evaluation.compare import CompareEntry, compare
@@ -55,7 +56,7 @@ def run(
     from ela_probe.training.config import TrainConfig
 
     def step(number: int, title: str, verb: str) -> None:
-        console.stderr.rule(
+        console.stderr().rule(
             Text.assemble((f"{number}/6 {title}", "bold"), (f"  ela-probe {verb}", "dim")),
             align="left",
         )

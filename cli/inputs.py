@@ -5,7 +5,6 @@ message says what to type instead.
 """
 
 import difflib
-import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,21 +102,12 @@ def check_recipe(name: str | None) -> str | None:
     return name
 
 
-def check_data(source: str | None) -> str | None:
-    """Raise OptionError where the path of `text:FILE`, `folder:DIR` or `npz:PREFIX` is missing."""
-    kind, colon, name = (source or "").partition(":")
-    path = Path(name).expanduser()
-    if colon and name:
-        if kind == "text":
-            Kind("text", "a plain text file").check(path)
-        elif kind in ("folder", "imagenet"):
-            Kind(f"{kind}:", "a folder of images", is_folder=True).check(path)
-        elif kind == "npz" and not any(path.parent.glob(f"{glob.escape(path.name)}*")):
-            raise OptionError(
-                f"no file begins with {name}; npz:PREFIX expects PREFIX-train.npz and "
-                "PREFIX-test.npz"
-            )
-    return source
+def check_data(source: str | None, *, root: Path | None = None, download: bool = False) -> None:
+    """Raise DataError where the source of --data is unknown, or a file of it does not exist."""
+    if source is not None:
+        from ela_probe.data.source_files import check_source
+
+        check_source(source, root=root, download=download)
 
 
 def path_of(recipe: str | None) -> Path | None:

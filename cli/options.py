@@ -155,12 +155,14 @@ class DataOptions:
         typer.Option(
             help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
             "or text:FILE. Default: the data that the checkpoint names.",
-            callback=inputs.check_data,
             show_default=False,
         ),
     ] = None
     data_root: DataRoot = None
     download: Download = False
+
+    def __post_init__(self) -> None:
+        inputs.check_data(self.data, root=self.data_root, download=self.download)
 
     @property
     def are_given(self) -> bool:

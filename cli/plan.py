@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.text import Text
 
 from . import console, inputs
 from .options import Json, Seed
@@ -143,6 +142,8 @@ def load_costs(path: Path) -> "CostModel":
 
 def describe(made: "SkipPlan") -> None:
     """Print the plan."""
+    from rich.text import Text
+
     from ela_probe.system.numbers import readable
 
     colours = {"skip": "yellow", "drop": "red", "recur": "cyan"}

@@ -51,7 +51,6 @@ def command(
         typer.Option(
             help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
             "or text:FILE.",
-            callback=inputs.check_data,
             show_default=False,
         ),
     ] = None,
@@ -163,6 +162,8 @@ def command(
         ela-probe train --recipe imagenet-mrla --data imagenet:DIR --devices 8
         torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe imagenet-mrla
     """
+    inputs.check_data(data, root=data_root, download=download)
+
     from ela_probe.pipeline import train
     from ela_probe.system.processes import shutdown
     from ela_probe.training.recipes import Recipe, read_recipe

@@ -11,7 +11,7 @@ import torch
 from ela_probe_cli import main
 from PIL import Image
 
-from ela_probe.data import open_data
+from ela_probe.data.opening import open_data
 from ela_probe.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_a_file_where_a_folder_belongs(tmp_path: Path, kind: str) -> None:
 def test_a_folder_where_a_file_belongs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a folder, expected \.npz files; write npz:"):
         open_data(f"npz:{tmp_path}")
-    with pytest.raises(DataError, match=r"Is a directory.*write folder:"):
+    with pytest.raises(DataError, match=r"it is a folder.*write folder:"):
         open_data(f"text:{tmp_path}")
 
 

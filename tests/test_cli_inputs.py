@@ -26,8 +26,25 @@ CASES: dict[str, tuple[list[str], str]] = {
     "sites": (["analyze", "{0}/best.pt", "--sites", "{0}/x.toml"], "cannot read the sites file"),
     "code": (["analyze", "{0}/best.pt", "--path", "{0}/x"], "no such folder"),
     "text": (["analyze", "{0}/best.pt", "--data", "text:{0}/x"], "cannot read the text {0}/x"),
-    "folder": (["compare", "{0}/best.pt", "--data", "folder:{0}/x"], "no such folder"),
-    "npz": (["train", "--data", "npz:{0}/x/set", "--model", "m"], "no file begins with {0}/x/set"),
+    "a folder as a text": (["costs", "{0}/best.pt", "--data", "text:{0}/an"], "it is a folder"),
+    "folder": (["compare", "{0}/best.pt", "--data", "folder:{0}/x"], "{0}/x does not exist"),
+    "a file as a folder of images": (
+        ["finetune", "{0}/best.pt", "--data", "folder:{0}/best.pt"], "{0}/best.pt is a file"
+    ),
+    "no train/": (["discover", "{0}/best.pt", "--data", "folder:{0}/an"], "has no folder train/"),
+    "imagenet": (["train", "--data", "imagenet:{0}/x", "--model", "m"], "{0}/x does not exist"),
+    "npz": (["train", "--data", "npz:{0}/x/set", "--model", "m"], "{0}/x/set-train.npz does not"),
+    "no test split": (["train", "--data", "npz:{0}/half", "--model", "m"], "{0}/half-test.npz"),
+    "cifar10": (
+        ["analyze", "{0}/best.pt", "--data", "cifar10", "--data-root", "{0}/x"],
+        "cifar10 is looked for in {0}/x, which is no folder; point --data-root at",
+    ),
+    "no source": (["costs", "{0}/best.pt", "--data", "cifr10"], "did you mean 'cifar10'?"),
+    "no kind": (
+        ["analyze", "{0}/best.pt", "--data", "{0}/half-train.npz"], "write npz:{0}/half"
+    ),
+    "no kind, no file": (["train", "--data", "{0}/y-train.npz", "--model", "m"], "write npz:{0}/y"),
+    "no path": (["analyze", "{0}/best.pt", "--data", "npz:"], "write npz:PREFIX"),
     "a nearly right name": (["analyze", "{0}/bset.pt"], "(did you mean {0}/best.pt?)"),
     "a folder, not its checkpoint": (["analyze", "{0}"], "the folder {0} as the checkpoint"),
     "a folder with a checkpoint": (["compare", "{0}"], "did you mean {0}/best.pt?"),
@@ -52,7 +69,7 @@ CASES: dict[str, tuple[list[str], str]] = {
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given [v2]")  # brackets and a blank, as people have them
     (folder / "an").mkdir()
-    for name in ("best.pt", "plan.json", "an/analysis.json", "an/plan.json"):
+    for name in ("best.pt", "plan.json", "an/analysis.json", "an/plan.json", "half-train.npz"):
         (folder / name).write_text("{}")
     return folder
 
@@ -77,7 +94,8 @@ def test_no_heavy_module_is_imported_for_that(given: Path) -> None:
         "import sys; from ela_probe_cli import main\n"
         f"for words in {commands!r}:\n"
         "    assert main(words) == 2, words\n"
-        "    heavy = {'torch', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'numpy', 'pandas', 'scipy', 'matplotlib', 'rich.console'}\n"
+        "    heavy &= set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

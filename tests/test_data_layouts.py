@@ -11,7 +11,9 @@ import torch
 from ela_probe_cli import main
 from PIL import Image
 
-from ela_probe.data import Data, DataSpec, ImageData, open_data
+from ela_probe.data.images import ImageData
+from ela_probe.data.opening import Data, open_data
+from ela_probe.data.spec import DataSpec
 from ela_probe.errors import DataError, DataWarning
 
 COUNTS = {"train": 12, "val": 6, "test": 9}

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ela_probe.data import Data, ImageData, open_data
+from ela_probe.data.images import ImageData
+from ela_probe.data.opening import Data, open_data
 from ela_probe.data.pixels import as_uint8, common_factor
 from ela_probe.errors import DataError, DataWarning
 

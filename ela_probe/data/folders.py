@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ela_probe.data.image_stores import FileImages, ImageNetFiles
 from ela_probe.data.labels import class_names
+from ela_probe.data.source_files import imagenet_folders, split_folders
 from ela_probe.data.splits import Splits, first_difference, held_out
 from ela_probe.errors import DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SPLIT_FOLDERS = {"val": ("val", "valid", "validation"), "test": ("test",)}
 
 LabelledFiles = list[tuple[str, int]]
 
@@ -24,7 +24,7 @@ def read_folder(root: Path, *, image_size: int) -> Splits:
     Raises:
         DataError: a folder is missing or has no images, or class folders differ or can't be named.
     """
-    folders = _split_folders(root)
+    folders = split_folders(root)
     classes, files = _labelled_files(folders)
     images = {split: FileImages(files[split], image_size=image_size) for split in folders}
     test, val = held_out(folders)
@@ -43,19 +43,7 @@ def read_imagenet(root: Path, *, image_size: int) -> Splits:
     Raises:
         DataError: as in `read_folder`.
     """
-    folders = {"train": root / "train", "val": root / "val"}
-    if not all(folder.is_dir() for folder in folders.values()):
-        archives = sorted(path.name for path in root.glob("ILSVRC2012_*.tar*"))
-        unpack = (
-            f"; unpack {', '.join(archives)} with torchvision.datasets.ImageNet({str(root)!r}, "
-            "split) for the splits 'train' and 'val'"
-            if archives
-            else ""
-        )
-        raise DataError(
-            f"{root} lacks train/ or val/; expected {root}/train/CLASS/IMAGE and the same under "
-            f"val/{unpack}"
-        )
+    folders = imagenet_folders(root)
     classes, files = _labelled_files(folders)
     return Splits(
         train=ImageNetFiles(files["train"], image_size=image_size),
@@ -64,31 +52,6 @@ def read_imagenet(root: Path, *, image_size: int) -> Splits:
         augment="resized-crop-flip",
         normalisation=(IMAGENET_MEAN, IMAGENET_STD),
     )
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders of "train" and of "val", "test" or both."""
-    if not (root / "train").is_dir():
-        problem = "has no folder train/" if root.is_dir() else "is not a folder"
-        split_of_parent = root.is_dir() and (root.parent / "train").is_dir()
-        advice = (
-            f"write folder:{root.parent}"
-            if split_of_parent
-            else (f"expected {root}/train/CLASS/IMAGE and the same under test/ or val/")
-        )
-        raise DataError(f"{root} {problem}; {advice}")
-    folders = {"train": root / "train"}
-    for split, names in SPLIT_FOLDERS.items():
-        found = [root / name for name in names if (root / name).is_dir()]
-        if len(found) > 1:
-            raise DataError(
-                f"{root} has both {found[0].name}/ and {found[1].name}/; keep one of them"
-            )
-        if found:
-            folders[split] = found[0]
-    if len(folders) == 1:
-        raise DataError(f"{root} has neither test/ nor val/; expected one of them beside train/")
-    return folders
 
 
 def _labelled_files(

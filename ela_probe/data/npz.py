@@ -20,12 +20,12 @@ from torch import Tensor
 from ela_probe.data.image_stores import ArrayImages
 from ela_probe.data.labels import class_indices, class_names
 from ela_probe.data.pixels import as_uint8, common_factor
-from ela_probe.data.source_names import NPZ_SPLIT, npz_prefix_in
+from ela_probe.data.source_files import SPLITS, npz_files
+from ela_probe.data.source_names import NPZ_SPLIT
 from ela_probe.data.splits import Splits, first_difference, held_out
 from ela_probe.errors import DataError
 from ela_probe.system.messages import first_line
 
-SPLITS = ("train", "val", "test")
 ONE_FILE_KEYS = (
     {split: (f"{split}_images", f"{split}_labels") for split in SPLITS},  # MedMNIST
     {split: (f"x_{split}", f"y_{split}") for split in SPLITS},  # Keras
@@ -79,15 +79,9 @@ def read_npz(path: str) -> Splits:
 
 def _read_parts(path: str) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     """The arrays of all splits, and the class names where there are any."""
-    by_split = {split: Path(f"{path}-{split}.npz") for split in SPLITS}
-    found = {split: file for split, file in by_split.items() if file.is_file()}
-    if not found:
-        one_file = next((f for f in (Path(path), Path(f"{path}.npz")) if f.is_file()), None)
-        if one_file is None:
-            raise DataError(_missing(path, by_split["train"]))
-        return _read(one_file, None)
-    if "train" not in found or len(found) == 1:
-        raise DataError(_missing(path, by_split["test" if "train" in found else "train"]))
+    found = npz_files(path)
+    if isinstance(found, Path):
+        return _read(found, None)
     parts: dict[str, Part] = {}
     named: tuple[Path, tuple[str, ...]] | None = None
     for split, file in found.items():
@@ -102,19 +96,6 @@ def _read_parts(path: str) -> tuple[dict[str, Part], tuple[str, ...] | None]:
                 f"{first_difference(named[1], names)}; write both from one list"
             )
     return parts, None if named is None else named[1]
-
-
-def _missing(path: str, file: Path) -> str:
-    if Path(path).is_dir():
-        prefix = npz_prefix_in(Path(path))
-        return f"{path} is a folder, expected .npz files; write npz:{path}/{prefix}"
-    if path.endswith(".npz"):
-        file, path = Path(path), path.removesuffix(".npz")
-    return (
-        f"{file} does not exist; expected {path}-train.npz and {path}-test.npz with the arrays "
-        f"images and labels, or {path}.npz with train_images, train_labels, test_images and "
-        "test_labels"
-    )
 
 
 def _read(

@@ -8,6 +8,7 @@ from ela_probe.errors import DataError
 
 NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
 NPZ_SPLIT = r"-(train|val|test)\.npz$"
+TEXT_SUFFIXES = (".txt", ".md", ".text")
 PATH_SOURCES = {"npz": "PREFIX", "folder": "DIR", "imagenet": "DIR", "text": "FILE"}
 
 
@@ -44,6 +45,11 @@ def _unknown(source: str) -> str:
         return f"data source {source!r} is a file; write {_file_source(source, path)}"
     if Path(f"{path}-train.npz").is_file() or Path(f"{path}.npz").is_file():
         return f"data source {source!r} lacks its kind; write npz:{source}"
+    if path.suffix in (".npz", *TEXT_SUFFIXES):
+        return (
+            f"data source {source!r} lacks its kind, and no such file exists; write "
+            f"{_file_source(source, path)}"
+        )
     known = (*NAMED_SOURCES, *(f"{kind}:{path}" for kind, path in PATH_SOURCES.items()))
     names = {name.partition(":")[0]: name for name in known}
     near = difflib.get_close_matches(source.partition(":")[0].lower(), names, n=1, cutoff=0.5)
@@ -64,7 +70,7 @@ def _folder_source(source: str, path: Path) -> str:
 def _file_source(source: str, path: Path) -> str:
     if path.suffix == ".npz":
         return f"npz:{re.sub(NPZ_SPLIT, '', source)}"
-    if path.suffix in (".txt", ".md", ".text"):
+    if path.suffix in TEXT_SUFFIXES:
         return f"text:{source}"
     return f"text:{source} for text; images need folder:DIR or npz:PREFIX"
 

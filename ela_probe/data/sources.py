@@ -10,11 +10,11 @@ from ela_probe.data.digits import read_digits
 from ela_probe.data.folders import read_folder, read_imagenet
 from ela_probe.data.image_stores import ArrayImages, Images
 from ela_probe.data.npz import read_npz
+from ela_probe.data.source_files import torchvision_folder
 from ela_probe.data.splits import Splits
 from ela_probe.data.torchvision_sets import read_cifar, read_fashion_mnist
 from ela_probe.errors import DataError
 
-DEFAULT_ROOT = "data"  # torchvision's convention: a folder in the working directory
 FOLDER_SIZE = 32
 IMAGENET_SIZE = 224
 
@@ -35,7 +35,7 @@ def read_splits(source: str, *, root: str | None, download: bool, image_size: in
     elif kind == "imagenet":
         return read_imagenet(Path(path), image_size=image_size or IMAGENET_SIZE)
     else:
-        folder = Path(root or DEFAULT_ROOT).absolute()
+        folder = torchvision_folder(root)
         if kind == "fashion-mnist":
             splits = read_fashion_mnist(folder, download=download)
         else:

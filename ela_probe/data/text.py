@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ela_probe.data.batches import Batch, SeededBatches, Share, seeded_loader
+from ela_probe.data.source_files import check_text
 from ela_probe.data.source_names import absolute_source
 from ela_probe.errors import DataError
 from ela_probe.system.messages import first_line
@@ -242,13 +243,13 @@ def open_text(
 
 def _read(path: Path) -> Tensor:
     """The file's bytes, uint8 (N,)."""
+    check_text(path)
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        hint = f"; write folder:{path} for images" if path.is_dir() else ""
         raise DataError(
-            f"cannot read the text {path} ({error.strerror or first_line(error)}); expected a "
-            f"plain text file{hint}"
+            f"cannot read the text {path} ({error.strerror or first_line(error)}); check its "
+            "permissions"
         ) from error
     if not len(content):
         raise DataError(f"the text {path} is empty (0 bytes); expected a plain text file")
