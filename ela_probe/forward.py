@@ -1,5 +1,6 @@
 """Calling a model: the inputs and labels in a batch, its outputs, and its train or eval mode."""
 
+import copy
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from ela_probe.errors import DataError, ModelError
-from ela_probe.system.messages import first_line
+from ela_probe.system.messages import class_and_first_line, first_line
 from ela_probe.system.nested_tensors import (
     as_tensors,
     fields_of,
@@ -42,6 +43,11 @@ def call(model: nn.Module, inputs: Any) -> Any:
             raise DataError(
                 f"the model does not take a {type(inputs).__name__} with the fields "
                 f"{', '.join(fields)} as it is ({first_line(error)}); {NAME_THE_FIELDS}"
+            ) from error
+        if len(args) == 1 and not isinstance(args[0], Tensor):
+            raise DataError(
+                f"the model does not take a {type(args[0]).__name__} ({first_line(error)}); give "
+                "what its forward takes, a tensor, a tuple of arguments or a dict"
             ) from error
         raise
 
@@ -224,6 +230,29 @@ def uncompiled() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, its hooks included.
+
+    `copy.deepcopy` refuses tensors that were computed, such as the weights under the masks of
+    `torch.nn.utils.prune`. The copy gets their values, until its forward pass computes them anew.
+
+    Raises:
+        ModelError: a part of the model can't be copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in leaves_of(vars(module)):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"this {type(model).__name__} cannot be copied ({class_and_first_line(error)}); keep "
+            "what cannot be copied outside the model"
+        ) from error
 
 
 def check_has_values(model: nn.Module) -> None:

@@ -218,6 +218,11 @@ def test_packed_sequences_are_one_input_of_so_many_samples(known: None) -> None:
     torch.testing.assert_close(OverSteps().eval()(two), network()(IMAGES[:2]))
 
 
+def test_a_model_that_takes_no_packed_sequence_says_so(known: None) -> None:
+    with pytest.raises(DataError, match=r"the model does not take a PackedSequence \(.*forward"):
+        analyze(network(), [packed()], progress=False)
+
+
 def test_containers_keep_their_kind() -> None:
     for batch in (
         Batch(IMAGES, {"y": LABELS}),

@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ela_probe import Analysis, AttentionProbe, analyze, discover, make_plan, prune
+from ela_probe import (
+    Analysis,
+    AttentionProbe,
+    analyze,
+    discover,
+    make_plan,
+    measure_costs,
+    prune,
+)
 from ela_probe.errors import DataError, ModelError
+from ela_probe.evaluation.compare import CompareEntry, compare
 from tests.support.foreign_models import OnAxisZero
 from tests.support.identities import ROUNDING
 from tests.support.networks import hooks
@@ -90,9 +99,22 @@ def test_a_probe_in_a_loop_of_ones_own_gives_an_analysis_and_a_plan(
     assert sum(len(stage.sites) for stage in left) == 15 - len(plan.skipped) < 15
 
 
+MEASURED: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "analyze": lambda model, images: analyze(model, [images], progress=False),
+    "probe": lambda model, images: AttentionProbe(model).__enter__(),
+    "costs": lambda model, images: measure_costs(
+        model, (images, torch.zeros(len(images), dtype=torch.long)), progress=False
+    ),
+    "compare": lambda model, images: compare(
+        [CompareEntry("one", model)], [(images, torch.zeros(len(images)))], progress=False
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", MEASURED)
 @pytest.mark.parametrize("part", ["parameters", "one buffer"])
-def test_a_model_on_the_meta_device_is_refused_by_analyze(
-    mrla_b: nn.Module, images: Tensor, part: str
+def test_a_model_on_the_meta_device_is_refused(
+    verb: str, part: str, mrla_b: nn.Module, images: Tensor
 ) -> None:
     if part == "parameters":
         mrla_b.to("meta")
@@ -100,7 +122,8 @@ def test_a_model_on_the_meta_device_is_refused_by_analyze(
         mrla_b.fc.register_buffer("scale", torch.empty(1, device="meta"))
     name = "conv" if part == "parameters" else r"fc\.scale"
     with pytest.raises(ModelError, match=rf"{name}.* of this model is on the meta device: .*load"):
-        analyze(mrla_b, [images], progress=False)
+        MEASURED[verb](mrla_b, images)
+    assert hooks(mrla_b) == []
 
 
 class Named(nn.Module):

@@ -12,7 +12,7 @@ from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.discover import Discovery, discover
 from ela_probe.discovery.sampling import Sampling, positions, token_axis
 from ela_probe.errors import ProbeError
-from ela_probe.forward import unwrap
+from ela_probe.forward import check_has_values, unwrap
 
 
 class AttentionProbe:
@@ -46,7 +46,8 @@ class AttentionProbe:
         seen: the number of forward passes, recorded or not.
 
     Raises:
-        ModelError: no layer attention found, or the model was compiled.
+        ModelError: no layer attention found, or the model was compiled; (on entering the block) it
+            is on the meta device.
         OptionError: `every`, `max_batches` or `max_tokens` below 1.
         ProbeError: (from the model's forward pass) a site did not fire, or fired twice, or with
             weights of an unexpected shape or value, or without a token axis for `max_tokens`;
@@ -91,6 +92,7 @@ class AttentionProbe:
         return self._capture.seen
 
     def __enter__(self) -> "AttentionProbe":
+        check_has_values(self._model)
         self._capture.__enter__()
         return self
 

@@ -205,7 +205,7 @@ def printable(text: str) -> str:
 
 def _unreadable(path: str, error: Exception) -> ImageFileError:
     reason = getattr(error, "strerror", None) or first_line(error)
-    reason = reason.replace(repr(path), "file").replace(path, "file")
+    reason = reason.replace(repr(path), "").replace(path, "").strip()
     return ImageFileError(
         printable(f"{path} is not a readable image ({reason}); remove or replace it")
     )

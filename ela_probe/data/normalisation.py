@@ -52,7 +52,8 @@ def _warn(mean: Tensor, is_constant: Tensor, brightest: int, source: str) -> Non
         values = ", ".join(f"{value:.3g}" for value in mean.tolist())
         problem = (
             f"have no variance: all pixels have the same value ({values}; 0 is black, 1 is white); "
-            "check the files, e.g. for a picture that is only in an alpha channel"
+            "check the files, e.g. for a picture that is only in an alpha channel, or for values "
+            "that are small for their number type"
         )
     elif brightest < DARK:
         problem = (

@@ -40,6 +40,10 @@ def held_out(found: Collection[str]) -> tuple[str, str | None]:
 
 def first_difference(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
     """Where two lists of class names differ, in words."""
+    for names, others, which in ((ours, theirs, "first"), (theirs, ours, "second")):
+        only = [repr(name) for name in names if name not in others]
+        if only and len(names) > len(others):
+            return f"only the {which} has {', '.join(only[:5])}{' and others' * (len(only) > 5)}"
     for label, (our, their) in enumerate(zip(ours, theirs, strict=False)):
         if our != their:
             return f"class {label} is {our!r} in one and {their!r} in the other"

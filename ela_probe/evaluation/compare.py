@@ -16,7 +16,7 @@ from ela_probe.evaluation.profiling import (
     measure_latency,
     measure_memory,
 )
-from ela_probe.forward import unwrap
+from ela_probe.forward import check_has_values, unwrap
 from ela_probe.models.registry import parameter_count
 from ela_probe.sites import Stage, fingerprint
 from ela_probe.system.numbers import finite_or_none
@@ -59,11 +59,13 @@ def compare(
     Raises:
         OptionError: no entries, two of the same name, or no rounds.
         DataError: no samples, or labels outside a model's classes.
-        ModelError: a model was compiled.
+        ModelError: a model was compiled, or is on the meta device.
     """
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         raise OptionError(f"got the models {names}; expected one or more with different names")
+    for entry in entries:
+        check_has_values(entry.model)
     if batch is None:
         batch = next(iter(loader), None)
         if batch is None:

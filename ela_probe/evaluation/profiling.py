@@ -3,7 +3,6 @@
 Copies of the models take turns within one run, so that a busy machine slows all of them alike.
 """
 
-import copy
 import os
 import platform
 import time
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.comparison import Latency, Machine, PeakMemory, Timing
 from ela_probe.evaluation.peak_memory import peak_bytes
+from ela_probe.forward import copied
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.progress import bar
 
@@ -40,7 +40,7 @@ def count_flops(
         input_shape: of one sample, (C, H, W) or (tokens,).
         dtype: of the sample; the parameters' dtype when None.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model).eval()
     parameter = next(model.parameters(), torch.empty(0))
     sample = torch.zeros((1, *input_shape), device=parameter.device, dtype=dtype or parameter.dtype)
     # The plain kernel's products are counted the same in every version and on every device.
@@ -84,9 +84,7 @@ def measure_latency(
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
             steps = {
-                name: build(
-                    copy.deepcopy(model).to(device), to_memory_format(images, model), labels
-                )
+                name: build(copied(model).to(device), to_memory_format(images, model), labels)
                 for name, model in models.items()
             }
             taken[kind] = alternate(
@@ -120,7 +118,7 @@ def measure_memory(
     peaks = {}
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
-            step = build(copy.deepcopy(model).to(device), to_memory_format(images, model), labels)
+            step = build(copied(model).to(device), to_memory_format(images, model), labels)
             step()  # so that the momentum buffers are allocated before
             peaks[kind] = peak_bytes(step, device)
     return PeakMemory(**peaks)

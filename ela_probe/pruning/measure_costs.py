@@ -21,7 +21,7 @@ from ela_probe.evaluation.profiling import (
     describe_machine,
     training_step,
 )
-from ela_probe.forward import unwrap
+from ela_probe.forward import check_has_values, unwrap
 from ela_probe.pruning.cost_model import (
     Actions,
     CostModel,
@@ -65,9 +65,10 @@ def measure_costs(
 
     Raises:
         PlanError: no adapter can prune the model. OptionError: no rounds.
-        ModelError: the model has no layer attention, or was compiled.
+        ModelError: the model has no layer attention, was compiled, or is on the meta device.
     """
     model = unwrap(model)
+    check_has_values(model)
     if adapter_for(model) is None:
         raise cannot_prune(model)
     device = device or batch[0].device

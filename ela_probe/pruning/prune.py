@@ -1,13 +1,12 @@
 """Applying a skip plan: the skipped retrievals and their parameters are physically removed."""
 
-import copy
 from collections.abc import Sequence
 
 from torch import nn
 
 from ela_probe.adapters.registry import adapter_for, cannot_prune
 from ela_probe.discovery.discover import discover
-from ela_probe.forward import unwrap
+from ela_probe.forward import copied, unwrap
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.sites import Action, Stage, drop_unread
 
@@ -21,14 +20,14 @@ def prune(model: nn.Module, plan: SkipPlan) -> nn.Module:
     Raises:
         PlanError: no adapter knows the model, the plan was made for other sites (the message lists
             the differences), or the model's adapter refuses an action.
-        ModelError: the model has no layer attention, or was compiled.
+        ModelError: the model has no layer attention, was compiled, or can't be copied.
     """
     model = unwrap(model)
     if adapter_for(model) is None:
         raise cannot_prune(model)
     found = discover(model)
     plan.check_sites(found.stages)
-    pruned = copy.deepcopy(model)
+    pruned = copied(model)
     found.adapter.apply(pruned, actions_of(plan, found.stages))
     return pruned
 

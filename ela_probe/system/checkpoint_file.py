@@ -91,10 +91,18 @@ def _decode(path: Path, content: bytes) -> StoredFile:
     found = find_weights(stored)
     if found is None:
         raise CheckpointError(
-            f"{path} holds a {type(stored).__name__} that is no state dict, expected a dict of "
-            "tensors by name, or one inside dicts or lists"
+            f"{path} holds a {type(stored).__name__} that is no state dict{_keys_of(stored)}, "
+            "expected a dict of tensors by name, or one inside dicts or lists"
         )
     return StoredFile(without_wrappers(found.state), header, network_name(stored), found.note)
+
+
+def _keys_of(stored: Any) -> str:
+    """` (its keys are ...)`, with the first keys of a dict; empty for anything else."""
+    if not isinstance(stored, dict) or not stored:
+        return ""
+    keys = [str(key)[:40] for key in list(stored)[:8]]
+    return f" (its keys are {', '.join(keys)}{', ...' if len(stored) > len(keys) else ''})"
 
 
 def _metadata(header: bytes) -> str | None:
