@@ -74,7 +74,12 @@ def command(
 
     processes = hardware.processes()
     batches = inputs.build(
-        path=model.path, data=data.data, limit=limit, batch_size=batch_size, seed=seed
+        path=model.path,
+        data=data,
+        image_size=image_size,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
     )
     declared = None if sites is None else DeclaredAdapter.load(sites)
     loaded = model.read(checkpoint)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ela_probe.system.numbers import counted
+
 from . import console
 from .options import (
     CheckpointArgument,
@@ -38,7 +40,7 @@ def command(
     from ela_probe.discovery.discover import discover
     from ela_probe.forward import first_samples, inputs_and_labels
 
-    batches = inputs.build(path=model.path, data=data.data, limit=None, batch_size=2, seed=seed)
+    batches = inputs.build(path=model.path, data=data, limit=None, batch_size=2, seed=seed)
     loaded = model.read(checkpoint)
     example: Any = None
     if batches is not None:
@@ -89,10 +91,8 @@ def as_document(found: "Discovery") -> dict[str, Any]:
 def describe(document: dict[str, Any], model: str) -> None:
     """Print the stages and the bystanders."""
     count = sum(len(stage["sites"]) for stage in document["stages"])
-    stages = len(document["stages"])
-    console.print_paragraph(
-        f"{model}: {count} retrievals in {stages} stage{'s' if stages != 1 else ''}"
-    )
+    stages = counted(len(document["stages"]), "stage")
+    console.print_paragraph(f"{model}: {counted(count, 'retrieval')} in {stages}")
     for stage in document["stages"]:
         ways = sorted({site["how"] for site in stage["sites"]})
         title = f"{stage['name']} ({stage['kind']} weights), found by {'; '.join(ways)}"

@@ -226,7 +226,8 @@ class InputOptions:
         self,
         *,
         path: Path | None,
-        data: str | None,
+        data: DataOptions,
+        image_size: int | None = None,
         limit: int | None,
         batch_size: int,
         seed: int,
@@ -235,21 +236,26 @@ class InputOptions:
 
         Args:
             path: folder of the code of --example-inputs.
-            data: value of --data, which excludes the others.
+            data, image_size: options of data, which exclude the others.
             limit: at most this many samples.
             batch_size, seed: of random inputs.
         """
         from ela_probe.data.example_inputs import ExampleInputs, RandomInputs, parse_batch_keys
         from ela_probe.errors import OptionError
 
-        values = {
-            "--data": data,
-            "--input-size": self.input_size,
-            "--example-inputs": self.example_inputs,
+        of_data = {
+            "--data": data.data,
+            "--data-root": data.data_root,
+            "--download": data.download or None,
+            "--image-size": image_size,
         }
-        given = [option for option, value in values.items() if value is not None]
-        if len(given) > 1:
-            raise OptionError(f"got {' and '.join(given)}, expected one of them")
+        instead = {"--input-size": self.input_size, "--example-inputs": self.example_inputs}
+        data_given, given = (
+            [option for option, value in values.items() if value is not None]
+            for values in (of_data, instead)
+        )
+        if len(given) > 1 or (given and data_given):
+            raise OptionError(f"got {' and '.join(data_given + given)}, expected one of them")
         if self.example_inputs is not None:
             inputs, labels = parse_batch_keys(self.batch_keys) if self.batch_keys else (None, None)
             return ExampleInputs(
@@ -258,8 +264,12 @@ class InputOptions:
         if self.batch_keys is not None:
             raise OptionError("got --batch-keys without --example-inputs; give both")
         if self.input_size is None:
-            if self.input_high is not None:
-                raise OptionError("got --input-high without --input-size; give both")
+            for option, is_given in (
+                ("--input-high", self.input_high is not None),
+                ("--input-dtype", self.input_dtype != "float32"),
+            ):
+                if is_given:
+                    raise OptionError(f"got {option} without --input-size; give both")
             return None
         try:
             size = tuple(int(part) for part in self.input_size.split(","))

@@ -164,7 +164,7 @@ def command(
     """
     inputs.check_data(data, root=data_root, download=download)
 
-    from ela_probe.pipeline import train
+    from ela_probe.pipeline import check_task, train
     from ela_probe.system.processes import shutdown
     from ela_probe.training.recipes import Recipe, read_recipe
 
@@ -195,6 +195,16 @@ def command(
             seed=seed,
         ),
     )
+    refuse_unused(config.schedule == "step", "--schedule step", {"--gamma": gamma})
+    refuse_unused(
+        config.optimizer == "sgd",
+        "--optimizer sgd",
+        {"--momentum": momentum, "--nesterov": nesterov},
+    )
+    is_text = source.startswith("text:")
+    refuse_unused(is_text, "--data text:FILE", {"--context": context})
+    refuse_unused(not is_text, "a --data of images", {"--image-size": image_size})
+    check_task(spec, source)
     folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
     check_output_folder(folder, RUN_FILES, [inputs.path_of(recipe), inputs.path_of_data(source)])
     spec.build()  # reports a wrong name before any data is read
@@ -220,6 +230,15 @@ def command(
         describe(result, result.best, json, task=samples.spec.task)
 
 
+def refuse_unused(used: bool, by: str, options: dict[str, Any]) -> None:
+    """Raise OptionError where an option was given that only another option, `by`, uses."""
+    from ela_probe.errors import OptionError
+
+    names = [name for name, value in options.items() if value is not None]
+    if names and not used:
+        raise OptionError(f"got {' and '.join(names)} without {by}, which uses it; give both")
+
+
 def given(**options: Any) -> dict[str, Any]:
     """The options that the user gave; the task has defaults for the others."""
     return {name: value for name, value in options.items() if value is not None}
@@ -228,6 +247,7 @@ def given(**options: Any) -> dict[str, Any]:
 def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> None:
     """Print how a training run ended, and where its best weights are."""
     from ela_probe.evaluation.evaluate import perplexity
+    from ela_probe.system.numbers import counted
 
     loss = result.best_metrics.get("val_loss")
     best_perplexity = perplexity(loss) if task == "tokens" and loss is not None else None
@@ -254,6 +274,6 @@ def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> No
     quality = "" if accuracy is None else f"validation accuracy {accuracy:.2%}, "
     if best_perplexity is not None:
         quality += f"perplexity {best_perplexity:.3f}, "
-    console.print_line(f"{quality}{result.epochs} epochs in {result.seconds:.0f} s")
+    console.print_line(f"{quality}{counted(result.epochs, 'epoch')} in {result.seconds:.0f} s")
     console.print_line(f"best weights: {best}")
     console.print_line(f"next: ela-probe analyze {best}")

@@ -68,14 +68,9 @@ def train(
     Raises:
         ModelError, OptionError, PlanError, DataError, OutputError, CheckpointError (on resume).
     """
+    check_task(spec, data.spec.source)
     sizes = data.spec.model_arguments()
-    family = family_of(spec.name)
-    if family is not None:
-        if family.reads != data.spec.task:
-            raise DataError(
-                f"{spec.name} reads {family.reads}, but {data.spec.source} holds {data.spec.task}; "
-                "choose other data with --data, or another model (see `ela-probe models`)"
-            )
+    if family_of(spec.name) is not None:
         for name, value in sizes.items():
             if spec.args.get(name, value) != value:
                 raise DataError(
@@ -277,6 +272,17 @@ def data_for(
             raise OptionError(f"got --image-size {image_size}, but {spec.source} has no images")
         spec = spec.model_copy(update={"image_size": image_size})
     return data_from_spec(spec, download=download)
+
+
+def check_task(spec: ModelSpec, source: str) -> None:
+    """Raise DataError where a model of ours reads images and the source is text, or vice versa."""
+    family = family_of(spec.name)
+    task = "tokens" if source.startswith("text:") else "images"
+    if family is not None and family.reads != task:
+        raise DataError(
+            f"{spec.name} reads {family.reads}, but {source} holds {task}; choose other data with "
+            "--data, or another model (see `ela-probe models`)"
+        )
 
 
 def check_data(model: nn.Module, data: Data) -> None:

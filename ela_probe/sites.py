@@ -134,10 +134,10 @@ def describe(stages: Iterable[NamedStage]) -> dict[str, str]:
     """Every site by its name, in words.
 
     >>> describe([Stage("stack", "softmax", (Site("layers.0", "layers.0", 1),))])
-    {'layers.0': 'softmax, 1 sources'}
+    {'layers.0': 'softmax, 1 source'}
     """
     return {
-        site.name: f"{stage.kind}, {site.sources} sources"
+        site.name: f"{stage.kind}, {site.sources} source{'' if site.sources == 1 else 's'}"
         for stage in stages
         for site in stage.sites
     }

@@ -8,6 +8,7 @@ import pytest
 from ela_probe_cli import main
 
 ERROR = "error: "
+NETWORK = ["--model", "mrla_b_resnet20", "--data", "digits"]
 # Words of a command, and what its one line says. {0} is a folder with the files of `given`.
 CASES: dict[str, tuple[list[str], str]] = {
     "discover": (["discover", "{0}/nosuch.pt"], "read the checkpoint {0}/nosuch.pt: no such"),
@@ -100,3 +101,57 @@ def test_no_heavy_module_is_imported_for_that(given: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# Options of which one makes another useless, and what the line says. No file is read for it.
+CONTRADICTIONS: dict[str, tuple[list[str], str]] = {
+    "milestones": (["train", *NETWORK, "--milestones", "5"], "milestones need schedule 'step', not"),
+    "gamma": (["train", *NETWORK, "--schedule", "cosine", "--gamma", "0.5"], "got --gamma without"),
+    "momentum": (
+        ["train", *NETWORK, "--optimizer", "adamw", "--momentum", "0.8", "--nesterov"],
+        "got --momentum and --nesterov without --optimizer sgd",
+    ),
+    "context": (["train", *NETWORK, "--context", "9"], "got --context without --data text:FILE"),
+    "image size": (
+        ["train", "--model", "attnres6", "--data", "text:{0}/best.pt", "--image-size", "9"],
+        "got --image-size without a --data of images",
+    ),
+    "task": (["train", "--model", "attnres6", "--data", "digits"], "attnres6 reads tokens, but"),
+    "data": (
+        ["analyze", "{0}/best.pt", "--data", "digits", "--input-size", "3,8,8"],
+        "got --data and --input-size, expected one of them",
+    ),
+    "size of no data": (
+        ["analyze", "{0}/best.pt", "--image-size", "8", "--input-size", "3,8,8"],
+        "got --image-size and --input-size, expected one of them",
+    ),
+    "root of no data": (
+        ["discover", "{0}/best.pt", "--data-root", "{0}", "--example-inputs", "a:b"],
+        "got --data-root and --example-inputs",
+    ),
+    "two inputs": (
+        ["discover", "{0}/best.pt", "--input-size", "8", "--example-inputs", "a:b"],
+        "got --input-size and --example-inputs",
+    ),
+    "type of no input": (
+        ["analyze", "{0}/best.pt", "--input-dtype", "int64"], "got --input-dtype without"
+    ),
+    "model and factory": (
+        ["analyze", "{0}/best.pt", "--model", "m", "--factory", "a:b"], "both --model and --factory"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_options_that_contradict_each_other_are_refused(
+    case: str, given: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model is built or data are read: the files here hold neither."""
+    monkeypatch.chdir(given)
+    words, message = CONTRADICTIONS[case]
+    assert main([word.replace("{0}", str(given)) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert err.startswith(ERROR)
+    assert message in err
+    assert not (given / "runs").exists()

@@ -108,11 +108,17 @@ def test_the_error_is_of_the_callers_class(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_broken_analysis_says_which_file(folder: Path) -> None:
+    document = (folder / "analysis.json").read_text()
     (folder / "analysis.json").write_text("{")
     with pytest.raises(AnalysisError, match="is damaged"):
         Analysis.load(folder)
     (folder / "analysis.json").write_text(json.dumps([]))
     with pytest.raises(AnalysisError, match="is damaged"):
+        Analysis.load(folder)
+    arrays = folder / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:300])
+    (folder / "analysis.json").write_text(document)
+    with pytest.raises(AnalysisError, match=r"is damaged \(BadZipFile"):
         Analysis.load(folder)
     (folder / "analysis.json").unlink()
     with pytest.raises(AnalysisError, match=r"analysis\.json is missing.*expected a folder"):

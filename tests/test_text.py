@@ -209,7 +209,10 @@ def test_the_chain_on_a_language_model(
         (["--model", "resnet8", "--data", "text:{text}"], "reads images, but"),
         (["--model", "attnres2", "--data", "text:/none"], "cannot read the text /none"),
         (["--model", "attnres2", "--data", "text:"], "has no path"),
-        (["--model", "resnet8", "--data", "digits", "--context", "8"], "context=8 doesn't apply"),
+        (
+            ["--model", "resnet8", "--data", "digits", "--context", "8"],
+            "got --context without --data text:FILE",
+        ),
     ],
 )
 def test_bad_input_gets_one_clear_line(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ela_probe.analysis.beta_fit import (
     BINS,
@@ -20,12 +20,13 @@ from ela_probe.analysis.beta_fit import (
     mean_quantile,
 )
 from ela_probe.analysis.ebqm import Target, skip_scores
-from ela_probe.errors import AnalysisError
+from ela_probe.errors import AnalysisError, ElaProbeError
 from ela_probe.sites import Site, Stage
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
 from ela_probe.system.documents import read_document
 from ela_probe.system.messages import class_and_first_line
+from ela_probe.system.numbers import counted
 from ela_probe.system.storage import output_directory, replacing, write_json, write_text
 from ela_probe.system.validation import Finite, Strict
 
@@ -58,8 +59,8 @@ class StageAnalysis:
     beta: tuple[BetaStatistics, ...]
 
     def __repr__(self) -> str:
-        what = f"{len(self.stage.sites)} sites, {self.stage.kind} weights"
-        return f"StageAnalysis({self.stage.name}: {what}, {self.samples:,} samples)"
+        what = f"{counted(len(self.stage.sites), 'site')}, {self.stage.kind} weights"
+        return f"StageAnalysis({self.stage.name}: {what}, {counted(self.samples, 'sample')})"
 
     def __post_init__(self) -> None:
         arrays = {name: a for name, a in self.divergences.items() if not name.endswith("_se")}
@@ -198,10 +199,11 @@ class Analysis:
     plot: ClassVar[Accessor] = Accessor()
 
     def __repr__(self) -> str:
-        source, count = self.provenance, sum(len(part.stage.sites) for part in self.stages)
+        source = self.provenance
+        retrievals = counted(sum(len(part.stage.sites) for part in self.stages), "retrieval")
         return (
-            f"Analysis({source.model or 'a model'} on {source.data or 'data'}: {count} retrievals "
-            f"in {len(self.stages)} stages, {source.samples:,} samples)"
+            f"Analysis({source.model or 'a model'} on {source.data or 'data'}: {retrievals} in "
+            f"{counted(len(self.stages), 'stage')}, {counted(source.samples, 'sample')})"
         )
 
     @cached_property
@@ -354,7 +356,9 @@ class Analysis:
                 Provenance.model_validate(document["provenance"]),
                 Target.model_validate(document["target"]),
             )
-        except (OSError, ValueError, KeyError, TypeError, ValidationError, EOFError) as error:
+        except ElaProbeError:
+            raise
+        except Exception as error:  # on foreign bytes zipfile, zlib and NumPy fail in any way
             raise AnalysisError(
                 f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "
                 "run `ela-probe analyze` again"

@@ -30,3 +30,12 @@ def readable(value: float | None, *, digits: int = 3) -> str:
 def finite_or_none(value: float | None) -> float | None:
     """The value as a float; None for NaN and infinity, which JSON can't hold."""
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, in the singular where it is one.
+
+    >>> counted(1, "epoch"), counted(1200, "sample")
+    ('1 epoch', '1,200 samples')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
