@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ela_probe.system.outputs import check_resumable
+
 from .inputs import path_of_data
 from .options import (
     ChannelsLast,
@@ -70,6 +72,8 @@ def command(
     path = output or checkpoint.with_name(f"{checkpoint.stem}-tuned{checkpoint.suffix}")
     run = path.parent / f"{path.stem}-run"
     given_files = [checkpoint, path_of_data(data.data)]
+    if resume:
+        check_resumable(run / "resume.ckpt")
     check_output(path, given_files)
     check_output_folder(run, RUN_FILES, given_files)
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ela_probe.system.outputs import check_resumable
+
 from . import console, inputs
 from .options import (
     ChannelsLast,
@@ -206,6 +208,8 @@ def command(
     refuse_unused(not is_text, "a --data of images", {"--image-size": image_size})
     check_task(spec, source)
     folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
+    if resume:
+        check_resumable(folder / "resume.ckpt")
     check_output_folder(folder, RUN_FILES, [inputs.path_of(recipe), inputs.path_of_data(source)])
     spec.build()  # reports a wrong name before any data is read
     samples = plan.open_data(

@@ -36,13 +36,15 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.system.device import resolve_device
 from ela_probe.system.messages import first_line
+from ela_probe.system.outputs import refuse_inputs
 from ela_probe.system.processes import Processes, is_first, lost_peer_as_error, process_count, rank
-from ela_probe.system.storage import output_directory, replacing
+from ela_probe.system.storage import replacing
 from ela_probe.system.versions import versions
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.fitting import FitResult, fit
+from ela_probe.training.record import BEST, LAST, LOG, RESUME
 
 Split = Literal["train", "val", "test"]
 PLAN = "plan.json"
@@ -111,14 +113,18 @@ def finetune(
         data: replaces the data that the checkpoint names.
 
     Raises:
-        CheckpointError, DataError, OptionError, OutputError: as `data_for` and `train`.
+        CheckpointError, DataError, OptionError, OutputError: as `data_for` and `train`; also where
+            `output`, or a file of the run, is the checkpoint itself.
     """
+    folder = output.parent / f"{output.stem}-run"
+    refuse_inputs(
+        [output, *(folder / name for name in (BEST, LAST, LOG, RESUME))], [checkpoint.path]
+    )
     data = data or data_for(checkpoint)
-    run = output_directory(output.parent / f"{output.stem}-run")
     header = checkpoint.header
     result = _fit(
-        checkpoint.model, header.model, header.plans, data, config, run, device, processes, resume,
-        progress, start={"checkpoint (SHA-256)": checkpoint.sha256},
+        checkpoint.model, header.model, header.plans, data, config, folder, device, processes,
+        resume, progress, start={"checkpoint (SHA-256)": checkpoint.sha256},
     )  # fmt: skip
     if is_first():
         with replacing(output) as temporary:
@@ -218,8 +224,10 @@ def prune_checkpoint(checkpoint: Checkpoint, plan: SkipPlan, *, output: Path) ->
     """Carry out a plan on a checkpoint, write the smaller one to `output` and return it.
 
     Raises:
-        PlanError: the plan was made for other sites. OutputError: `output` can't be written.
+        PlanError: the plan was made for other sites.
+        OutputError: `output` can't be written, or is the checkpoint itself.
     """
+    refuse_inputs([output], [checkpoint.path])
     header = checkpoint.header
     plans = (*header.plans, plan)
     smaller = prune(checkpoint.model, plan)

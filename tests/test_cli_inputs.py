@@ -46,6 +46,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "no kind, no file": (["train", "--data", "{0}/y-train.npz", "--model", "m"], "write npz:{0}/y"),
     "no path": (["analyze", "{0}/best.pt", "--data", "npz:"], "write npz:PREFIX"),
+    "nothing to resume": (
+        ["finetune", "{0}/best.pt", "--resume", "-o", "{0}/new/x.pt"],
+        "nothing to resume: {0}/new/x-run/resume.ckpt does not exist; start without --resume",
+    ),
     "a nearly right name": (["analyze", "{0}/bset.pt"], "(did you mean {0}/best.pt?)"),
     "a folder, not its checkpoint": (["analyze", "{0}"], "the folder {0} as the checkpoint"),
     "a folder with a checkpoint": (["compare", "{0}"], "did you mean {0}/best.pt?"),
@@ -105,7 +109,7 @@ def test_no_heavy_module_is_imported_for_that(given: Path) -> None:
 
 # Options of which one makes another useless, and what the line says. No file is read for it.
 CONTRADICTIONS: dict[str, tuple[list[str], str]] = {
-    "milestones": (["train", *NETWORK, "--milestones", "5"], "milestones need schedule 'step', not"),
+    "milestones": (["train", *NETWORK, "--milestones", "5"], "milestones need schedule 'step'"),
     "gamma": (["train", *NETWORK, "--schedule", "cosine", "--gamma", "0.5"], "got --gamma without"),
     "momentum": (
         ["train", *NETWORK, "--optimizer", "adamw", "--momentum", "0.8", "--nesterov"],

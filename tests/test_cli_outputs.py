@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 from ela_probe_cli import main
 
+from ela_probe.checkpoint import read_checkpoint
+from ela_probe.errors import OutputError
+from ela_probe.pipeline import finetune, prune_checkpoint
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.training.config import TrainConfig
 from tests.support.commands import run
 from tests.support.image_sets import write_images
 
@@ -65,6 +70,23 @@ def test_an_input_is_never_replaced(
     before = contents(files)
     line = run(capsys, *INPUTS[case], code=2)
     assert "is the input" in line
+    assert contents(files) == before
+
+
+@pytest.mark.parametrize("verb", ["prune", "finetune", "finetune into the run"])
+def test_a_verb_called_from_python_never_replaces_its_checkpoint(verb: str, files: Path) -> None:
+    path = files / "x-run" / "best.pt" if "run" in verb else files / "run" / "best.pt"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        shutil.copy(files / "run" / "best.pt", path)
+    checkpoint, before = read_checkpoint(path), contents(files)
+    with pytest.raises(OutputError, match="is the input"):
+        if verb == "prune":
+            plan = SkipPlan.load(files / "an" / "plan.json")
+            prune_checkpoint(checkpoint, plan, output=path.parent / "." / path.name)
+        else:
+            output = files / "x.pt" if "run" in verb else path
+            finetune(checkpoint, TrainConfig(epochs=1), output=output)
     assert contents(files) == before
 
 

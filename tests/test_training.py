@@ -314,9 +314,9 @@ class Attack:
     ("content", "message"),
     [
         (None, "nothing to resume"),
-        (b"", "can't be read"),
-        (b"PK\x03\x04 cut", "can't be read"),
-        (pickle.dumps(Attack(), protocol=2), "can't be read"),
+        (b"", "no training state, or a damaged one"),
+        (b"PK\x03\x04 cut", "a damaged one"),
+        (pickle.dumps(Attack(), protocol=2), "a damaged one"),
         ({"state_dict": {}}, "no training state"),
         ([1, 2], "no training state"),
     ],

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from ela_probe.errors import OutputError
+from ela_probe.errors import CheckpointError, OutputError
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
@@ -40,6 +40,12 @@ def refuse_folder(output: Path) -> None:
         raise OutputError(
             f"got the folder {output}, expected a file to write; add a name to it with -o"
         )
+
+
+def check_resumable(state: Path) -> None:
+    """Raise CheckpointError where the state that --resume continues from does not exist."""
+    if not state.is_file():
+        raise CheckpointError(f"nothing to resume: {state} does not exist; start without --resume")
 
 
 class Kept:

@@ -94,12 +94,27 @@ def differing_settings(
     """The settings with other values, each as `prefix + name VALUE then, VALUE now`.
 
     A setting that one side lacks counts as None there; a tuple equals a list of the same values.
+    Floats have six digits, or all where six are the same.
     """
-    return [
-        f"{prefix}{name} {then.get(name)!r} then, {now.get(name)!r} now"
-        for name in {**then, **now}
-        if _with_lists(then.get(name)) != _with_lists(now.get(name))
-    ]
+    differing = []
+    for name in {**then, **now}:
+        old, new = _with_lists(then.get(name)), _with_lists(now.get(name))
+        if old != new:
+            shown = _rounded(old), _rounded(new)
+            old, new = (old, new) if shown[0] == shown[1] else shown
+            differing.append(f"{prefix}{name} {old!r} then, {new!r} now")
+    return differing
+
+
+def _rounded(value: Any) -> Any:
+    """Nested lists and dicts with floats of six digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return value
 
 
 def _with_lists(value: Any) -> Any:

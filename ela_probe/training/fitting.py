@@ -22,6 +22,7 @@ from ela_probe.data.opening import Data
 from ela_probe.errors import OptionError, OutputError
 from ela_probe.system.device import resolve_device
 from ela_probe.system.lightning_logging import quiet_lightning
+from ela_probe.system.outputs import check_resumable
 from ela_probe.system.processes import Processes, is_first, lost_peer_as_error, process_count, rank
 from ela_probe.system.storage import output_directory
 from ela_probe.training.config import TrainConfig
@@ -124,6 +125,8 @@ def fit(
         raise OptionError(
             "precision 16-mixed does not work with FSDP: choose bf16-mixed or 32-true"
         )
+    if resume:
+        check_resumable(output / RESUME)  # before a folder is made
     output = output_directory(output)
     ela = next((callback for callback in callbacks if isinstance(callback, ELA)), None)
     placement = _placement(where, processes, ela)

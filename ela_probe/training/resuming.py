@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ela_probe.data.opening import Data
 from ela_probe.errors import CheckpointError
-from ela_probe.system.messages import first_line
+from ela_probe.system.outputs import check_resumable
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
@@ -51,13 +51,13 @@ def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: 
         CheckpointError: there is no state, it is damaged, or it belongs to a run that was defined
             otherwise; all differences are named. More epochs are allowed.
     """
-    if not path.is_file():
-        raise CheckpointError(f"nothing to resume: {path} does not exist; start without --resume")
+    check_resumable(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch each raise their own
         raise CheckpointError(
-            f"{path} can't be read ({first_line(error)}): start again without --resume"
+            f"{path} is no training state, or a damaged one ({type(error).__name__}): start again "
+            "without --resume"
         ) from error
     saved = saved_definition(state) if isinstance(state, dict) else None
     if saved is None:
