@@ -4,8 +4,8 @@ import copy
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from ela_probe.system.nested_tensors import (
     mapped,
     rebuilt,
 )
+
+Module = TypeVar("Module", bound=nn.Module | None)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -220,16 +222,47 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
-    """A block in which functions that were given to torch.compile run as they were written.
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """A block in which a model, and what it calls, runs as it was before torch.compile.
 
-    A function mode can't see into compiled code, and hooks may not fire there.
+    In compiled code hooks may not fire, and a function mode sees nothing. Modules that
+    torch.compile returned are replaced in the model by those that it was given, so that names are
+    those of the uncompiled model; afterwards they are back in their places.
     """
     if "torch._dynamo" not in sys.modules:  # torch.compile was never called
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with ExitStack() as stack, torch.compiler.set_stance("force_eager"):
+        for parent in list(model.modules()):
+            if parent._compiled_call_impl is not None:
+                stack.callback(setattr, parent, "_compiled_call_impl", parent._compiled_call_impl)
+                parent._compiled_call_impl = None
+            for name, part in list(parent._modules.items()):
+                plain = without_compile(part)
+                if plain is not part and not is_compiled_form(parent):
+                    parent._modules[name] = plain
+                    stack.callback(_put_back, parent, name, plain, part)
         yield
+
+
+def _put_back(
+    parent: nn.Module, name: str, plain: nn.Module | None, compiled: nn.Module | None
+) -> None:
+    """Put a compiled part back, unless its place was given to another module meanwhile."""
+    if parent._modules.get(name) is plain:
+        parent._modules[name] = compiled
+
+
+def is_compiled_form(module: nn.Module | None) -> bool:
+    """Whether this is what `torch.compile(module)` returned."""
+    return module is not None and "_orig_mod" in module._modules
+
+
+def without_compile(module: Module) -> Module:
+    """The module that was given to torch.compile; any other module itself."""
+    while is_compiled_form(module):
+        module = module._modules["_orig_mod"]  # type: ignore[assignment, union-attr]
+    return module
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -268,21 +301,38 @@ def check_has_values(model: nn.Module) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel or DistributedDataParallel.
+    """The module inside DataParallel, DistributedDataParallel and torch.compile.
+
+    Parts of it may be compiled: see `uncompiled`.
 
     Raises:
-        ModelError: it or a part of it was compiled or scripted: hooks may silently never fire.
+        ModelError: it or a part of it was scripted: hooks may silently never fire.
     """
-    while isinstance(model, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
+    while True:
+        inner = without_compile(model)
+        if isinstance(inner, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        if inner is model:
+            break
+        model = inner
     for name, module in model.named_modules():
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        if scripted or compiled:
-            how = "scripted" if scripted else "compiled"
+        if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(
-                f"{f'{name} in this model' if name else 'this model'} was {how}, and hooks on a "
-                f"{how} module may never fire; probe the module that was given to "
-                f"torch.{'jit' if scripted else 'compile'}, in a fresh copy"
+                f"{_part(name)} was scripted, and hooks on a scripted module may never fire; probe "
+                "the module that was given to torch.jit, in a fresh copy"
             )
     return model
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise ModelError where a model or a part of it was compiled, so that times would mix."""
+    for name, module in model.named_modules():
+        if is_compiled_form(module) or module._compiled_call_impl is not None:
+            raise ModelError(
+                f"{_part(name)} was compiled, and the first calls of compiled code take longer; "
+                "measure the model before torch.compile"
+            )
+
+
+def _part(name: str) -> str:
+    return f"{name} in this model" if name else "this model"

@@ -198,13 +198,6 @@ def test_wrappers_are_looked_through(tmp_path: Path) -> None:
     assert hooks(model) == []
 
 
-def test_a_compiled_part_is_refused_by_name() -> None:
-    model = OnAxisZero(4, 2, 2, 3)
-    model.blocks[1] = torch.compile(model.blocks[1])  # type: ignore[assignment]
-    with pytest.raises(ModelError, match=r"blocks\.1 in this model was compiled"):
-        discover(model, torch.randn(2, 3, 4))
-
-
 def test_a_pass_that_raises_leaves_hooks_and_modes_as_before() -> None:
     model, inputs = OnAxisZero(4, 2, 3, 3), torch.randn(2, 3, 4)
     probe = AttentionProbe(model, example_inputs=inputs)

@@ -174,14 +174,6 @@ def test_a_wrapper_is_looked_through(mrla_b: nn.Module, images: Tensor) -> None:
     assert discover(wrapped) == discover(mrla_b)
 
 
-def test_a_compiled_model_is_refused(mrla_b: nn.Module) -> None:
-    with pytest.raises(ModelError, match="compiled"):
-        AttentionProbe(torch.compile(mrla_b))  # type: ignore[arg-type]
-    mrla_b.compile()
-    with pytest.raises(ModelError, match="compiled"):
-        AttentionProbe(mrla_b)
-
-
 @pytest.mark.parametrize("model", [create_model("resnet20"), nn.Linear(2, 2)])
 def test_a_model_without_layer_attention_is_refused(model: nn.Module) -> None:
     with pytest.raises(ModelError, match="no layer attention|no adapter"):

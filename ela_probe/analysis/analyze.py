@@ -61,7 +61,7 @@ def analyze(
 
     Raises:
         OptionError: `every`, `max_batches` or `max_tokens` below 1.
-        ModelError: the model has no layer attention, was compiled, or is on the meta device.
+        ModelError: the model has no layer attention, was scripted, or is on the meta device.
         ProbeError: a site did not fire as expected, or weights are NaN.
         DataError: no batches, batches that the model's forward doesn't take, labels outside the
             model's classes, fields that are not there, or samples that are repeated.

@@ -28,8 +28,8 @@ class AttentionProbe:
         plan = make_plan(probe.analysis(), skip=0.3)
 
     Args:
-        model: a model with layer attention, plain or inside DataParallel or
-            DistributedDataParallel.
+        model: a model with layer attention, plain or inside DataParallel, DistributedDataParallel
+            or torch.compile. A compiled model, or part of it, runs uncompiled inside the block.
         example_inputs: a small batch, for a model that no adapter knows (see `discover`).
         discovery: what `discover` found, when it was called already.
         every: record the first of every `every` forward passes; the others run without hooks on
@@ -46,7 +46,7 @@ class AttentionProbe:
         seen: the number of forward passes, recorded or not.
 
     Raises:
-        ModelError: no layer attention found, or the model was compiled; (on entering the block) it
+        ModelError: no layer attention found, or the model was scripted; (on entering the block) it
             is on the meta device.
         OptionError: `every`, `max_batches` or `max_tokens` below 1.
         ProbeError: (from the model's forward pass) a site did not fire, or fired twice, or with

@@ -29,7 +29,7 @@ class Capture:
     every call of a copy of the model.
 
     Args:
-        model: unwrapped and uncompiled.
+        model: unwrapped. It runs uncompiled while it is read.
         adapter: turns the tensors that were read into weights.
         stages: the sites to read.
         receive: called once for each recorded pass, with the weights [samples, ..., sources] of
@@ -67,7 +67,7 @@ class Capture:
         if self._hooks:
             raise ProbeError("this probe is active already; leave its `with` block first")
         try:
-            self._around.enter_context(uncompiled())
+            self._around.enter_context(uncompiled(self._model))
             if any(reads == "softmax" for _, reads in self._points):
                 self._watch = self._around.enter_context(Watch(self._model, self._fired))
             self._attach(self._sampling.records(self.seen))
@@ -171,6 +171,6 @@ def _fired_at(
         times = "once" if site.calls == 1 else f"{site.calls} times"
         raise ProbeError(
             f"{site.name} fired {len(fired)} times in a forward pass; expected {times}. Probe the "
-            "model after pruning, uncompiled, and call it as a whole"
+            "model after pruning, and call it as a whole"
         )
     return fired[site.call]

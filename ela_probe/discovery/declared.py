@@ -18,7 +18,7 @@ from ela_probe.adapters.registry import ReadOnlyAdapter
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.sites_file import DeclaredStage, SitesFile
 from ela_probe.errors import ModelError, ProbeError
-from ela_probe.forward import call, eval_mode, moved, unwrap
+from ela_probe.forward import call, eval_mode, moved, uncompiled, unwrap
 from ela_probe.sites import Site, Stage
 from ela_probe.system.messages import first_line
 
@@ -56,9 +56,13 @@ class DeclaredAdapter(ReadOnlyAdapter):
             ModelError: a pattern matches nothing, two match the same module, the number of
                 sources can't be found or doesn't grow, or the model doesn't take the inputs.
         """
+        model = unwrap(model)
+        with uncompiled(model):
+            return self._discover(model, example_inputs)
+
+    def _discover(self, model: nn.Module, example_inputs: Any) -> "Discovery":
         from ela_probe.discovery.discover import Discovery
 
-        model = unwrap(model)
         stages = self.stages(model)
         adapter = self
         if any(0 in stage.sizes for stage in stages):

@@ -16,7 +16,7 @@ from ela_probe.discovery.calls import starred
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.observation import Found, Observation, observe
 from ela_probe.errors import ModelError
-from ela_probe.forward import call, moved, undisturbed, unwrap
+from ela_probe.forward import call, moved, uncompiled, undisturbed, unwrap
 from ela_probe.sites import Stage
 
 __all__ = [
@@ -65,7 +65,8 @@ def discover(model: nn.Module, example_inputs: Any = None, *, batch_axis: int = 
     """Find a model's layer attention.
 
     Args:
-        model: plain or inside DataParallel or DistributedDataParallel; it is not changed.
+        model: plain or inside DataParallel, DistributedDataParallel or torch.compile, which a part
+            of it may be too; it is not changed.
         example_inputs: a small batch, as a tensor, a tuple of arguments or a dict of keyword
             arguments. A model that no adapter knows needs them. For other models they add the
             shapes of the weights and the list of what else attends. They are run through the
@@ -73,9 +74,14 @@ def discover(model: nn.Module, example_inputs: Any = None, *, batch_axis: int = 
         batch_axis: the axis of the inputs that runs over the samples.
 
     Raises:
-        ModelError: none was found, the model does not take the inputs, or it was compiled.
+        ModelError: none was found, the model does not take the inputs, or it was scripted.
     """
     model = unwrap(model)
+    with uncompiled(model):
+        return _discover(model, example_inputs, batch_axis)
+
+
+def _discover(model: nn.Module, example_inputs: Any, batch_axis: int) -> Discovery:
     if example_inputs is None:
         found = discover_by_adapter(model)
         if found is None:
@@ -92,7 +98,7 @@ def discover(model: nn.Module, example_inputs: Any = None, *, batch_axis: int = 
         return _adapted(model, adapter, stages, seen, example_inputs)
     if seen.stages:
         if seen.guess is not None:
-            warnings.warn(seen.guess, DiscoveryWarning, stacklevel=2)
+            warnings.warn(seen.guess, DiscoveryWarning, stacklevel=3)
         return Discovery(seen.stages, OBSERVED, seen.bystanders, seen.found)
     attends = "; ".join(f"{b.name} ({b.what}), {b.reason}" for b in seen.bystanders)
     raise ModelError(
@@ -108,13 +114,14 @@ def discover_by_adapter(model: nn.Module) -> Discovery | None:
 
     Raises:
         ModelError: an adapter knows the model, and it has no layer attention; or the model was
-            compiled.
+            scripted.
     """
     model = unwrap(model)
-    adapter = adapter_for(model)
-    if adapter is None:
-        return None
-    stages = tuple(adapter.stages(model))
+    with uncompiled(model):
+        adapter = adapter_for(model)
+        if adapter is None:
+            return None
+        stages = tuple(adapter.stages(model))
     if not stages:
         raise ModelError(
             f"no layer attention found in this {type(model).__name__}; expected a model whose "

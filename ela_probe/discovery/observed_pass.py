@@ -71,7 +71,7 @@ def observed_pass(model: nn.Module, inputs: Any, *, keep_weights: bool = False) 
             seen.weights[order] = firing.value.float().cpu().clone()
 
     # The mode that is entered last sees a function first; the watch asks for the result's node.
-    with undisturbed(model), uncompiled(), seen.lineage, Watch(model, report):
+    with undisturbed(model), uncompiled(model), seen.lineage, Watch(model, report):
         call(model, inputs)
     return seen
 

@@ -16,7 +16,7 @@ from ela_probe.evaluation.profiling import (
     measure_latency,
     measure_memory,
 )
-from ela_probe.forward import check_has_values, unwrap
+from ela_probe.forward import check_has_values, refuse_compiled, unwrap
 from ela_probe.models.registry import parameter_count
 from ela_probe.sites import Stage, fingerprint
 from ela_probe.system.numbers import finite_or_none
@@ -66,6 +66,7 @@ def compare(
         raise OptionError(f"got the models {names}; expected one or more with different names")
     for entry in entries:
         check_has_values(entry.model)
+        refuse_compiled(entry.model)
     if batch is None:
         batch = next(iter(loader), None)
         if batch is None:

@@ -21,7 +21,7 @@ from ela_probe.evaluation.profiling import (
     describe_machine,
     training_step,
 )
-from ela_probe.forward import check_has_values, unwrap
+from ela_probe.forward import check_has_values, refuse_compiled, unwrap
 from ela_probe.pruning.cost_model import (
     Actions,
     CostModel,
@@ -67,6 +67,7 @@ def measure_costs(
         PlanError: no adapter can prune the model. OptionError: no rounds.
         ModelError: the model has no layer attention, was compiled, or is on the meta device.
     """
+    refuse_compiled(model)
     model = unwrap(model)
     check_has_values(model)
     if adapter_for(model) is None:

@@ -1,7 +1,7 @@
 """Network: the network that ELA prunes in steps, its first sites, and the actions so far."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from ela_probe.adapters.registry import Adapter, adapter_for, cannot_prune
 from ela_probe.analysis.result import StageAnalysis
 from ela_probe.errors import ModelError
+from ela_probe.forward import is_compiled_form, uncompiled, without_compile
 from ela_probe.sites import Action, Stage
 from ela_probe.training.ela.moving_averages import StageAverage
 from ela_probe.training.ela.surgery import apply_undoable, prune_in_training
@@ -34,14 +35,13 @@ class Network:
     """
 
     def __init__(self, module: nn.Module, given: nn.Module | None, *, decay: float) -> None:
-        self.model = (
-            first_supported(module) if given is None else getattr(given, "_orig_mod", given)
-        )
-        adapter = adapter_for(self.model)
-        if adapter is None:
-            raise cannot_prune(self.model)
-        self.adapter: Adapter = adapter
-        self.stages: tuple[Stage, ...] = tuple(adapter.stages(self.model))
+        self.model = first_supported(module) if given is None else without_compile(given)
+        with self.uncompiled() as model:
+            adapter = adapter_for(model)
+            if adapter is None:
+                raise cannot_prune(model)
+            self.adapter: Adapter = adapter
+            self.stages: tuple[Stage, ...] = tuple(adapter.stages(model))
         if not self.stages:
             raise ModelError(
                 f"ELA: no layer attention found in this {type(self.model).__name__}; expected a "
@@ -65,13 +65,7 @@ class Network:
     @contextmanager
     def uncompiled(self) -> Iterator[nn.Module]:
         """A block in which everything runs uncompiled, so that hooks fire; yields the model."""
-        with ExitStack() as stack:
-            if self.compiled:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-                for part in self.model.modules():
-                    if part._compiled_call_impl is not None:
-                        compiled, part._compiled_call_impl = part._compiled_call_impl, None
-                        stack.callback(setattr, part, "_compiled_call_impl", compiled)
+        with uncompiled(self.model):
             yield self.model
 
     def prune_to(
@@ -81,7 +75,8 @@ class Network:
         new = {n: a for n, a in actions.items() if a != self._applied.get(n, "keep")}
         if not new:
             return
-        prune_in_training(self.model, self.adapter, new, optimizers=optimizers)
+        with self.uncompiled() as model:
+            prune_in_training(model, self.adapter, new, optimizers=optimizers)
         self._applied |= new
         if self.compiled:  # this also resets the number of recompilations, which is limited
             torch.compiler.reset()
@@ -93,16 +88,16 @@ class Network:
 
     def check_action(self, action: Action) -> None:
         """Carry the action out at each site and undo it. Raises PlanError if it is refused."""
-        for stage in self.stages:
-            for site in stage.sites[1:]:
-                self.without([site.name], action)()
+        with self.uncompiled():
+            for stage in self.stages:
+                for site in stage.sites[1:]:
+                    self.without([site.name], action)()
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module or a part of it was given to torch.compile."""
     return getattr(module, "_compiler_ctx", None) is not None or any(
-        hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
-        for part in module.modules()
+        is_compiled_form(part) or part._compiled_call_impl is not None for part in module.modules()
     )
 
 
@@ -113,8 +108,10 @@ def first_supported(module: nn.Module) -> nn.Module:
         ModelError: no adapter supports any part.
     """
     for part in (*list(module.modules())[1:], module):
-        if not hasattr(part, "_orig_mod") and adapter_for(part) is not None:
-            return part
+        if not is_compiled_form(part):
+            with uncompiled(part):
+                if adapter_for(part) is not None:
+                    return part
     raise ModelError(
         f"ELA: no adapter knows any part of this {type(module).__name__}; expected a network with "
         "layer attention that can be pruned (docs/adapters.md lists them, and says how to add one)"
