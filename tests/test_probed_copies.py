@@ -101,7 +101,6 @@ def test_a_probe_in_a_loop_of_ones_own_gives_an_analysis_and_a_plan(
 
 MEASURED: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "analyze": lambda model, images: analyze(model, [images], progress=False),
-    "probe": lambda model, images: AttentionProbe(model).__enter__(),
     "costs": lambda model, images: measure_costs(
         model, (images, torch.zeros(len(images), dtype=torch.long)), progress=False
     ),
@@ -123,7 +122,6 @@ def test_a_model_on_the_meta_device_is_refused(
     name = "conv" if part == "parameters" else r"fc\.scale"
     with pytest.raises(ModelError, match=rf"{name}.* of this model is on the meta device: .*load"):
         MEASURED[verb](mrla_b, images)
-    assert hooks(mrla_b) == []
 
 
 class Named(nn.Module):

@@ -46,7 +46,7 @@ class AttentionProbe:
         seen: the number of forward passes, recorded or not.
 
     Raises:
-        ModelError: no layer attention found, or the model was scripted; (on entering the block) it
+        ModelError: no layer attention found, or the model was scripted; (on leaving the block) it
             is on the meta device.
         OptionError: `every`, `max_batches` or `max_tokens` below 1.
         ProbeError: (from the model's forward pass) a site did not fire, or fired twice, or with
@@ -92,7 +92,6 @@ class AttentionProbe:
         return self._capture.seen
 
     def __enter__(self) -> "AttentionProbe":
-        check_has_values(self._model)
         self._capture.__enter__()
         return self
 
@@ -106,6 +105,7 @@ class AttentionProbe:
                 if self._capture.stray
                 else "no forward pass was seen inside the probe; run the probed model on a batch"
             )
+        check_has_values(self._model)
         for metric in self.metrics.values():
             metric.check()
 
