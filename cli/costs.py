@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ela_probe.system.messages import quoted
+
 from . import console
 from .inputs import path_of_data
 from .options import BatchSize, CheckpointArgument, DataOptions, Device, Json, ModelOptions, Seed
@@ -68,7 +70,9 @@ def command(
         return
     describe(costs)
     console.print_line(f"written to {path}")
-    console.print_line(f"next: ela-probe plan ANALYSIS --planner cost --costs {path} --time 0.8")
+    console.print_line(
+        f"next: ela-probe plan ANALYSIS --planner cost --costs {quoted(path)} --time 0.8"
+    )
 
 
 def describe(costs: "CostModel") -> None:

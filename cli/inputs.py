@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ela_probe.errors import OptionError
+from ela_probe.system.messages import quoted
 
 CHECKPOINTS = (".pt", ".pth", ".tar", ".safetensors", ".ckpt", ".bin")
 ANALYSIS = "analysis.json"
@@ -62,7 +63,9 @@ class Kind:
         if path.name == ANALYSIS:
             return f"{message}; did you mean {path.parent}?"
         if path.suffix in CHECKPOINTS:
-            return f"{message}; if this is a checkpoint, run `ela-probe analyze {path}` first"
+            return (
+                f"{message}; if this is a checkpoint, run `ela-probe analyze {quoted(path)}` first"
+            )
         return message
 
 

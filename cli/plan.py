@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ela_probe.system.messages import quoted
+
 from . import console, inputs
 from .options import Json, Seed
 from .outputs import check_output, writing
@@ -130,7 +132,7 @@ def command(
         return
     describe(made)
     console.print_line(f"written to {path}")
-    console.print_line(f"next: ela-probe prune CHECKPOINT --plan {path}")
+    console.print_line(f"next: ela-probe prune CHECKPOINT --plan {quoted(path)}")
 
 
 def load_costs(path: Path) -> "CostModel":

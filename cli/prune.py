@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ela_probe.system.messages import quoted
+
 from . import console, inputs
 from .options import CheckpointArgument, Json, ModelOptions
 from .outputs import check_output, writing
@@ -64,4 +66,4 @@ def command(
         f"{before:,} → {after:,}"
     )
     console.print_line(f"written to {path}")
-    console.print_line(f"next: ela-probe finetune {path}")
+    console.print_line(f"next: ela-probe finetune {quoted(path)}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ela_probe.system.messages import quoted
 from ela_probe.system.outputs import check_resumable
 
 from . import console, inputs
@@ -280,4 +281,4 @@ def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> No
         quality += f"perplexity {best_perplexity:.3f}, "
     console.print_line(f"{quality}{counted(result.epochs, 'epoch')} in {result.seconds:.0f} s")
     console.print_line(f"best weights: {best}")
-    console.print_line(f"next: ela-probe analyze {best}")
+    console.print_line(f"next: ela-probe analyze {quoted(best)}")

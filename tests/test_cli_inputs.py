@@ -56,9 +56,9 @@ CASES: dict[str, tuple[list[str], str]] = {
     "an analysis, not a checkpoint": (["discover", "{0}/an"], "got the analysis folder {0}/an"),
     "a checkpoint, not an analysis": (
         ["plan", "{0}/best.pt"],
-        "if this is a checkpoint, run `ela-probe analyze {0}/best.pt` first",
+        "if this is a checkpoint, run `ela-probe analyze \"{0}/best.pt\"` first",
     ),
-    "report of a checkpoint": (["report", "{0}/best.pt"], "run `ela-probe analyze {0}/best.pt`"),
+    "report of a checkpoint": (["report", "{0}/best.pt"], "analyze \"{0}/best.pt\"` first"),
     "a file of the analysis": (["plan", "{0}/an/analysis.json"], "did you mean {0}/an?"),
     "a folder, not its plan": (
         ["prune", "{0}/best.pt", "--plan", "{0}/an"], "did you mean {0}/an/plan.json?"

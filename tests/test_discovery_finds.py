@@ -39,6 +39,7 @@ NOT_FOUND: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] 
         "a token is chosen between the calls: decodes step by step",
     ),
     "memory": (others.SegmentMemory, lambda: torch.randn(2, 12, 4), TIME),
+    "chunks": (others.Chunks, lambda: torch.randn(2, 8, 4), TIME),
     "history": (others.History, lambda: torch.randn(2, 5, 4), TIME),
     "history of one length": (
         lambda: others.History(fixed=5),
@@ -49,6 +50,11 @@ NOT_FOUND: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] 
     "experts of tokens": (others.Experts, lambda: torch.randn(2, 6, 4), NO_LIST),
     "experts from one": (lambda: others.Experts(1, 2, 3), lambda: torch.randn(2, 4), NO_LIST),
     "heads": (others.Heads, lambda: torch.randn(2, 4), NO_LIST),
+    "heads side by side": (
+        lambda: others.Heads(joined=True),
+        lambda: torch.randn(2, 4),
+        NO_LIST,
+    ),
     "pyramid": (others.Pyramid, lambda: torch.randn(2, 10, 4), NO_LIST),
     "prompts": (others.Prompts, lambda: torch.randn(2, 10, 4), NO_LIST),
     "summary tokens": (

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.system.messages import quoted
 from ela_probe.system.numbers import readable
 
 # Pinsker: kl < 0.05 nats means that on average at most √(0.05/2) = 16 % of the weight moves.
@@ -85,11 +86,6 @@ def next_command(analysis: Analysis, folder: str | Path) -> str | None:
     return None if share is None else f"ela-probe plan {quoted(folder)} --skip {share:g}"
 
 
-def quoted(path: str | Path) -> str:
-    """A path as a shell takes it, in double quotes if it has a blank."""
-    return f'"{path}"' if any(c.isspace() for c in str(path)) else str(path)
-
-
 def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
     """[T] how each retrieval relates to the one before it.
 
@@ -155,7 +151,8 @@ def _summary(analysis: Analysis) -> Finding:
     )
     notes = []
     if wider:
-        notes.append(f"{wider} more the same plus new sources")
+        verb = "reads" if wider == 1 else "read"
+        notes.append(f"{wider} {verb} what the one before did and new sources")
     if undecided:
         notes.append(f"{undecided} {'is' if undecided == 1 else 'are'} too uncertain to tell")
     tail = f" ({'; '.join(notes)})" if notes else ""

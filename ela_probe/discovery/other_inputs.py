@@ -64,12 +64,13 @@ def _of_other_length(
 ) -> Iterator[Any]:
     """The inputs with these axes of the first tensor shorter, then longer.
 
-    On an accelerator never longer: there an index beyond a table of positions ends the process.
+    Half as long first, which also changes the number of segments. On an accelerator never longer:
+    there an index beyond a table of positions ends the process.
     """
     length, samples = first.shape[axes[0]], first.shape[batch_axis]
-    sizes = [length - 1, length // 2]
+    sizes = [length // 2, length - 1]
     if first.device.type == "cpu":
-        sizes += [length + 1, 2 * length]
+        sizes += [2 * length, length + 1]
     alone = sum(1 for _ in tensors_of(inputs)) == 1
 
     def changed(size: int, spared: int | None) -> Callable[[Tensor], Tensor]:

@@ -119,7 +119,7 @@ class SourceLists:
         while left and call.readable:
             for node in lineage.children[left.pop()]:
                 others = tuple(parent for parent in lineage.parents[node] if parent not in weights)
-                if others:
+                if others and not lineage.is_list(node):  # weights beside others are still weights
                     combined.append((node, others))
                 elif node not in weights:
                     weights.add(node)

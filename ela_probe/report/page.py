@@ -11,12 +11,13 @@ from string import Template
 
 from matplotlib.figure import Figure
 
-from ela_probe.analysis.findings import Finding, findings, next_command, quoted
+from ela_probe.analysis.findings import Finding, findings, next_command
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.evaluation.comparison import Comparison
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.report import plots
 from ela_probe.report.tables import cell, comparison_table, plan_table, site_table
+from ela_probe.system.messages import quoted
 from ela_probe.system.storage import write_text
 
 # With more stages than this only the first one's figures are unfolded.

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def first_line(error: BaseException, limit: int = 150) -> str:
@@ -44,3 +45,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     similar = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {similar[0]!r}?)" if similar else ""
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a shell takes it, in double quotes if it has a blank.
+
+    >>> quoted("my run/best.pt"), quoted("run[v2]/best.pt")
+    ('"my run/best.pt"', 'run[v2]/best.pt')
+    """
+    return f'"{path}"' if any(c.isspace() for c in str(path)) else str(path)

@@ -101,6 +101,24 @@ class SegmentMemory(nn.Module):
         return torch.cat(outputs, 1)
 
 
+class Chunks(nn.Module):
+    """Chunks of two tokens, the last of which may be shorter; each reads all means so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.mean = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory: list[Tensor] = []
+        outputs = []
+        for chunk in x.split(2, 1):
+            memory.append(self.mean(chunk.mean(1)))
+            past = torch.stack(memory, 1)
+            weights = (past * self.query(chunk[:, :1])).sum(-1).softmax(-1)
+            outputs.append((weights[..., None] * past).sum(1))
+        return torch.stack(outputs, 1)
+
+
 class History(nn.Module):
     """A recurrent cell that attends over all its earlier states; `fixed`: of one length only."""
 
@@ -146,19 +164,20 @@ class Experts(nn.Module):
 
 
 class Heads(nn.Module):
-    """Class probabilities after every layer, of 2, 3, 4 and 5 classes."""
+    """Class probabilities after every layer, of 2, 3, 4 and 5 classes; `joined` side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, joined: bool = False) -> None:
         super().__init__()
+        self.joined = joined
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.heads = nn.ModuleList(nn.Linear(WIDTH, 2 + k) for k in range(4))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor] | Tensor:
         outputs = []
         for layer, head in zip(self.layers, self.heads, strict=True):
             x = layer(x).relu()
             outputs.append(head(x).softmax(-1))
-        return outputs
+        return torch.cat(outputs, -1) if self.joined else outputs
 
 
 class Pyramid(nn.Module):
