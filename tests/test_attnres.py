@@ -1,6 +1,7 @@
 """Attention Residuals: the formulas against plain loops, and what pruning leaves of them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def naive(model: Transformer, tokens: Tensor, actions: dict[str, str] | None = N
     """The forward pass from the formulas of docs/method.md, over a stack of all sources."""
     actions = actions or {}
     outputs, dropped = [model.embedding(tokens)], set()
-    h, retrieved_key, entropy = outputs[0], None, None
+    h, retrieved_key, entropy = outputs[0], torch.empty(0), torch.empty(0)
+    sublayer: Any
     for t, (name, sublayer) in enumerate(model.sublayers()):
         action = actions.get(f"{name}.retrieval", "keep")
         if action == "drop":
@@ -235,10 +237,10 @@ def test_recur_is_exact_where_the_shape_divergence_is_zero(
     history.arrive(values[-1], record=True)
     before = history.retrieved
     short = recurrence(history)
-    key, entropy = history.retrieved.summary()  # type: ignore[union-attr, misc]
+    key, entropy = history.retrieved.summary()  # type: ignore[misc]
     history.retrieved = before
     exact = second(history)
-    exact_key, exact_entropy = history.retrieved.summary()  # type: ignore[union-attr, misc]
+    exact_key, exact_entropy = history.retrieved.summary()  # type: ignore[misc]
     torch.testing.assert_close(short, exact, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(key, exact_key, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(entropy, exact_entropy, rtol=1e-6, atol=1e-8)

@@ -1,10 +1,10 @@
 """Batches as people have them: fields are named, arrays become tensors, errors say what to do."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def network() -> nn.Module:
         return create_model("mrla_b_resnet8").double().eval()
 
 
-WITH_FIELDS = {
+WITH_FIELDS: dict[str, Callable[..., Any]] = {
     "dict": lambda x, y: {"image": x, "label": y, "path": ["a"]},
     "data class": Batch,
     "frozen data class": Frozen,
@@ -76,13 +76,8 @@ def test_named_fields_give_what_a_pair_gives(kind: str, arrays: bool) -> None:
     plain = evaluate(model, [(IMAGES, LABELS)], progress=False)
     found = evaluate(model, [batch], inputs="image", labels="label", progress=False)
     assert (found["accuracy"], found["loss"]) == (plain["accuracy"], plain["loss"])
-    one, other = (
-        analyze(model, iter([given]), progress=False, **names)
-        for given, names in (
-            ((IMAGES, LABELS), {}),
-            (batch, {"inputs": "image", "labels": "label"}),
-        )
-    )
+    one = analyze(model, iter([(IMAGES, LABELS)]), progress=False)
+    other = analyze(model, iter([batch]), progress=False, inputs="image", labels="label")
     assert (one.provenance.accuracy, one.provenance.loss) == (
         other.provenance.accuracy, other.provenance.loss
     )  # fmt: skip
@@ -124,11 +119,11 @@ def test_several_inputs_are_keyword_arguments_and_none_are_all_but_the_labels() 
     ],
 )  # fmt: skip
 def test_a_batch_that_does_not_fit_is_told_with_its_fields(
-    known: None, batch: Any, names: dict[str, str], message: str
+    known: None, batch: Any, names: dict[str, Any], message: str
 ) -> None:
     for verb in (analyze, evaluate):
         with pytest.raises(DataError, match=message) as caught:
-            verb(TwoInputs().eval(), [batch], progress=False, **names)  # type: ignore[operator]
+            verb(TwoInputs().eval(), [batch], progress=False, **names)
         assert "\n" not in str(caught.value)
 
 
@@ -161,7 +156,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     from ela_probe.models.resnet import ResNet
 
     for kind in (Takes, OverSteps, TwoInputs):
-        kind.stages = property(lambda self: self.inner.stages)  # type: ignore[attr-defined]
+        monkeypatch.setattr(kind, "stages", property(lambda self: self.inner.stages), raising=False)
     monkeypatch.setattr(
         ResNetAdapter,
         "matches",
@@ -288,7 +283,9 @@ def test_ela_probes_whatever_the_batches_are(kind: str, arrays: bool) -> None:
         accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, callbacks=[ela],
     )  # fmt: skip
-    trainer.fit(Fields(), DataLoader([made] * 2, batch_size=None, collate_fn=lambda b: b))
+    trainer.fit(
+        Fields(), DataLoader(cast(Any, [made] * 2), batch_size=None, collate_fn=lambda b: b)
+    )
     assert ela.share == 0.5
     assert ela.analysis.provenance.samples == 12  # of an epoch
 

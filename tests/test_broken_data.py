@@ -4,6 +4,7 @@ import gzip
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def write_pair(root: Path) -> str:
 
 
 def write_one(root: Path) -> str:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split in ("train", "val", "test"):
         arrays |= {f"{split}_images": IMAGES, f"{split}_labels": LABELS}
     np.savez(root / "set.npz", **arrays)
@@ -196,7 +197,7 @@ def test_the_folder_of_cifar_itself_as_data_root(tmp_path: Path) -> None:
         ({"images": IMAGES, "labels": LABELS}, "contains images, labels; expected train_images"),
     ],
 )
-def test_wrong_array_names(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_wrong_array_names(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(DataError, match=message):
         open_data(f"npz:{tmp_path / 'set'}")
@@ -259,7 +260,7 @@ def test_of_many_pictures_only_the_headers_are_read(
 
 def test_reading_later_still_names_the_file(tmp_path: Path) -> None:
     data = open_data(write_folder(tmp_path))
-    again = type(data).from_spec(data.spec)  # type: ignore[union-attr, arg-type]
+    again = type(data).from_spec(data.spec)  # type: ignore[arg-type]
     truncate(tmp_path / "set/test/1/2.png")
     with pytest.raises(DataError, match="2.png is not a readable image"):
         torch.cat([images for images, _ in again.loader("test")])

@@ -4,6 +4,7 @@ import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def write(path: Path, kind: str) -> Path:
     elif kind == "header type":
         torch.save({"ela_probe": 3, "state_dict": {"a": torch.ones(1)}}, path)
     elif kind == "nan":
-        model = create_model("mrla_b_resnet8")
+        model: Any = create_model("mrla_b_resnet8")
         model.fc.weight.data[0, 0] = float("nan")
         save_checkpoint(path, model, spec=ModelSpec(name="mrla_b_resnet8"))
     return path
@@ -194,9 +195,7 @@ def test_a_full_disk_keeps_the_old_file(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(
-        *((Path, "write_bytes") if failing == "write_bytes" else (os, "fsync")), full
-    )
+    monkeypatch.setattr(Path if failing == "write_bytes" else os, failing, full)
     with pytest.raises(OutputError, match="No space left on device.*free some space"):
         save_checkpoint(path, small(), spec=spec)
     monkeypatch.undo()

@@ -299,7 +299,8 @@ def test_a_verb_reads_its_checkpoint_once(
 ) -> None:  # fmt: skip
     from ela_probe.adapters.resnet import ResNetAdapter
 
-    read, searched = [], []
+    read: list[object] = []
+    searched = []
     read_bytes, stages = Path.read_bytes, ResNetAdapter.stages
 
     def counting(path: Path) -> bytes:

@@ -31,7 +31,7 @@ from tests.support.planning import analysis_of, guards
 positive = st.floats(0.01, 1.0)
 
 
-def flat(stages: list[StageCosts] | tuple[StageCosts, ...], actions: tuple[Action, ...]) -> dict:  # type: ignore[type-arg]
+def flat(stages: list[StageCosts] | tuple[StageCosts, ...], actions: tuple[Action, ...]) -> dict:
     names = [site.name for stage in stages for site in stage.sites]
     return dict(zip(names, actions, strict=True))
 

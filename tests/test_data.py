@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_a_moved_spec_keeps_normalisation_and_classes(tmp_path):
     (tmp_path / "there").mkdir()
     spec = open_data(write_npz(tmp_path)).spec
     there = write_npz(tmp_path / "there", train=300, test=60)
-    data = ImageData.from_spec(spec.with_source(there))
+    data = ImageData.from_spec(cast(DataSpec, spec.with_source(there)))
     assert (data.spec.mean, data.spec.std, data.spec.classes) == (spec.mean, spec.std, CLASSES)
     assert data.size("test") == 60
 
@@ -150,7 +151,7 @@ def test_the_order_is_fixed_by_seed_and_epoch_alone(tmp_path):
 
     def labels_of(epoch, **options):
         loader = data.loader("train", batch_size=32, shuffle=True, augment=True, **options)
-        loader.sampler.set_epoch(epoch)
+        cast(Any, loader.sampler).set_epoch(epoch)
         torch.rand(epoch + 1)  # the global random state must not matter
         return torch.cat([x.flatten() for x, _ in loader])
 
@@ -231,7 +232,7 @@ def test_large_folders_are_decoded_on_every_read(tmp_path, monkeypatch):
 def test_images_are_resized_when_asked(tmp_path):
     data = open_data(write_npz(tmp_path), image_size=16)
     assert everything(data, "val")[0].shape[1:] == (3, 16, 16)
-    assert ImageData.from_spec(data.spec).dataset("test")[0][0].shape == (3, 16, 16)
+    assert ImageData.from_spec(cast(DataSpec, data.spec)).dataset("test")[0][0].shape == (3, 16, 16)
 
 
 def write_idx(folder, *, zipped=False, count=20):
@@ -389,7 +390,7 @@ def test_a_split_without_images_says_why(tmp_path):
     with pytest.raises(DataError, match="no val images"):
         data.loader("val")
     with pytest.raises(DataError, match="unknown split 'dev'"):
-        data.dataset("dev")
+        data.dataset("dev")  # type: ignore[arg-type]
 
 
 def test_other_data_than_the_spec_says_is_refused(tmp_path, digits):

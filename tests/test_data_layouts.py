@@ -27,8 +27,8 @@ ARRAYS = {
 }
 
 
-def as_medmnist(**changes: Any) -> dict[str, np.ndarray]:
-    arrays = {}
+def as_medmnist(**changes: Any) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
     for split, (images, labels) in ARRAYS.items():
         arrays |= {f"{split}_images": images, f"{split}_labels": labels[:, None]}
     return {name: array for name, array in (arrays | changes).items() if array is not None}
@@ -73,7 +73,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 
 
 def test_one_file_of_keras_and_a_file_for_each_split(tmp_path: Path) -> None:
-    keras = {}
+    keras: dict[str, Any] = {}
     for split, (images, labels) in ARRAYS.items():
         keras |= {f"x_{split}": images, f"y_{split}": labels}
         np.savez_compressed(tmp_path / f"set-{split}.npz", images=images, labels=labels)
@@ -183,7 +183,7 @@ def test_a_class_name_that_is_not_utf_8_is_refused_at_reading(tmp_path: Path) ->
 def test_a_file_name_that_is_not_utf_8_is_escaped_in_the_error(tmp_path: Path) -> None:
     source = write_folder(tmp_path, ("train", "test"))
     path = os.fsencode(tmp_path / "test" / "b") + b"/caf\xe9.png"
-    shutil.copy(tmp_path / "test" / "b" / "0.png", path)
+    shutil.copy(os.fsencode(tmp_path / "test" / "b" / "0.png"), path)
     assert open_data(source).size("test") == 9
     Path(os.fsdecode(path)).write_bytes(b"broken")
     with pytest.raises(DataError, match=r"caf\\udce9\.png is not a readable image") as caught:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +39,10 @@ class Net(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        stage: Any
         for stage in self.stages:
             stack: list[Tensor] = []
-            for layer in stage:  # type: ignore[union-attr]
+            for layer in stage:
                 stack.append(layer["lin"](x))
                 x = x + layer["mix"](torch.stack(stack))[0]
         return x
@@ -243,5 +245,6 @@ def test_an_adapter_of_another_package_is_found_and_a_broken_one_named(
     assert any("no matches, stages, weights, apply" in name for name in said)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sys.modules["fake_plugin_raises"].Adapter.matches = lambda self, model: False  # type: ignore[attr-defined]
+        plugin: Any = sys.modules["fake_plugin_raises"]
+        plugin.Adapter.matches = lambda self, model: False
         assert adapter_for(nn.Bilinear(1, 1, 1)) is found  # loaded once, said once

@@ -150,8 +150,9 @@ def test_every_retrieval_is_a_site_and_token_attention_is_none(model: DeiT) -> N
 
 def test_the_weights_are_those_of_the_modules(model: DeiT, patches: Tensor) -> None:
     seen: dict[int, Tensor] = {}
+    block: Any
     for t, block in enumerate(model.blocks):
-        layer: Any = block.mrla.mrla
+        layer = block.mrla.mrla
 
         def note(module: nn.Module, args: Any, out: Tensor, t: int = t) -> None:
             seen[t] = out.detach().double()
@@ -167,7 +168,7 @@ def test_the_weights_are_those_of_the_modules(model: DeiT, patches: Tensor) -> N
             if model.base:
                 expected = seen[number].mean((0, 1, 2))
             else:
-                decay = model.get_submodule(site.name).lambda_t.detach().abs().double()
+                decay = model.get_parameter(f"{site.name}.lambda_t").detach().abs().double()
                 gate = seen[number].flatten(1).repeat_interleave(WIDTH // HEADS, 1)
                 contributions = [c * decay for c in contributions] + [gate]
                 raw = torch.stack(contributions, -1)
@@ -192,7 +193,7 @@ def test_a_skipped_retrieval_adds_nothing_and_stays_a_source(model: DeiT, patche
 def test_a_dropped_retrieval_is_no_source(patches: Tensor) -> None:
     torch.manual_seed(0)
     model = DeiT(base=True).double().eval()
-    pruned = prune(model, planned(model, patches, b1="drop", b4="skip", b5="skip"))
+    pruned: Any = prune(model, planned(model, patches, b1="drop", b4="skip", b5="skip"))
     assert [stage.sizes for stage in discover(pruned).stages] == [(1, 2), (1,)]
     assert not list(pruned.blocks[1].mrla.parameters())
     assert not list(pruned.blocks[4].mrla.parameters())  # nothing reads it: dropped

@@ -180,8 +180,9 @@ class OneStageAfterAnother(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        stage: Any
         for stage in self.stages:
-            for number, layer in enumerate(stage):  # type: ignore[arg-type]
+            for number, layer in enumerate(stage):
                 if number == 0:
                     x, sources = self.step(layer, x, [])
                 else:

@@ -1,11 +1,12 @@
 """ELA in a Trainer whose network is compiled."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from ela_probe import ELA
 from ela_probe.errors import (
@@ -31,7 +32,7 @@ def test_a_compiled_network_is_compiled_again_only_when_the_plan_changes() -> No
     torch.compiler.reset()
     times, backend = compiled_times()
     plain, module = Classifier(one_stage().double()), Classifier(one_stage().double())
-    module.net = torch.compile(module.net, backend=backend)
+    module.net = cast(nn.Module, torch.compile(module.net, backend=backend))
 
     class Count(pl.Callback):
         def __init__(self) -> None:
@@ -41,7 +42,7 @@ def test_a_compiled_network_is_compiled_again_only_when_the_plan_changes() -> No
             self.after.append(times[0])
 
     count, watch = Count(), Watch()
-    settings = {"skip": 0.5, "warmup": 1, "ramp": 2, "every": 3}
+    settings: dict[str, Any] = {"skip": 0.5, "warmup": 1, "ramp": 2, "every": 3}
     fitted(module, ELA(**settings), count, watch, epochs=4, precision="64-true")
     new = np.flatnonzero(np.diff([0, *count.after]))
     assert list(new) == [0, 4, 8]  # the first batch, and those after the two changes
@@ -50,7 +51,8 @@ def test_a_compiled_network_is_compiled_again_only_when_the_plan_changes() -> No
     assert module.losses == pytest.approx(plain.losses, rel=1e-6)  # 16 steps enlarge rounding
     assert hooks(module) == []
     with pytest.raises(OptionError, match="leave out stochastic, or torch.compile"):
-        fitted(Classifier(torch.compile(one_stage())), ELA(**settings, stochastic=True), epochs=4)
+        compiled = cast(nn.Module, torch.compile(one_stage()))
+        fitted(Classifier(compiled), ELA(**settings, stochastic=True), epochs=4)
     torch.compiler.reset()
 
 

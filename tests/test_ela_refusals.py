@@ -49,7 +49,7 @@ def test_a_network_that_cannot_be_pruned_so_is_refused_before_it_trains(
 
 
 def test_strategies_that_keep_a_network_as_it_is_are_refused() -> None:
-    trainer = SimpleNamespace(strategy=ModelParallelStrategy())
+    trainer: Any = SimpleNamespace(strategy=ModelParallelStrategy())
     with pytest.raises(
         OptionError, match=r"got pytorch_lightning\..*ModelParallelStrategy. Choose devices=1"
     ):

@@ -13,7 +13,7 @@ from ela_probe_cli import main
 
 from ela_probe import SkipPlan, load_checkpoint
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.training.fitting import TrainingInterrupted
+from ela_probe.training.fitting import TrainingInterrupted, fit
 from tests.support.image_sets import write_images
 from tests.support.networks import sites
 from tests.support.training import InterruptAt, equal_runs, train_command, trained
@@ -65,8 +65,6 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     epoch: int, batch: int,
 ) -> None:  # fmt: skip
     import ela_probe.pipeline as pipeline
-
-    fit = pipeline.fit
 
     def cut(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Any:
         return fit(*arguments, callbacks=[*callbacks, InterruptAt(epoch, batch)], **options)

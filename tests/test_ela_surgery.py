@@ -2,17 +2,20 @@
 
 import copy
 import random
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ela_probe import SkipPlan, create_model, discover, prune
-from ela_probe.adapters.registry import adapter_for
+from ela_probe.adapters.registry import Adapter, adapter_for
 from ela_probe.errors import (
     PlanError,
 )
 from ela_probe.pruning.prune import actions_of
+from ela_probe.sites import Action
 from ela_probe.training.ela.surgery import (
     apply_undoable,
     parameter_names,
@@ -38,10 +41,17 @@ FAMILIES = {
     "published dla_b": RefreshingNetwork,
 }
 
+
+def adapter_of(model: nn.Module) -> Adapter:
+    adapter = adapter_for(model)
+    assert adapter is not None
+    return adapter
+
+
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def steps_of(model: nn.Module, seed: int, count: int = 3) -> list[dict[str, str]]:
+def steps_of(model: nn.Module, seed: int, count: int = 3) -> list[dict[str, Action]]:
     """Nested actions: at random every other site of each stage, and in the end all."""
     stages = discover(model).stages
     names = [site.name for stage in stages for site in stage.sites[1:]]
@@ -55,12 +65,13 @@ def test_pruning_in_steps_equals_pruning_at_once(family: str, images: Tensor) ->
     original = FAMILIES[family]().double()
     stages = discover(original).stages
     for seed in range(2):
-        model, done = copy.deepcopy(original), {}
+        model = copy.deepcopy(original)
+        done: dict[str, Action] = {}
         for actions in steps_of(original, seed):
             plan = SkipPlan.for_actions(stages, actions)
             wanted = actions_of(plan, stages)
             new = {name: a for name, a in wanted.items() if a != done.get(name, "keep")}
-            prune_in_training(model, adapter_for(model), new)
+            prune_in_training(model, adapter_of(model), new)
             done |= new
             at_once = prune(original, plan)
             assert shapes(model) == shapes(at_once)
@@ -74,7 +85,7 @@ def test_a_skip_for_a_moment_leaves_nothing_behind(family: str) -> None:
     before = {name: id(value) for name, value in model.named_parameters()}
     modules = [(name, id(part), list(vars(part))) for name, part in model.named_modules()]
     for actions in steps_of(model, 0):
-        undo = apply_undoable(model, lambda a=actions: adapter_for(model).apply(model, a))
+        undo = apply_undoable(model, partial(adapter_of(model).apply, model, actions))
         assert not set(sites(model)) & actions.keys()
         undo()
         assert {name: id(value) for name, value in model.named_parameters()} == before
@@ -82,7 +93,7 @@ def test_a_skip_for_a_moment_leaves_nothing_behind(family: str) -> None:
 
 
 def test_a_change_that_fails_is_undone() -> None:
-    model = network()
+    model: Any = network()
     before = shapes(model)
 
     def fails() -> None:
@@ -99,7 +110,7 @@ def test_optimizers_keep_the_state_of_what_is_left_bit_for_bit(kind: str) -> Non
     model = network()
     matrices = [(n, p) for n, p in model.named_parameters() if p.dim() > 1]
     vectors = [(n, p) for n, p in model.named_parameters() if p.dim() < 2]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[Any] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = (
         torch.optim.SGD(groups, 0.1, momentum=0.9)
         if kind == "sgd"
@@ -116,7 +127,7 @@ def test_optimizers_keep_the_state_of_what_is_left_bit_for_bit(kind: str) -> Non
         {k: v for k, v in g.items() if not k.startswith("param")} for g in optimizer.param_groups
     ]
     site = sites(model)[1]
-    prune_in_training(model, adapter_for(model), {site: "skip"}, optimizers=[optimizer])
+    prune_in_training(model, adapter_of(model), {site: "skip"}, optimizers=[optimizer])
     left = dict(model.named_parameters())
     assert {f"{site}.query.weight", f"{site}.norm.weight"} <= names.keys() - left.keys() | {
         n for n in before if n not in left
@@ -145,11 +156,11 @@ def test_an_adapter_that_makes_new_parameters_is_refused_and_undone() -> None:
     class Careless:
         name = "careless"
 
-        def apply(self, model: nn.Module, actions: dict[str, str]) -> None:
+        def apply(self, model: Any, actions: dict[str, Action]) -> None:
             model.stages[0][1].retrieval = nn.Linear(2, 2)
 
     with pytest.raises(PlanError, match="'careless' adds parameters"):
-        prune_in_training(model, Careless(), {})
+        prune_in_training(model, cast(Adapter, Careless()), {})
     assert shapes(model) == before
 
 

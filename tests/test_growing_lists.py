@@ -60,7 +60,8 @@ class Script:
         lists: dict[str, list[Tensor]] = {}
         with self.lineage:
             x = torch.randn(6)
-            for name, action in script.split():
+            for step in script.split():
+                name, action = step[0], step[1]
                 sources = lists.setdefault(name, [])
                 if action == "+":
                     x = (x + torch.randn(6)).tanh()

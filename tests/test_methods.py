@@ -1,14 +1,18 @@
 """The table of methods: what it holds, that runs resume, and that nothing is mixed up."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import methods, results, runs, steps, table
+from benchmarks import methods, results, runs, table
+from benchmarks.contestants import Network
 from benchmarks.methods import Method
+from benchmarks.steps import step_in_training
 from ela_probe.errors import OptionError
 from ela_probe.models.registry import create_model
+from ela_probe.pipeline import train
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.recipes import Recipe
 from tests.support.image_sets import write_images
@@ -81,7 +85,6 @@ def test_finished_runs_are_not_repeated_and_others_go_on(done, recipe, monkeypat
     before = tables_in(done)[1]
     (done / "resnet14-s1" / "result.json").unlink()
     resumed = []
-    train = runs.train
 
     def watched(*arguments, **options):
         resumed.append((options["output"].name, options["resume"]))
@@ -173,7 +176,7 @@ def test_timed_steps_compute_in_the_precision_of_the_runs():
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     images, labels = torch.randn(2, 1, 2, 2), torch.tensor([0, 2])
     for precision in ("32-true", "bf16-mixed"):
-        steps.step_in_training(model, images, labels, TrainConfig(precision=precision))()
+        step_in_training(model, images, labels, TrainConfig(precision=precision))()
     assert seen == [torch.float32, torch.bfloat16]
 
 
@@ -215,17 +218,22 @@ def test_the_published_network_is_timed_where_it_computes_what_ours_does(
         built.append((network.name, network.classes, file))
         return create_model("mrla_b_resnet14", num_classes=3)
 
-    monkeypatch.setattr(steps.Network, "theirs", theirs)
-    options = {"model": MODELS, "rounds": 2, "device": "cpu", "reference": [tmp_path]}
+    monkeypatch.setattr(Network, "theirs", theirs)
+    options: dict[str, Any] = {
+        "model": MODELS,
+        "rounds": 2,
+        "device": "cpu",
+        "reference": [tmp_path],
+    }
     before = (done / "table.json").read_text()
-    table.run(str(recipe), done, **options)
+    table.run(str(recipe), done, device="cpu", **options)
     rows = tables_in(done)[0]
     (done / "table.json").write_text(before)
     assert built == [("resnet14", 3, "mrla_base")]
     assert all(row["step / published"].endswith(")") for row in rows)
     assert all(float(row[table.ESTIMATE].partition(" ")[0]) > 0 for row in rows)
 
-    monkeypatch.setattr(steps.Network, "theirs", lambda *_: create_model("mrla_b_resnet14"))
+    monkeypatch.setattr(Network, "theirs", lambda *_: create_model("mrla_b_resnet14"))
     with pytest.raises(OptionError, match="is not the network of this recipe and data"):
-        table.run(str(recipe), tmp_path, **options)
+        table.run(str(recipe), tmp_path, device="cpu", **options)
     assert not list(tmp_path.iterdir())

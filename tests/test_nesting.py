@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,11 @@ def test_plans_are_nested_reach_the_share_and_keep_the_guards(
     due = [*sorted(data.draw(st.lists(st.integers(0, final), max_size=3))), final]
     for epoch, count in enumerate(due):
         analysis = make_analysis(SITES, samples=8, seed=seed + epoch)
-        options = {"planner": planner, "removed": removed, "constraints": constraints}
+        options: dict[str, Any] = {
+            "planner": planner,
+            "removed": removed,
+            "constraints": constraints,
+        }
         before = proposal(analysis, final, before=before, hysteresis=0.2, **options)
         skipped = due_part(before, analysis, count, **options)
         assert removed <= skipped <= before
@@ -94,7 +99,11 @@ def with_kl(analysis: Analysis, kl: np.ndarray) -> Analysis:
 def test_a_rival_must_be_better_by_the_hysteresis(hysteresis: float, stays: bool) -> None:
     analysis = make_analysis((3,), samples=4)
     first, second = names_of(analysis)[0][1:]
-    options = {"planner": "budget", "removed": frozenset(), "constraints": Constraints()}
+    options: dict[str, Any] = {
+        "planner": "budget",
+        "removed": frozenset(),
+        "constraints": Constraints(),
+    }
 
     def proposed(of_second: float, before: Names) -> Names:
         kl = np.zeros((3, 3))
@@ -108,7 +117,7 @@ def test_a_rival_must_be_better_by_the_hysteresis(hysteresis: float, stays: bool
 
 def test_a_plan_says_what_is_known_of_a_site_that_is_gone() -> None:
     analysis = make_analysis(SITES, samples=20)
-    options = {"planner": "score", "action": "skip", "constraints": Constraints()}
+    options: dict[str, Any] = {"planner": "score", "action": "skip", "constraints": Constraints()}
     removed = frozenset({names_of(analysis)[0][2]})
     first = plan_skipping(removed, analysis, epoch=1, last=None, **options)
     later = make_analysis(SITES, samples=20, seed=1)
@@ -124,7 +133,12 @@ def test_a_plan_says_what_is_known_of_a_site_that_is_gone() -> None:
 def test_a_site_that_none_follows_any_more_is_dropped() -> None:
     analysis = make_analysis((4,), samples=5)
     names = names_of(analysis)[0]
-    options = {"planner": "score", "action": "skip", "constraints": Constraints(), "last": None}
+    options: dict[str, Any] = {
+        "planner": "score",
+        "action": "skip",
+        "constraints": Constraints(),
+        "last": None,
+    }
     first = plan_skipping(frozenset({names[2]}), analysis, epoch=1, **options)
     second = plan_skipping(frozenset(names[2:]), analysis, epoch=2, **options)
     assert first.actions[names[2]] == "skip"
@@ -185,14 +199,14 @@ def test_averages_over_epochs_equal_a_computation_by_hand() -> None:
     found = average.analysis()
     shares = [0.36, 0.24, 0.4]  # 0.6², 0.4 · 0.6, 0.4
 
-    def mixed(values: list[np.ndarray]) -> np.ndarray:
+    def mixed(values: list[Any]) -> Any:
         return sum(share * value for share, value in zip(shares, values, strict=True))
 
     for name in ("kl", "shape", "mass", "js", "kl_of_means"):
         by_hand = mixed([part.divergences[name] for part in epochs])
         np.testing.assert_allclose(found.divergences[name], by_hand, rtol=1e-12)
     variances = [
-        (share * p.divergences["kl_se"]) ** 2 for share, p in zip(shares, epochs, strict=1)
+        (share * p.divergences["kl_se"]) ** 2 for share, p in zip(shares, epochs, strict=True)
     ]
     np.testing.assert_allclose(found.divergences["kl_se"] ** 2, sum(variances), rtol=1e-12)
     np.testing.assert_allclose(found.weights, mixed([part.weights for part in epochs]))
@@ -214,6 +228,8 @@ def test_without_decay_only_the_last_epoch_counts() -> None:
     np.testing.assert_array_equal(found.divergences["kl"], epochs[-1].divergences["kl"])
     np.testing.assert_allclose(found.quantiles, epochs[-1].quantiles, rtol=1e-9)
     exact = fit_beta(epochs[-1].pooled)
+    assert found.fit is not None
+    assert exact is not None
     assert found.fit.alpha == pytest.approx(exact.alpha, rel=1e-9)
 
 

@@ -34,7 +34,7 @@ def run(folder: Path, where: Path) -> list[dict[str, Any]]:
 
 
 def test_committed_without_outputs() -> None:
-    notebook = nbformat.read(PATH, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(PATH, as_version=4)
     nbformat.validate(notebook)
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     for cell in notebook.cells:
@@ -58,7 +58,7 @@ def test_runs_on_an_analysis(tmp_path: Path) -> None:
 
 def test_says_how_to_make_an_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELA_PROBE_ANALYSIS", str(tmp_path / "nowhere"))
-    notebook = nbformat.read(PATH, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(PATH, as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     with pytest.raises(SystemExit, match=r"nowhere(.|\n)*make demo"):
         exec(first.source.replace("%matplotlib inline", ""), {})

@@ -28,11 +28,11 @@ def test_a_plan_survives_its_file(
 
 
 @pytest.fixture
-def document() -> dict:  # type: ignore[type-arg]
+def document() -> dict:
     return json.loads(make_plan(analysis_of([4, 4]), skip=0.25).model_dump_json())
 
 
-def broken(document: dict, change: str) -> dict:  # type: ignore[type-arg]
+def broken(document: dict, change: str) -> dict:
     site = document["stages"][0]["sites"]
     if change == "version":
         document["schema_version"] = 7
@@ -64,7 +64,7 @@ def test_a_broken_plan_is_refused(
     document: dict,
     tmp_path: Path,
     change: str,
-    message: str,  # type: ignore[type-arg]
+    message: str,
 ) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(broken(document, change)))

@@ -2,18 +2,20 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pytest
 
 from benchmarks import plans, tuning
+from benchmarks.candidates import BASELINES, PLANNED, Candidate
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
 from ela_probe.errors import OptionError
 from ela_probe.models.registry import ModelSpec
-from ela_probe.pipeline import train
+from ela_probe.pipeline import finetune, train
 from ela_probe.training.config import TrainConfig
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "skip": [0.17, 0.33],
     "random": 3,
     "analysis_limit": 64,
@@ -51,7 +53,7 @@ def tables_in(output):
 
 def test_every_planner_has_a_plan_of_the_same_size_for_every_checkpoint(done):
     each = tables_in(done)["Plans"]
-    names = [*plans.PLANNED, *plans.BASELINES, *["random"] * 3]
+    names = [*PLANNED, *BASELINES, *["random"] * 3]
     assert [row["planner"] for row in each] == ["unpruned", *names, *names] * 2
     for row in each:
         sites = [] if row["sites"] == "–" else row["sites"].split()
@@ -85,7 +87,6 @@ def test_equal_plans_are_trained_once_and_finished_ones_not_again(done, checkpoi
     again = sorted(results)[0]
     again.unlink()
     tuned = []
-    finetune = tuning.finetune
 
     def watched(*arguments, **options):
         tuned.append((options["output"].parent, options["resume"]))
@@ -128,7 +129,8 @@ class Planned:
 def outcome(checkpoint, planner, accuracy, divergence=0.0, site="a"):
     figures = {"accuracy": accuracy / 100, "loss": 1.0}
     record = {"before": figures, "after": figures}
-    return plans.Outcome(checkpoint, Planned(planner, divergence, {site: "skip"}), record)
+    planned = Planned(planner, divergence, {site: "skip"})
+    return plans.Outcome(checkpoint, cast(Candidate, planned), record)
 
 
 def test_a_plan_is_compared_with_the_random_ones_of_its_own_checkpoint():

@@ -98,7 +98,7 @@ def test_no_baseline_is_charged_less_than_the_budget_plan() -> None:
     best = make_plan(analysis, skip=0.5).charge
     assert best is not None
     for planner in ("score", "random", "alternate", "deepest"):
-        charge = make_plan(analysis, skip=0.5, planner=planner).charge  # type: ignore[arg-type]
+        charge = make_plan(analysis, skip=0.5, planner=planner).charge
         assert charge is not None
         assert best <= charge + 1e-12
 

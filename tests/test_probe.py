@@ -5,6 +5,7 @@ import itertools
 import weakref
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_it_reads_the_weights_of_every_site(mrla_b: nn.Module, images: Tensor) -
 
 
 def test_it_changes_nothing_of_the_model(mrla_b: nn.Module, images: Tensor) -> None:
-    mrla_b.stages[0].train()  # type: ignore[index, union-attr]
+    mrla_b.stages[0].train()  # type: ignore[index]
     modes = [m.training for m in mrla_b.modules()]
     with torch.no_grad():
         plain = mrla_b(images)
@@ -118,7 +119,7 @@ def test_no_forward_pass_is_an_error(mrla_b: nn.Module, images: Tensor) -> None:
     with pytest.raises(ProbeError, match="no forward pass"), AttentionProbe(mrla_b):
         pass
     with pytest.raises(ProbeError, match="own forward was never called"), AttentionProbe(mrla_b):
-        block = mrla_b.stages[0][0]  # type: ignore[index]
+        block: Any = mrla_b.get_submodule("stages.0.0")
         from ela_probe.models.mrla import Sources
 
         block(torch.randn(1, 16, 8, 8), Sources([block.retrieval]))
@@ -158,7 +159,7 @@ def test_what_is_wrong_with_a_site_is_said(
     mrla_b: nn.Module, images: Tensor, what: str, message: str
 ) -> None:
     probe = AttentionProbe(mrla_b)
-    retrieval = mrla_b.get_submodule("stages.1.2.retrieval")
+    retrieval: Any = mrla_b.get_submodule("stages.1.2.retrieval")
     tap = retrieval.tap
     with pytest.raises(ProbeError, match=message), probe:
         retrieval.tap = Changed(tap, what)  # around the tap that the probe hooked
@@ -227,7 +228,12 @@ def test_the_same_token_positions_of_all_sites_are_recorded() -> None:
     seen: list[list[Tensor]] = []
     with AttentionProbe(model, max_tokens=4) as probe, torch.no_grad():
         add = probe._capture._receive
-        probe._capture._receive = lambda weights: (seen.extend(weights), add(weights))[1]
+
+        def receive(weights: list[list[Tensor]]) -> None:
+            seen.extend(weights)
+            add(weights)
+
+        probe._capture._receive = receive
         state = torch.get_rng_state()
         model(tokens)
         assert torch.equal(torch.get_rng_state(), state)

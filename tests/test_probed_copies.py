@@ -61,7 +61,7 @@ def test_a_copy_made_inside_a_probe_is_a_model_of_its_own(
         assert (probe.seen, probe.passes) == (1, 1)
         assert hooks(model) == []
         assert torch.equal(made(inputs), expected)
-        inner = made.module if way == "averaged" else made
+        inner: Any = made.module if way == "averaged" else made
         with AttentionProbe(inner, example_inputs=inputs) as again:
             made(inputs)
     assert again.passes == 1

@@ -87,7 +87,7 @@ def test_whole_batches_in_turn_are_those_of_one_process(
 
 def test_a_sampler_that_repeats_samples_is_refused() -> None:
     loader = batches()
-    sampler = DistributedSampler(loader.dataset, num_replicas=3, rank=0)
+    sampler: DistributedSampler[Any] = DistributedSampler(loader.dataset, num_replicas=3, rank=0)
     repeating = torch.utils.data.DataLoader(loader.dataset, 8, sampler=sampler)
     with pytest.raises(DataError, match="repeats 1 samples"):
         analyze(create_model("mrla_b_resnet14", num_classes=3), repeating)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ela_probe.evaluation.profiling import (
 from ela_probe.models.registry import create_model, parameter_count
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
+from ela_probe.sites import Action
 
 CLASSES = 10
 
@@ -52,7 +54,7 @@ def record(model: nn.Module) -> list[object]:
 @pytest.fixture
 def untouched() -> Iterator[nn.Module]:
     """A model with mixed modes and a hook of its user's, checked afterwards."""
-    model = create_model("mrla_b_resnet8", drop_path=0.2).train()
+    model: Any = create_model("mrla_b_resnet8", drop_path=0.2).train()
     model.stages[1].eval()
     model.fc.register_forward_hook(lambda module, inputs, output: None)
     before, state = record(model), {n: v.clone() for n, v in model.state_dict().items()}
@@ -199,5 +201,7 @@ def test_comparing_nothing_or_the_same_name_twice_is_an_error(batch: tuple[Tenso
 def every_second(model: nn.Module) -> SkipPlan:
     """A plan that skips the second of each pair of sites."""
     stages = discover(model).stages
-    second = {site.name: "skip" for stage in stages for site in stage.sites[1::2]}
+    second: dict[str, Action] = {
+        site.name: "skip" for stage in stages for site in stage.sites[1::2]
+    }
     return SkipPlan.for_actions(stages, second)

@@ -13,6 +13,7 @@ from ela_probe.errors import PlanError
 from ela_probe.models.mrla import MRLABase, Source
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
+from ela_probe.sites import Action
 from tests.support.identities import assert_same
 from tests.support.networks import settled
 from tests.support.pruning import analysed, zeroed
@@ -40,7 +41,7 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
     model = settled("mrla_b_resnet32").double()
     choose = random.Random(seed)
     stages = discover(model).stages
-    actions = {
+    actions: dict[str, Action] = {
         site.name: choose.choice(["keep", "skip", "drop"]) for s in stages for site in s.sites[1:]
     }
     plan = SkipPlan.for_actions(stages, actions)
@@ -48,7 +49,7 @@ def test_dropping_equals_masking_the_source_too(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64)
 
-    def mask(dropped: list[int]):  # type: ignore[no-untyped-def]
+    def mask(dropped: list[int]):
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             weights = out.clone()
             weights[..., dropped] = 0

@@ -24,6 +24,7 @@ from ela_probe.errors import PlanError
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import create_model
 from ela_probe.pruning.planners import PLANNERS, make_plan
+from ela_probe.sites import Action
 from tests.support import lookalikes
 from tests.support.identities import ROUNDING, assert_same
 from tests.support.lookalikes import GateNetwork, GateWrapper, Network, SoftLayer, SoftNetwork
@@ -35,7 +36,8 @@ from tests.support.lookalikes_stateful import (
 )
 from tests.support.pruning import analysed
 
-GROWING, CARRYING = [(1, 2, 3, 4)] * 3, [(1, 2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5)]
+GROWING: list[tuple[int, ...]] = [(1, 2, 3, 4)] * 3
+CARRYING: list[tuple[int, ...]] = [(1, 2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5)]
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], str, str, str, list[tuple[int, ...]]]] = {
     # factory, adapter, kind, a site, sizes
     "mrla_b": (SoftNetwork, "mrla-b", "softmax", "stages.1.2.mrla", GROWING),
@@ -51,7 +53,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], str, str, str, list[tuple[int
         [(channels,) * 4 for channels in lookalikes.PLANES],
     ),
 }
-BY_HAND = {
+BY_HAND: dict[str, Callable[..., list[Tensor]]] = {
     "mrla_b": partial(softmax_weights, raw=False),
     "eq4": partial(softmax_weights, raw=True),
     "dla_b": partial(softmax_weights, raw=False),
@@ -96,7 +98,7 @@ def settle(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def chosen(model: nn.Module, seed: int) -> dict[str, str]:
+def chosen(model: nn.Module, seed: int) -> dict[str, Action]:
     choose = random.Random(seed)
     return {
         site.name: choose.choice(["keep", "skip", "drop"])
@@ -105,7 +107,7 @@ def chosen(model: nn.Module, seed: int) -> dict[str, str]:
     }
 
 
-def applied(model: nn.Module, actions: dict[str, str]) -> nn.Module:
+def applied(model: nn.Module, actions: dict[str, Action]) -> nn.Module:
     return prune(model, SkipPlan.for_actions(discover(model).stages, actions))
 
 
@@ -136,7 +138,7 @@ def test_every_planner_plans_it(family: str, planner: str) -> None:
     assert len(plan.skipped) == 5
 
 
-def without(model: nn.Module, actions: dict[str, str]) -> nn.Module:
+def without(model: nn.Module, actions: dict[str, Action]) -> nn.Module:
     """The whole model with hooks that zero what is skipped and mask what is dropped."""
     model = copy.deepcopy(model)
     for stage in discover(model).stages:
@@ -166,7 +168,7 @@ def source_only(action: str, module: nn.Module, inputs: tuple, output: tuple) ->
     return torch.zeros_like(output[0]), output[1] if action == "skip" else inputs[1]
 
 
-def last_kept(model: nn.Module, actions: dict[str, str]) -> dict[str, str]:
+def last_kept(model: nn.Module, actions: dict[str, Action]) -> dict[str, Action]:
     """As `prune` does: what no later site reads is dropped; KCLA's next stage reads all."""
     actions = dict(actions)
     for stage in discover(model).stages:
@@ -366,7 +368,7 @@ def test_a_layer_that_passes_on_something_else_is_not_pruned_by_skipping() -> No
         out, keys, values = original(x, keys, values)
         return out, 2 * keys, values
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
     with pytest.raises(PlanError, match=r"stages\.1\.2\.mrla looks like MRLA-B.*drop"):
         applied(model, {"stages.1.2.mrla": "skip"})
     applied(model, {"stages.1.2.mrla": "drop"})

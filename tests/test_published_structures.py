@@ -26,7 +26,7 @@ def without_drop_path(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if "drop_path" in module._modules:
             del module.drop_path
-            module.forward = forward.__get__(module)  # type: ignore[method-assign]
+            module.forward = forward.__get__(module)
     return model
 
 

@@ -47,7 +47,7 @@ def test_built_in_recipes_are_read_and_their_models_build(name):
     with torch.device("meta"):
         recipe.model_spec().build()
         for family in recipe.family_args:
-            depth = re.sub(r"\D*", "", recipe.model)
+            depth = re.sub(r"\D*", "", recipe.model_spec().name)
             recipe.model_spec(f"{family}{depth}").build()
 
 

@@ -1,6 +1,8 @@
 """The action `recur` of MRLA-B: exact where it should be, and never worse than its bound."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -30,10 +32,11 @@ def a_stage(sites: int, scale: float, seed: int) -> tuple[list[MRLABase], list[T
     return retrievals, inputs
 
 
-def last_of(retrievals: list[nn.Module], inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def last_of(retrievals: Sequence[nn.Module], inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """What the last site retrieves, by head, and the values."""
-    sources, seen, values = Sources(retrievals), [], []
+    sources, seen, values = Sources(list(retrievals)), [], []
     norm = retrievals[-1].norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    retrieval: Any
     for retrieval, x in zip(retrievals, inputs, strict=True):
         retrieval(x, x, sources)
         values.append(retrieval.value(x).unflatten(1, (2, -1)).flatten(2))

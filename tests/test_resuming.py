@@ -64,7 +64,7 @@ def test_a_model_argument_that_changes_no_shape_is_compared(
         trained(opened(prefix), finished, args={"head_dim": 4}, resume=True)
     words = ["train", "--model", "mrla_b_resnet8", "--data", f"npz:{prefix}", "--epochs", "2"]
     words += ["--batch-size", "16", "--lr", "0.05", "--val-fraction", "0.2", "--device", "cpu"]
-    words += ["-o", finished, "--resume"]
+    words += ["-o", str(finished), "--resume"]
     line = command(capsys, *words, "--model-args", '{"head_dim": 4}', code=2)
     assert "model argument head_dim 16 then, 4 now" in line
     assert "head_dim 16 then, None now" in command(capsys, *words, code=2)

@@ -50,7 +50,7 @@ VALUES = st.none() | st.integers(-2, 2) | st.lists(st.integers(0, 1), max_size=2
 @given(
     st.dictionaries(st.sampled_from("abc"), VALUES), st.dictionaries(st.sampled_from("abc"), VALUES)
 )
-def test_settings_differ_where_their_values_do(then: dict, now: dict) -> None:  # type: ignore[type-arg]
+def test_settings_differ_where_their_values_do(then: dict, now: dict) -> None:
     different = {name for name in "abc" if then.get(name) != now.get(name)}
     assert {line[0] for line in differing_settings(then, now)} == different
     tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in then.items()}

@@ -32,7 +32,7 @@ def test_a_fit_begins_where_the_spread_exceeds_a_bin(mean: float, seed: int) -> 
 def test_a_fit_that_is_given_is_of_more_than_one_bin(mean: float, seed: int) -> None:
     fit = fit_beta(BetaStatistics.of(narrow(mean, 2 * BIN_WIDTH, 500, seed)))
     assert fit is not None
-    low, high = stats.beta.ppf([0.05, 0.95], fit.alpha, fit.beta)
+    low, high = (stats.beta.ppf(q, fit.alpha, fit.beta) for q in (0.05, 0.95))
     assert np.log(high / (1 - high)) - np.log(low / (1 - low)) > BIN_WIDTH
 
 

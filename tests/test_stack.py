@@ -50,7 +50,7 @@ def test_the_sum_is_the_einsum_and_has_its_gradients(count: int, heads: int, las
 def a_stage(
     values: list[Tensor],
     keys: list[Tensor],
-    queries: list[Tensor],
+    queries: list[Tensor | None],
     rows: Rows,
     *,
     stacked: bool,
@@ -82,7 +82,7 @@ def test_a_stage_over_stacks_is_one_over_lists(skipped: tuple[int, ...], last: b
     figures = []
     for stacked in (False, True):
         out = a_stage(values, keys, queries, Rows.of_maps(values[0], 2), stacked=stacked)
-        loss = sum((x.sin() * (t + 1)).sum() for t, x in enumerate(out))
+        loss = torch.stack([(x.sin() * (t + 1)).sum() for t, x in enumerate(out)]).sum()
         figures.append([*out, *torch.autograd.grad(loss, leaves, materialize_grads=True)])
     torch.testing.assert_close(figures[1], figures[0])
 
@@ -100,7 +100,7 @@ def test_a_backward_pass_leaves_nothing_to_the_next() -> None:
         for which in ([2], [0, 1, 2], [1]):
             results = [
                 torch.autograd.grad(
-                    sum(outputs[t].square().sum() for t in which),
+                    torch.stack([outputs[t].square().sum() for t in which]).sum(),
                     wanted,
                     retain_graph=True,
                     allow_unused=True,

@@ -11,6 +11,7 @@ from ela_probe_cli import main
 from torch import nn
 
 from ela_probe.checkpoint import Header, read_checkpoint
+from ela_probe.data.images import Split
 from ela_probe.data.opening import data_from_spec, open_data
 from ela_probe.data.spec import DataSpec
 from ela_probe.data.text import TextData, TextSpec
@@ -41,7 +42,8 @@ def data(text: Path) -> TextData:
 def test_splits_are_contiguous_and_windows_lie_end_to_end(data: TextData, text: Path) -> None:
     content = text.read_bytes()
     read = []
-    for split, share in (("train", 0.9), ("val", 0.05), ("test", 0.05)):
+    splits: list[tuple[Split, float]] = [("train", 0.9), ("val", 0.05), ("test", 0.05)]
+    for split, share in splits:
         batches = list(data.loader(split, batch_size=7))
         tokens = torch.cat([b[0] for b in batches])
         following = torch.cat([b[1] for b in batches])
@@ -96,7 +98,7 @@ def test_a_spec_travels(data: TextData) -> None:
 
 def test_perplexity_of_a_uniform_guess_is_the_vocabulary(data: TextData) -> None:
     model = create_model("attnres1", dim=8, heads=2, kv_heads=1).double()
-    nn.init.zeros_(model.final.body.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(model.final.body.weight)  # type: ignore[arg-type]
     result = evaluate(model, data.loader("test", batch_size=4), progress=False)
     assert result["perplexity"] == pytest.approx(256, rel=1e-12)
     assert result["samples"] == data.size("test")
@@ -158,10 +160,10 @@ def test_any_bytes_are_tokens(tmp_path: Path) -> None:
 def test_the_chain_on_a_language_model(
     text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def run(*words: object) -> dict:  # type: ignore[type-arg]
+    def run(*words: object) -> dict:
         capsys.readouterr()
         assert main([*map(str, words), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+        return json.loads(capsys.readouterr().out)
 
     folder, best = tmp_path, tmp_path / "run" / "best.pt"
     trained = run(

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,7 +288,7 @@ def test_a_full_disk_is_one_line(data, tmp_path, error):
 
 
 def test_a_full_disk_keeps_the_state_of_the_epoch_before(data, tmp_path, monkeypatch):
-    written = []
+    written: list[Any] = []
 
     def fails_later(trainer, path, *args, **kwargs):
         if written:

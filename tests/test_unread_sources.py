@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ela_probe.adapters.kcla import NoSource, RunningSource
+from ela_probe.adapters.kcla import RunningSource
+from ela_probe.adapters.replacements import NoSource
 from ela_probe.analysis.result import Analysis
 from ela_probe.discovery.discover import discover
 from ela_probe.errors import PlanError

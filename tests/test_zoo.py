@@ -15,6 +15,7 @@ from ela_probe.models.dla import DLASource
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import FAMILIES, ModelSpec, create_model, parameter_count
 from ela_probe.pruning.planners import make_plan
+from ela_probe.sites import Action
 from tests.support.identities import assert_same
 from tests.support.networks import settled
 from tests.support.pruning import analysed, zeroed
@@ -128,7 +129,7 @@ def test_sites_are_found_and_read(attention: str, images: Tensor) -> None:
         gates = [gate.repeat_interleave(16, dim=1) for gate, _ in taps]
         decays = [decay.flatten().abs() for _, decay in taps]
         parts = [gates[0] * decays[1] * decays[2], gates[1] * decays[2], gates[2]]
-        expected = torch.stack(parts, dim=-1) / sum(parts)[..., None]
+        expected = torch.stack(parts, dim=-1) / torch.stack(parts).sum(0)[..., None]
     assert_same(last.double(), expected)
 
 
@@ -167,7 +168,7 @@ def test_the_cell_reads_skipped_blocks_and_no_dropped_ones(attention: str, image
     read: list[Tensor] = []
     for module, expected in ((model, 5), (pruned, 4)):
         read.clear()
-        cell = module.shared["1"].cell  # type: ignore[union-attr,index]
+        cell = module.shared["1"].cell  # type: ignore[index]
         assert isinstance(cell, Cell)
         cell.register_forward_pre_hook(lambda m, inputs: read.append(inputs[0]))
         module(images)
@@ -191,7 +192,7 @@ def test_a_pruned_one_trains_whole_and_is_rebuilt_from_its_checkpoint(
     """In the first stage all but the first site go: nothing is left there to refresh."""
     model = settled(f"{attention}resnet20")
     stages = discover(model).stages
-    actions = {site.name: "drop" for site in stages[0].sites[1:]}
+    actions: dict[str, Action] = {site.name: "drop" for site in stages[0].sites[1:]}
     actions |= {stages[1].sites[1].name: "skip", stages[2].sites[2].name: "skip"}
     plan = SkipPlan.for_actions(stages, actions)
     pruned = prune(model, plan)

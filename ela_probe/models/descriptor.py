@@ -32,7 +32,7 @@ def project(x: Tensor, *convolutions: nn.Conv1d) -> tuple[Tensor, ...]:
         descriptor = describe(x)
         return tuple(convolution(descriptor).squeeze(1) for convolution in convolutions)
     taps = torch.cat([convolution.weight for convolution in convolutions]).squeeze(1)
-    return _Project.apply(x, taps).unbind(0)  # type: ignore[no-any-return]
+    return _Project.apply(x, taps).unbind(0)
 
 
 class _Project(torch.autograd.Function):

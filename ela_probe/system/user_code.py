@@ -74,7 +74,7 @@ def load_function(name: str, *, path: Path | None = None) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise ModelError(f"{name} is a {type(found).__name__}; expected a function or a class")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _refuse_shadowed(package: str, folder: Path) -> None:

@@ -43,4 +43,4 @@ def priced(stage: Stage, prices: tuple[float, ...], **fields: object) -> StageCo
     )
     fields = {"recur_after_skip": True, "sites": sites, **values, **fields}
     fields = {"carried_over": stage.carried_over, **fields}
-    return StageCosts(name=stage.name, kind=stage.kind, **fields)  # type: ignore[arg-type]
+    return StageCosts(name=stage.name, kind=stage.kind, **fields)

@@ -97,7 +97,8 @@ class EinsumChain(nn.Module):
         self.by_hand: list[Tensor] = []
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        self.by_hand, keys = [], []
+        self.by_hand = []
+        keys: list[Tensor] = []
         for layer in self.layers:
             x = layer(keys, x, self.by_hand)
         return {"features": x}

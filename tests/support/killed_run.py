@@ -10,11 +10,13 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytorch_lightning as pl
 from ela_probe_cli import main
 
 import ela_probe.pipeline as pipeline
+from ela_probe.training.fitting import fit
 
 
 def kill() -> None:
@@ -33,7 +35,7 @@ def kill_at_write(name: str, number: int) -> None:
             written += 1
         replace(source, target, **options)
 
-    os.replace = counting
+    mock.patch.object(os, "replace", counting).start()
 
 
 class KillAt(pl.Callback):
@@ -49,12 +51,11 @@ class KillAt(pl.Callback):
 
 def kill_at_batch(epoch: int, batch: int) -> None:
     """From now on, a training run is killed after this batch."""
-    fit = pipeline.fit
 
     def cut(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Any:
         return fit(*arguments, callbacks=[*callbacks, KillAt(epoch, batch)], **options)
 
-    pipeline.fit = cut
+    mock.patch.object(pipeline, "fit", cut).start()
 
 
 if __name__ == "__main__":

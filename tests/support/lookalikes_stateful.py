@@ -1,5 +1,7 @@
 """Look-alikes of networks that pass a state from block to block: DIA, DLA-B, KCLA."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +83,8 @@ class RefreshingStage(nn.Module):
         self.lstm = Cell(shapes[0][1], 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        keys = values = None
+        keys: Any = None
+        values: Any = None
         for t, (layer, attention) in enumerate(zip(self.layers, self.attention, strict=True)):
             x, _ = layer(x)
             descriptor = x.mean((2, 3))
@@ -126,6 +129,7 @@ class NormLayer(Projections):
         return x.view(len(x), self.heads, -1, *x.shape[2:])
 
     def forward(self, x: Tensor, info: list | None = None) -> tuple[Tensor, list]:
+        u: Any
         u, keys, z = info or (0, 0, 0)
         if self.init_layer and info is not None:
             u = (u / z).flatten(1, 2)

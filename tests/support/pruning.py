@@ -18,7 +18,7 @@ def analysed(model: nn.Module) -> Analysis:
 def zeroed(model: nn.Module, names: list[str]) -> list[object]:
     """Hooks that take the retrieval out of the named blocks' outputs."""
     return [
-        model.get_submodule(name).norm.register_forward_hook(  # type: ignore[union-attr]
+        model.get_submodule(name).norm.register_forward_hook(
             lambda module, args, out: torch.zeros_like(out)
         )
         for name in names

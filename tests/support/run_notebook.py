@@ -43,7 +43,7 @@ def run_cells(path: Path) -> list[dict[str, Any]]:
         Exception: what a cell raised.
     """
     shell = Shell.instance()
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(path, as_version=4)
     outputs = []
     for cell in notebook.cells:
         if cell.cell_type != "code":

@@ -111,7 +111,8 @@ class Watch(pl.Callback):
         self.logged: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.sites.append(sites(getattr(pl_module.net, "_orig_mod", pl_module.net)))
+        net: Any = pl_module.net
+        self.sites.append(sites(getattr(net, "_orig_mod", net)))
         held = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
         self.known.append(held == {id(p) for p in pl_module.parameters()})
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytorch_lightning as pl
 import torch
@@ -44,7 +45,8 @@ def in_anyones_trainer() -> dict[str, Any]:
         ("stochastic", {"stochastic": True, "ramp": 3}, "ddp_find_unused_parameters_true"),
     ):
         module, watch = Classifier(), Watch()
-        ela = ELA(**{"skip": 0.45, "warmup": 1, "ramp": 2, **options})
+        settings: dict[str, Any] = {"skip": 0.45, "warmup": 1, "ramp": 2, **options}
+        ela = ELA(**settings)
         trainer = fitted(module, ela, watch, devices=2, strategy=strategy)
         assert trainer.world_size == 2
         assert ela.plan is not None
@@ -74,19 +76,16 @@ def as_alone(prefix: str, folder: Path) -> dict[str, Any]:
 
 def interrupted(prefix: Path, folder: Path) -> dict[str, Any]:
     whole = trained(prefix, folder / "whole", processes=TWO)
-    original = pipeline.fit
 
     def cut(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Any:
-        return original(*arguments, callbacks=[*callbacks, InterruptAt(3, 2)], **options)
+        return fit(*arguments, callbacks=[*callbacks, InterruptAt(3, 2)], **options)
 
-    pipeline.fit = cut
     told = ""
     try:
-        trained(prefix, folder / "cut", processes=TWO)
+        with mock.patch.object(pipeline, "fit", cut):
+            trained(prefix, folder / "cut", processes=TWO)
     except TrainingInterrupted as interruption:
         told = str(interruption)
-    finally:
-        pipeline.fit = original
     trained(prefix, folder / "cut", processes=TWO, resume=True)
     return {"told": told, "last": str(whole.last)}
 
