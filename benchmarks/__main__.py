@@ -1,51 +1,38 @@
-"""The command `python -m benchmarks CASE [options] [--json OUT]`.
+"""The command `python -m benchmarks COMMAND [options] [--json OUT]`.
 
-A case is a file with one function whose parameters are its options; CASES lists them.
+Each command is the function `run` of the file of its name in `cases/`; its parameters are the
+options.
 """
 
-from collections.abc import Callable
+from importlib import import_module
 
 import typer
 
-from benchmarks import (
-    analysis,
-    beta,
-    breakdown,
-    depth,
-    divergence,
-    everything,
-    foreign,
-    parity,
-    plans,
-    results,
-    speed,
-    table,
-)
 from ela_probe.errors import ElaProbeError
 
-CASES: dict[str, Callable[..., None]] = {
-    "all": everything.run,
-    "analysis": analysis.run,
-    "beta": beta.run,
-    "breakdown": breakdown.run,
-    "depth": depth.run,
-    "divergence": divergence.run,
-    "foreign": foreign.run,
-    "methods": table.run,
-    "parity": parity.run,
-    "plans": plans.run,
-    "speed": speed.run,
-    "table": results.run,
-}
+COMMANDS = (
+    "all",
+    "analysis",
+    "beta",
+    "breakdown",
+    "depth",
+    "divergence",
+    "foreign",
+    "methods",
+    "parity",
+    "plans",
+    "speed",
+    "table",
+)
 
 app = typer.Typer(
-    help="Measure ela-probe on this machine. Each case prints a table and, with --json, writes it.",
+    help="Measure ela-probe on this machine. Commands print tables and, with --json, write them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for name, run in CASES.items():
-    app.command(name)(run)
+for name in COMMANDS:
+    app.command(name)(import_module(f"benchmarks.cases.{name}").run)
 
 if __name__ == "__main__":
     try:

@@ -11,8 +11,9 @@ import torch
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from benchmarks import breakdown, contestants, depth, figures, speed
 from benchmarks.__main__ import app
+from benchmarks.cases import breakdown, depth, speed
+from benchmarks.support import contestants, figures
 
 SMALL = {
     "divergence": "--samples 12 --heads 2 --sites 5 --few 4 --rounds 1",
@@ -89,7 +90,7 @@ def test_a_plan_of_the_contestants_skips_its_share(share: float) -> None:
     ):
         assert len(chosen) == min(6, round(share * 9))
         assert not any(".0.retrieval" in name for name in chosen)
-        contestants.under(model, chosen)(torch.randn(2, 3, 16, 16))
+        contestants.pruned(model, chosen)(torch.randn(2, 3, 16, 16))
 
 
 def test_the_floor_counts_each_value_once_a_pass() -> None:

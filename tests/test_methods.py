@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import methods, results, runs, table
-from benchmarks.contestants import Network
-from benchmarks.methods import Method
-from benchmarks.steps import step_in_training
+from benchmarks.cases import methods
+from benchmarks.support import results, runs
+from benchmarks.support.contestants import Network
+from benchmarks.support.method import Method, all_methods, backbone_of
+from benchmarks.support.steps import step_in_training
 from ela_probe.errors import OptionError
 from ela_probe.models.registry import create_model
 from ela_probe.pipeline import train
@@ -44,9 +45,9 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(recipe, tmp_path_factory):
-    """The folder of a finished table."""
+    """The folder of a finished methods."""
     output = tmp_path_factory.mktemp("runs")
-    table.run(str(recipe), output, model=MODELS, rounds=2, device="cpu")
+    methods.run(str(recipe), output, model=MODELS, rounds=2, device="cpu")
     return output
 
 
@@ -91,29 +92,29 @@ def test_finished_runs_are_not_repeated_and_others_go_on(done, recipe, monkeypat
         return train(*arguments, **options)
 
     monkeypatch.setattr(runs, "train", watched)
-    table.run(str(recipe), done, model=MODELS, rounds=2, device="cpu")
+    methods.run(str(recipe), done, model=MODELS, rounds=2, device="cpu")
     assert resumed == [("resnet14-s1", True)]
     assert tables_in(done)[1] == before
 
 
 def test_a_run_in_a_process_of_its_own_gives_what_it_gives_here(done, recipe, tmp_path):
-    table.run(str(recipe), tmp_path, model=MODELS[:1], seed=[0], jobs=2, rounds=1, device="cpu")
+    methods.run(str(recipe), tmp_path, model=MODELS[:1], seed=[0], jobs=2, rounds=1, device="cpu")
     (ours,), alone = tables_in(tmp_path)[1], tables_in(done)[1][0]
     assert (ours["accuracy"], ours["loss"]) == (alone["accuracy"], alone["loss"])
 
 
 def test_a_folder_of_other_settings_is_refused(done, recipe):
     with pytest.raises(OptionError, match="holds a run with other settings .config .* then, "):
-        table.run(str(recipe), done, model=MODELS, epochs=3, device="cpu")
+        methods.run(str(recipe), done, model=MODELS, epochs=3, device="cpu")
     with pytest.raises(OptionError, match="'limit': 30"):
-        table.run(str(recipe), done, model=MODELS, limit=30, device="cpu")
+        methods.run(str(recipe), done, model=MODELS, limit=30, device="cpu")
 
 
 def test_all_methods_are_those_on_the_backbone_of_the_recipe():
-    found = methods.all_methods(Recipe(model="mrla_l_resnet20"))
+    found = all_methods(Recipe(model="mrla_l_resnet20"))
     assert {"resnet20", "se_resnet20", "rla_g_resnet20", "mrla_b_resnet20+ela"} < set(found)
-    assert all(methods.backbone_of(Method.parse(text).model) == "resnet20" for text in found)
-    large = methods.all_methods(Recipe(model="imagenet_resnet50"))
+    assert all(backbone_of(Method.parse(text).model) == "resnet20" for text in found)
+    large = all_methods(Recipe(model="imagenet_resnet50"))
     assert large[0] == "imagenet_resnet50"
     assert len(large) == len(found)
 
@@ -144,10 +145,10 @@ def test_settings_of_a_method_win_over_common_ones_and_those_over_the_recipe():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("attnres6", "'attnres6' came; expected a ResNet"),
-        ("mrlab_resnet14", "'mrlab_resnet14' came; expected a ResNet"),
-        ("mrla_b_resnet14+el", r"'mrla_b_resnet14\+el' came; expected NAME, NAME\+ela or"),
-        ("mrla_b_resnet14+ela:", "came; expected NAME"),
+        ("attnres6", "got model 'attnres6', expected a ResNet"),
+        ("mrlab_resnet14", "got model 'mrlab_resnet14', expected a ResNet"),
+        ("mrla_b_resnet14+el", r"got method 'mrla_b_resnet14\+el', expected NAME, NAME\+ela or"),
+        ("mrla_b_resnet14+ela:", ", expected NAME"),
         ("mrla_b_resnet14+ela:skip", "got 'skip', expected name=value"),
         ("mrla_b_resnet14+ela:skip=2", "skip '2': Input should be less than 1"),
         ("mrla_b_resnet14+ela:warmup=2", "final after epoch 2 of 2"),
@@ -158,15 +159,15 @@ def test_settings_of_a_method_win_over_common_ones_and_those_over_the_recipe():
 )
 def test_what_cannot_be_in_a_table_is_said_before_anything_runs(recipe, tmp_path, model, message):
     with pytest.raises(OptionError, match=message):
-        table.run(str(recipe), tmp_path, model=["resnet14", model])
+        methods.run(str(recipe), tmp_path, model=["resnet14", model])
     assert not list(tmp_path.iterdir())
 
 
 def test_common_settings_are_checked_before_anything_runs(recipe, tmp_path):
     with pytest.raises(OptionError, match="the plan is final after epoch 2 of 2"):
-        table.run(str(recipe), tmp_path, model=MODELS, ela="warmup=2")
+        methods.run(str(recipe), tmp_path, model=MODELS, ela="warmup=2")
     with pytest.raises(OptionError, match="no --reference holds the published mrla_b_resnet14"):
-        table.run(str(recipe), tmp_path, model=MODELS[:1], reference=[tmp_path])
+        methods.run(str(recipe), tmp_path, model=MODELS[:1], reference=[tmp_path])
     assert not list(tmp_path.iterdir())
 
 
@@ -193,9 +194,9 @@ def record(method, seed, seconds):
 
 def test_ratios_of_runs_are_formed_within_a_seed():
     group, others = [record("a", 0, 1), record("a", 1, 8)], [record("b", 1, 4), record("b", 0, 2)]
-    assert table.run_ratios(group, others) == [0.5, 2.0]
-    assert table.in_range([0.5, 2.0]) == "1.25 (0.50-2.00)"
-    assert table.in_range(table.run_ratios(group, [])) == "–"
+    assert methods.run_ratios(group, others) == [0.5, 2.0]
+    assert methods.with_range([0.5, 2.0]) == "1.25 (0.50-2.00)"
+    assert methods.with_range(methods.run_ratios(group, [])) == "–"
 
 
 @pytest.mark.parametrize(("step", "part"), [(0.1, 0.5), (0.2, 1.0), (0.9, 1.0)])
@@ -203,9 +204,12 @@ def test_only_the_steps_of_a_run_are_longer_with_the_published_network(step, par
     """10 steps in a run of 2 s; the published one takes three times as long."""
     base, ours = record("b", 0, 2), [step] * 3
     published = [3 * step] * 3
-    assert table.estimated([base], [base], ours, published) == pytest.approx([1 / (1 + 2 * part)])
+    whole = 1 / (1 + 2 * part)
+    assert methods.estimated([base], [base], ours, published) == pytest.approx([whole])
     half = record("a", 0, 1)
-    assert table.estimated([half], [base], ours, published) == pytest.approx([0.5 / (1 + 2 * part)])
+    assert methods.estimated([half], [base], ours, published) == pytest.approx(
+        [0.5 / (1 + 2 * part)]
+    )
 
 
 def test_the_published_network_is_timed_where_it_computes_what_ours_does(
@@ -214,11 +218,11 @@ def test_the_published_network_is_timed_where_it_computes_what_ours_does(
     """A stand-in for a checkout: ours, whose state dict is renamed to itself."""
     built = []
 
-    def theirs(network, checkouts, file):
-        built.append((network.name, network.classes, file))
+    def published(network, checkouts, variant):
+        built.append((network.name, network.classes, variant))
         return create_model("mrla_b_resnet14", num_classes=3)
 
-    monkeypatch.setattr(Network, "theirs", theirs)
+    monkeypatch.setattr(Network, "published", published)
     options: dict[str, Any] = {
         "model": MODELS,
         "rounds": 2,
@@ -226,14 +230,14 @@ def test_the_published_network_is_timed_where_it_computes_what_ours_does(
         "reference": [tmp_path],
     }
     before = (done / "table.json").read_text()
-    table.run(str(recipe), done, device="cpu", **options)
+    methods.run(str(recipe), done, device="cpu", **options)
     rows = tables_in(done)[0]
     (done / "table.json").write_text(before)
-    assert built == [("resnet14", 3, "mrla_base")]
+    assert built == [("resnet14", 3, "base")]
     assert all(row["step / published"].endswith(")") for row in rows)
-    assert all(float(row[table.ESTIMATE].partition(" ")[0]) > 0 for row in rows)
+    assert all(float(row[methods.ESTIMATE].partition(" ")[0]) > 0 for row in rows)
 
-    monkeypatch.setattr(Network, "theirs", lambda *_: create_model("mrla_b_resnet14"))
+    monkeypatch.setattr(Network, "published", lambda *_: create_model("mrla_b_resnet14"))
     with pytest.raises(OptionError, match="is not the network of this recipe and data"):
-        table.run(str(recipe), tmp_path, device="cpu", **options)
+        methods.run(str(recipe), tmp_path, device="cpu", **options)
     assert not list(tmp_path.iterdir())

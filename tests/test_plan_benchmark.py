@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks import plans, tuning
-from benchmarks.candidates import BASELINES, PLANNED, Candidate
+from benchmarks.cases import plans
+from benchmarks.support import tuning
+from benchmarks.support.candidates import BASELINES, PLANNED, Candidate
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
 from ela_probe.errors import OptionError
@@ -109,7 +110,7 @@ def test_a_tuned_network_lacks_what_its_plan_skips_and_its_last_weights_count(do
 
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(done, checkpoints, tmp_path):
     for options, message in (
-        ({"planner": ["best"]}, "planner 'best' came; expected one of budget, score, loss"),
+        ({"planner": ["best"]}, "got planner 'best', expected one of budget, score, loss"),
         ({"checkpoint": checkpoints[:1] * 2}, "two of the checkpoints are the same"),
     ):
         with pytest.raises(OptionError, match=message):

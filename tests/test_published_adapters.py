@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.recomputed import (
+from benchmarks.published.weights_by_hand import (
     channel_weights,
     key_norm_weights,
     largest_difference,

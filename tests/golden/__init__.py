@@ -1,6 +1,7 @@
 """Deterministic weights and inputs by formula, and logits of the published code on them.
 
-`published.json` holds names, shapes, counts and logits only; `benchmarks/golden.py` wrote it.
+`published.json` holds names, shapes, counts and logits only. `benchmarks/published/golden.py`
+wrote it.
 """
 
 import copy

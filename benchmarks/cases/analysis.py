@@ -1,4 +1,4 @@
-"""What the probe costs: analysing images against evaluating them, and memory over the stream."""
+"""What the probe costs: time against a plain evaluation, and memory along a stream of images."""
 
 import gc
 import multiprocessing
@@ -13,9 +13,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from benchmarks import figures
-from benchmarks.figures import FigurePath
-from benchmarks.results import JsonPath, publish
+from benchmarks.support import figures
+from benchmarks.support.figures import FigurePath
+from benchmarks.support.results import JsonPath, publish
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.data.opening import open_data
@@ -29,8 +29,8 @@ from ela_probe.system.device import resolve_device
 MOST_TIME, MOST_MEMORY = 1.03, 1.02
 
 # Tensors alive between batches (the most), the peak of one more pass at the end, and the process's
-# resident set (the median of the readings along the stream: their maximum is shown too, but it
-# grows with the number of readings, since an allocator gives pages back and takes them again).
+# resident set: the median of the readings along the stream. Their maximum is shown too, but it
+# grows with the number of readings, since an allocator returns pages and takes them again.
 MEMORY = ("live tensors MiB", "one pass MiB", "resident set MiB")
 SHOWN = (*MEMORY, "largest resident set MiB")
 READ_EVERY = 4  # batches
@@ -47,7 +47,7 @@ def run(
         int, typer.Option(min=0, help="Images in a timed pass; 0 leaves time out.")
     ] = 10_000,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed passes each.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed passes of each kind.")] = 7,
     short: Annotated[int, typer.Option(min=0, help="Images of the short memory run.")] = 5_000,
     long: Annotated[
         int, typer.Option(min=0, help="Images of the long memory run; 0 leaves memory out.")
@@ -58,7 +58,7 @@ def run(
     json: JsonPath = None,
     figure: FigurePath = None,
 ) -> None:
-    """Time and memory of `analyze` against a plain evaluation, alternated in one run."""
+    """Time and memory of `analyze` and of a plain evaluation, in turn in one run."""
     where = resolve_device(device)
     tables: dict[str, list[dict[str, Any]]] = {}
     verdicts: dict[str, bool] = {}
@@ -91,7 +91,7 @@ def run(
         ]
         memory.append(in_new_process(model, images=short, probed=False, **options))
         tables[f"{model}, memory, medians of {memory_rounds} runs in new processes"] = [
-            summed([run for run in memory if (run["images"], run["probed"]) == which])
+            median_row([run for run in memory if (run["images"], run["probed"]) == which])
             for which in ((short, False), (short, True), (long, True))
         ]
         _, least, most = list(tables.values())[-1]
@@ -120,7 +120,7 @@ def time_rows(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     ]
 
 
-def summed(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def median_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A row for runs of one length."""
     return {
         "images": runs[0]["images"],
@@ -135,7 +135,7 @@ def draw(
     seconds: Mapping[str, Sequence[float]],
     memory: Sequence[Mapping[str, Any]],
 ) -> None:
-    """The passes' times, and the memory of the process along the streams; what was measured."""
+    """The times of the passes, and the memory of the process along the streams, if measured."""
     with figures.panels(bool(seconds) + bool(memory), size=(4.6, 3.6)) as (figure, axes):
         if seconds:
             figures.heading(axes[0], "Evaluation and analysis", f"{model}, every pass")
@@ -159,7 +159,7 @@ def draw(
 
 
 def image_batches(data: str | None, *, images: int, batch_size: int, seed: int) -> list[Batch]:
-    """Batches held in memory, so that reading images is no part of what is timed."""
+    """Batches in memory, so that reading images is not timed."""
     if data is not None:
         loader = open_data(data, seed=seed).loader("train", batch_size=batch_size, limit=images)
         return list(loader)
@@ -196,7 +196,7 @@ def in_new_process(model: str, **options: Any) -> dict[str, Any]:
 def memory_run(
     model: str, *, images: int, probed: bool, batch_size: int, seed: int, device: str
 ) -> dict[str, Any]:
-    """Evaluate `images` random images, probed or not, and follow the memory of this process."""
+    """Evaluate random images, probed or not, and record the memory of this process."""
     where = torch.device(device)
     torch.manual_seed(seed)
     pool = image_batches(None, images=4 * batch_size, batch_size=batch_size, seed=seed)
@@ -206,7 +206,7 @@ def memory_run(
 
     def stream() -> Iterator[Batch]:
         for number in range(-(-images // batch_size)):
-            if number % READ_EVERY == READ_EVERY - 1:  # the first batches settle the allocator
+            if number % READ_EVERY == READ_EVERY - 1:  # the allocator settles first
                 tensors.append(live_tensor_bytes())
                 resident.append(resident_bytes())
             yield pool[number % len(pool)]
@@ -228,7 +228,7 @@ def memory_run(
 
 
 def live_tensor_bytes() -> int:
-    """Bytes of all tensor storages that Python still reaches, each counted once."""
+    """Bytes of all tensor storages that Python can still reach, each counted once."""
     gc.collect()
     storages = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
@@ -239,7 +239,7 @@ def live_tensor_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """The resident set of this process now; its maximum where the system doesn't tell."""
+    """The resident set of this process now; its maximum on systems without /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -1,4 +1,4 @@
-"""What a table compares: a model, trained as it is (`NAME`) or with ELA (`NAME+ela:skip=0.5`)."""
+"""A row of `methods`: a model trained as it is (`NAME`) or with ELA (`NAME+ela:skip=0.5`)."""
 
 import re
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ MRLA_B, DIA = "mrla_b_", "dia_"
 
 @dataclass(frozen=True)
 class Method:
-    """A model and, where it trains with ELA, the settings of its own (None: without ELA)."""
+    """A model and its own settings of ELA; None: it trains without ELA."""
 
     model: str
     own: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Method":
-        """From `NAME`, `NAME+ela` or `NAME+ela:skip=0.5,action=drop`; the settings in their order.
+        """From `NAME`, `NAME+ela` or `NAME+ela:skip=0.5,action=drop`.
 
         Raises:
-            OptionError: it is none of these, the model is no ResNet of the zoo, or the settings
+            OptionError: it has another form, the model is no ResNet of the zoo, or the settings
                 don't fit.
         """
         model, plus, rest = text.partition("+")
@@ -37,7 +37,7 @@ class Method:
         name, colon, settings = rest.partition(":")
         if name != WITH_ELA[1:] or bool(colon) != bool(settings):
             raise OptionError(
-                f"method {text!r} came; expected NAME, NAME{WITH_ELA} or "
+                f"got method {text!r}, expected NAME, NAME{WITH_ELA} or "
                 f"NAME{WITH_ELA}:skip=0.5,action=drop"
             )
         if not colon:
@@ -47,26 +47,26 @@ class Method:
         return cls(model, ",".join(f"{name}={value}" for name, value in own.items()))
 
     def __str__(self) -> str:
-        """As it is typed."""
+        """As the option `--model` takes it."""
         if self.own is None:
             return self.model
         return f"{self.model}{WITH_ELA}{self.own and ':'}{self.own}"
 
     @property
     def folder(self) -> str:
-        """The same as a safe name of a file."""
+        """The same as a safe file name."""
         return re.sub(r"[^\w.+-]", "-", str(self))
 
     @property
     def label(self) -> str:
-        """The same to be read: `mrla_b_resnet20 + ELA (skip 0.5, action drop)`."""
+        """The same for a table: `mrla_b_resnet20 + ELA (skip 0.5, action drop)`."""
         if self.own is None:
             return self.model
         settings = self.own.replace("=", " ").replace(",", ", ")
         return f"{self.model} + ELA{settings and f' ({settings})'}"
 
     def settings(self, recipe: Recipe, common: str | None, *, epochs: int) -> ELAConfig | None:
-        """Of ELA, None without: its own win over `common` ones, and those over the recipe's.
+        """Settings of ELA, None without: its own win over `common`, and `common` over the recipe.
 
         Raises:
             OptionError: they don't fit each other, the epochs or the model.
@@ -99,5 +99,5 @@ def backbone_of(model: str) -> str:
     """`resnet20` of `mrla_b_resnet20`. Raises OptionError: it is no ResNet of the zoo."""
     match = re.fullmatch(r"(?:.+?_)??((?:imagenet_)?resnet\d+)", model)
     if match is None or family_of(model) is None:
-        raise OptionError(f"model {model!r} came; expected a ResNet of `ela-probe models`")
+        raise OptionError(f"got model {model!r}, expected a ResNet of `ela-probe models`")
     return match[1]

@@ -1,8 +1,8 @@
 """Pairwise KL of a stage's retrievals: ours against loops over scipy's and torch's functions.
 
-The loops are timed as one would write them, a call for each pair of rows, on a few samples and
-scaled to all of them; and in the kinder form, a call for each pair of sites, on all samples. What
-they get is in float64 and normalised already; ours starts from float32.
+The loops are timed in two forms: as one would write them, with a call for each pair of rows, on a
+few samples and scaled to all; and with a call for each pair of sites, on all samples. Their input
+is float64 and normalised already; ours starts from float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr
 from torch import Tensor
 
-from benchmarks import figures
-from benchmarks.figures import FigurePath
-from benchmarks.results import JsonPath, publish
+from benchmarks.support import figures
+from benchmarks.support.figures import FigurePath
+from benchmarks.support.results import JsonPath, publish
 from ela_probe.analysis import divergence
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.evaluation.comparison import Timing
@@ -37,13 +37,13 @@ def run(
     samples: Annotated[int, typer.Option(min=2)] = 50_000,
     heads: Annotated[int, typer.Option(min=1)] = 4,
     sites: Annotated[int, typer.Option(min=2)] = 18,
-    few: Annotated[int, typer.Option(min=1, help="Samples that calls per row are timed on.")] = 50,
+    few: Annotated[int, typer.Option(min=1, help="Samples for the loops over rows.")] = 50,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     seed: int = 0,
     json: JsonPath = None,
     figure: FigurePath = None,
 ) -> None:
-    """Time the mean KL of all pairs of retrievals, each contestant once a round, in turn."""
+    """Time the mean KL of all pairs of retrievals, each way once a round, in turn."""
     generator = torch.Generator().manual_seed(seed)
     few = min(few, samples)
     weights = [
@@ -110,7 +110,7 @@ def run(
 
 
 def whole(weights: Sequence[Tensor]) -> Matrix:
-    """Everything that an analysis reports: four divergences, standard errors, Beta statistics."""
+    """All that an analysis reports: four divergences, standard errors, Beta statistics."""
     metric = RedundancyMetric([w.shape[-1] for w in weights])
     metric.update(weights)
     return np.asarray(metric.compute()["kl"])

@@ -1,7 +1,7 @@
-"""The case `plans`: are planned retrievals better skipped than random ones, as many of them?
+"""Is it better to skip planned retrievals than as many random ones?
 
-Checkpoints are pruned by plans of all planners and by random ones, and fine-tuned alike. What is
-compared is compared within a checkpoint.
+Checkpoints are pruned by plans of all planners and by random plans, and fine-tuned in the same way.
+Plans are compared within a checkpoint.
 """
 
 import math
@@ -13,18 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.candidates import (
+from benchmarks.support.candidates import (
     BASELINES,
     PLANNED,
     RANDOM,
     UNPRUNED,
     Candidate,
+    PlannedCheckpoint,
     Skipping,
-    Subject,
     check_planners,
 )
-from benchmarks.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
-from benchmarks.tuning import Tuning
+from benchmarks.support.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
+from benchmarks.support.tuning import Tuning
 from ela_probe.errors import OptionError
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import output_directory, write_json, write_text
@@ -36,7 +36,7 @@ FIGURES = [(what, when) for when in WHEN for what in ("accuracy", "loss")]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a checkpoint under a plan."""
+    """The result of a plan for a checkpoint."""
 
     checkpoint: str
     candidate: Candidate
@@ -49,7 +49,7 @@ class Outcome:
 
 def run(
     checkpoint: Annotated[
-        list[Path], typer.Option(help="May be repeated, as in one of every seed.")
+        list[Path], typer.Option(help="May be repeated, for example one of every seed.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="A folder for all runs.")],
     skip: Annotated[
@@ -58,7 +58,7 @@ def run(
             min=0.01, max=0.99, help="Share to skip; may be repeated. Default: 0.33 and 0.5."
         ),
     ] = None,
-    action: Annotated[Skipping, typer.Option(help="What becomes of them.")] = "skip",
+    action: Annotated[Skipping, typer.Option(help="What to do with them.")] = "skip",
     planner: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,29 +66,33 @@ def run(
             "alternate or deepest; may be repeated. Default: all."
         ),
     ] = None,
-    random: Annotated[int, typer.Option(min=1, help="Random plans of a checkpoint.")] = 5,
+    random: Annotated[int, typer.Option(min=1, help="Random plans for each checkpoint.")] = 5,
     analysis_limit: Annotated[int, typer.Option(min=2, help="Training images to analyze.")] = 2000,
-    test_limit: Annotated[int | None, typer.Option(min=1, help="Test images; all.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 2,
+    test_limit: Annotated[
+        int | None, typer.Option(min=1, help="Test images; default: all.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 2,
     lr: Annotated[float | None, typer.Option(help="As of `ela-probe finetune`.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of the random plans and of fine-tuning.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random plans and of fine-tuning.")] = 0,
     device: str = "auto",
     json: JsonPath = None,
 ) -> None:
-    """Prune and fine-tune checkpoints by all plans, and write table.md and table.json.
+    """Prune checkpoints by all plans, fine-tune, and write table.md and table.json.
 
-    Plans are made from training images only. A run that is finished is not repeated.
+    Plans are made from training images only. A finished run is not repeated.
     """
     planners = list(dict.fromkeys(planner or (*PLANNED, *BASELINES)))
     check_planners(planners)
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     output_directory(output)
-    subjects = [
-        Subject.read(path, output=output, limit=analysis_limit, action=action, device=device)
+    opened = [
+        PlannedCheckpoint.read(
+            path, output=output, limit=analysis_limit, action=action, device=device
+        )
         for path in checkpoint
     ]
-    if len({subject.loaded.sha256 for subject in subjects}) < len(subjects):
+    if len({subject.loaded.sha256 for subject in opened}) < len(opened):
         raise OptionError("two of the checkpoints are the same; give each once")
     shares = sorted(set(skip or (0.33, 0.5)))
     tunings = [
@@ -100,7 +104,7 @@ def run(
             ),
             test_limit,
         )
-        for subject in subjects
+        for subject in opened
         for candidate in (
             subject.unpruned(),
             *(
@@ -112,20 +116,20 @@ def run(
             ),
         )
     ]
-    outcomes = carried_out(tunings)
+    outcomes = run_all(tunings)
     tables: dict[str, list[dict[str, Any]]] = {}
     for share in shares:
         own = [o for o in outcomes if o.candidate.share in (share, 0.0)]
         title = f"{share:g} of the retrievals, {action}"
-        tables[title] = worth(own)
+        tables[title] = planner_rows(own)
         pruned = [o for o in own if o.candidate.planner != UNPRUNED]
         tables[f"{title}: above the mean of random plans"] = against_random(pruned)
         tables[f"{title}: rank correlation with divergence"] = correlations(pruned)
-    tables["Plans"] = [each(outcome) for outcome in outcomes]
+    tables["Plans"] = [plan_row(outcome) for outcome in outcomes]
     config = tunings[0].config
     tables["Settings"] = [
         {
-            "checkpoints": len(subjects),
+            "checkpoints": len(opened),
             "analyzed images": analysis_limit,
             "test images": int(outcomes[0].record["after"]["samples"]),
             "random plans": random,
@@ -140,8 +144,8 @@ def run(
     write_text(output / "table.md", markdown(result) + "\n")
 
 
-def carried_out(tunings: Sequence[Tuning]) -> list[Outcome]:
-    """All of them in their order; what is the same network is trained once.
+def run_all(tunings: Sequence[Tuning]) -> list[Outcome]:
+    """Outcomes in the order of the tunings; equal networks are trained once.
 
     Raises:
         OptionError: a folder holds a run with other settings.
@@ -153,13 +157,15 @@ def carried_out(tunings: Sequence[Tuning]) -> list[Outcome]:
         done = known[folder]
         if done is None:
             planner = tuning.candidate.planner
-            typer.echo(f"{number} of {len(distinct)}: {tuning.subject.name}, {planner}", err=True)
-        records[folder] = done or tuning.carry_out()
-    return [Outcome(t.subject.name, t.candidate, records[t.folder]) for t in tunings]
+            typer.echo(
+                f"{number} of {len(distinct)}: {tuning.checkpoint.name}, {planner}", err=True
+            )
+        records[folder] = done or tuning.run()
+    return [Outcome(t.checkpoint.name, t.candidate, records[t.folder]) for t in tunings]
 
 
-def worth(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row a planner: mean ± standard deviation over checkpoints, and over random draws."""
+def planner_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """A row for each planner: mean ± standard deviation over checkpoints, and over random draws."""
     rows = []
     for planner, group in grouped(outcomes).items():
         row = {
@@ -176,9 +182,9 @@ def worth(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def against_random(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row a planner: what its plan has above the mean of the random ones of the same checkpoint,
-    in points of accuracy and nats of loss, mean ± standard error over checkpoints; and how many of
-    them have less accuracy (a draw is half)."""
+    """A row for each planner: its difference from the mean of the random plans of the same
+    checkpoint (points of accuracy, nats of loss; mean ± standard error over checkpoints), and how
+    many of the random plans have lower accuracy (an equal one counts half)."""
     groups = grouped(outcomes)
     drawn = groups.pop(RANDOM)
     rows = []
@@ -199,8 +205,8 @@ def against_random(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def correlations(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row a checkpoint: Spearman's, of total divergence with accuracy and with loss, over its
-    distinct plans. Where plans of little divergence are the better ones it is negative with
+    """A row for each checkpoint: Spearman's correlation of total divergence with accuracy and with
+    loss, over its distinct plans. Where plans of less divergence are better, it is negative with
     accuracy and positive with loss."""
     from scipy.stats import spearmanr
 
@@ -221,7 +227,7 @@ def correlations(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def each(outcome: Outcome) -> dict[str, Any]:
+def plan_row(outcome: Outcome) -> dict[str, Any]:
     candidate = outcome.candidate
     return {
         "checkpoint": outcome.checkpoint,
@@ -234,7 +240,7 @@ def each(outcome: Outcome) -> dict[str, Any]:
 
 
 def grouped(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """By planner, in their order."""
+    """By planner, in the order of the outcomes."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.candidate.planner, []).append(outcome)
@@ -242,7 +248,7 @@ def grouped(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def mean_and_error(values: Sequence[float], *, digits: int) -> str:
-    """Mean ± its standard error, with the sign; of one value no error."""
+    """Mean ± its standard error, with the sign; without the error for one value."""
     mean = f"{statistics.fmean(values):+.{digits}f}"
     if len(values) < 2:
         return mean

@@ -1,7 +1,7 @@
-"""The case `methods`: a recipe for a list of methods and seeds, and the table that papers print.
+"""A recipe trained with several methods and seeds, and the table that papers print.
 
-Accuracy over seeds, parameters, FLOPs, what ELA skips and what EBQM costs; training time from the
-runs, and from training steps of all networks in alternation.
+It has accuracy over seeds, parameters, FLOPs, what ELA skips and what EBQM costs, and training
+time: of the runs, and of training steps of all networks in turn.
 """
 
 import math
@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.contestants import PUBLISHED_B
-from benchmarks.methods import DIA, MRLA_B, Method, all_methods, backbone_of
-from benchmarks.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
-from benchmarks.runs import Run, carried_out, planned, short
-from benchmarks.steps import published_base, side_by_side
+from benchmarks.support.contestants import PUBLISHED_B
+from benchmarks.support.method import DIA, MRLA_B, Method, all_methods, backbone_of
+from benchmarks.support.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
+from benchmarks.support.runs import Run, make_run, run_all, without_folder
+from benchmarks.support.steps import published_base, time_in_turn
 from ela_probe.evaluation.comparison import Timing
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import output_directory, write_json, write_text
@@ -28,29 +28,36 @@ ESTIMATE = "run / published (estimate)"
 
 def run(
     recipe: Annotated[str, typer.Option(help="A YAML file, or a built-in recipe.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A folder; a run in each of its.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A folder, with a subfolder for each run.")
+    ],
     model: Annotated[
         list[str] | None,
         typer.Option(
             help="May be repeated; NAME+ela trains NAME with ELA, NAME+ela:skip=0.5,action=drop "
-            "with settings of its own. Default: all that the zoo has on the backbone of the "
+            "with its own settings. Default: all networks of the zoo on the backbone of the "
             "recipe's model, and MRLA-B with ELA.",
         ),
     ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="May be repeated. Default: the recipe's.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     data: Annotated[str | None, typer.Option(help="Default: the recipe's.")] = None,
     data_root: Path | None = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Training images.")] = None,
-    test_limit: Annotated[int | None, typer.Option(min=1, help="Test images; all.")] = None,
+    test_limit: Annotated[
+        int | None, typer.Option(min=1, help="Test images; default: all.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     warmup: Annotated[float | None, typer.Option(min=0, help="Epochs.")] = None,
     ela: Annotated[
-        str | None, typer.Option(help="Of every +ela, as for `ela-probe train`; its own win.")
+        str | None,
+        typer.Option(
+            help="Settings of every +ela, as for `ela-probe train`; its own settings win."
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed training steps each.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed training steps of each network.")] = 7,
     reference: Annotated[
         list[Path] | None,
         typer.Option(
@@ -63,14 +70,14 @@ def run(
 ) -> None:
     """Train every method with every seed, measure them, and write table.md and table.json.
 
-    A run that is finished is not repeated, one that was interrupted goes on.
+    A finished run is not repeated, an interrupted one is resumed.
     """
     read = read_recipe(recipe)
     changes = {"epochs": epochs, "warmup_epochs": warmup}
     options = {"root": data_root, "limit": limit}
     methods = list(dict.fromkeys(Method.parse(text) for text in model or all_methods(read)))
     runs = [
-        planned(
+        make_run(
             read,
             method,
             seed=number,
@@ -88,12 +95,12 @@ def run(
     ]
     published = published_base(runs[0], reference) if reference else None
     output_directory(output)
-    records = carried_out(runs, jobs=jobs)
+    records = run_all(runs, jobs=jobs)
     where = resolve_device(device)
-    steps = side_by_side(runs, rounds=rounds, device=where, published=published)
+    steps = time_in_turn(runs, rounds=rounds, device=where, published=published)
     tables = {
         f"{Path(recipe).stem}, {len(records) // len(methods)} seeds": rows(records, steps),
-        "Runs": each_run(records),
+        "Runs": run_rows(records),
         "Settings": [settings_row(runs, records, jobs=jobs, rounds=rounds)],
     }
     first = runs[0].config.seed
@@ -103,8 +110,8 @@ def run(
 
 
 def rows(records: Records, steps: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """A row a method. Ratios are medians: of steps over the rounds, of runs over the seeds, each
-    formed within a round or a seed, whose runs follow each other in time."""
+    """A row for each method. Ratios are formed within a round (steps) or a seed (runs, which follow
+    each other in time), and the medians over rounds or seeds are shown."""
     by_method: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         by_method.setdefault(record["method"], []).append(record)
@@ -121,18 +128,18 @@ def rows(records: Records, steps: Mapping[str, Sequence[float]]) -> list[dict[st
             "MFLOPs": round(group[0]["flops"] / 1e6, 1),
         }
         for name, other in others.items():
-            row[f"step / {name}"] = in_quartiles(Timing.of(steps[text], steps[other]))
+            row[f"step / {name}"] = with_quartiles(Timing.of(steps[text], steps[other]))
         if PUBLISHED_B in steps:
-            row["step / published"] = in_quartiles(Timing.of(steps[text], steps[PUBLISHED_B]))
+            row["step / published"] = with_quartiles(Timing.of(steps[text], steps[PUBLISHED_B]))
         for name, other in others.items():
-            row[f"run / {name}"] = in_range(run_ratios(group, by_method.get(other, [])))
+            row[f"run / {name}"] = with_range(run_ratios(group, by_method.get(other, [])))
         if PUBLISHED_B in steps:
-            row[ESTIMATE] = in_range(
+            row[ESTIMATE] = with_range(
                 estimated(group, by_method.get(base, []), steps[base], steps[PUBLISHED_B])
             )
         removed, kept = group[0]["removed"], group[0]["kept"]
         row |= {
-            "run s": mean_and_deviation([spent(r) for r in group], digits=1),
+            "run s": mean_and_deviation([training_seconds(r) for r in group], digits=1),
             "skipped": f"{removed} of {kept + removed}" if removed else NOTHING,
             "EBQM s": mean_of(group, "ebqm_seconds", "{:.2f}"),
             "EBQM / training": mean_of(group, "ebqm_share", "{:.1%}"),
@@ -141,24 +148,24 @@ def rows(records: Records, steps: Mapping[str, Sequence[float]]) -> list[dict[st
     return table
 
 
-def spent(record: Mapping[str, Any]) -> float:
-    """Seconds of the epochs of a run."""
+def training_seconds(record: Mapping[str, Any]) -> float:
+    """The seconds of all epochs of a run."""
     return float(sum(record["epoch_seconds"]))
 
 
 def run_ratios(group: Records, others: Records) -> list[float]:
-    """Of the times of runs, seed by seed, where both have it."""
-    of_other = {record["seed"]: spent(record) for record in others}
-    return [spent(r) / of_other[r["seed"]] for r in group if r["seed"] in of_other]
+    """Ratios of training times, for the seeds that both have."""
+    of_other = {record["seed"]: training_seconds(record) for record in others}
+    return [training_seconds(r) / of_other[r["seed"]] for r in group if r["seed"] in of_other]
 
 
 def estimated(
     group: Records, base: Records, ours: Sequence[float], published: Sequence[float]
 ) -> list[float]:
-    """Times of runs over those that the published MRLA-B would take, which is never trained.
+    """Ratios of training times to the estimated time of the published MRLA-B, which is not trained.
 
-    Its run is taken to be that of our MRLA-B with the same seed, `base`, with its training steps
-    as much longer as they are when timed, and all else (reading, validation) as long.
+    The estimate is the run of our MRLA-B with the same seed (`base`), with the training steps
+    longer by the ratio of timed steps, and everything else (reading, validation) the same.
     """
     slower = Timing.of(published, ours).ratio
     step = statistics.median(ours)
@@ -166,7 +173,7 @@ def estimated(
     for record in base:
         config = record["settings"]["config"]
         count = config["epochs"] * math.ceil(record["trained"] / config["batch_size"])
-        part = min(1.0, count * step / spent(record))
+        part = min(1.0, count * step / training_seconds(record))
         longer[record["seed"]] = 1 + part * (slower - 1)
     seeds = [r["seed"] for r in group if r["seed"] in longer]
     return [
@@ -174,14 +181,14 @@ def estimated(
     ]
 
 
-def each_run(records: Records) -> list[dict[str, Any]]:
+def run_rows(records: Records) -> list[dict[str, Any]]:
     return [
         {
             "method": Method.parse(record["method"]).label,
             "seed": record["seed"],
             "accuracy": round(record["accuracy"], 5),
             "loss": round(record["loss"], 4),
-            "seconds": round(spent(record), 2),
+            "seconds": round(training_seconds(record), 2),
             "removed": record["removed"],
             "EBQM s": mean_of([record], "ebqm_seconds", "{:.3f}"),
         }
@@ -194,7 +201,7 @@ def settings_row(
 ) -> dict[str, Any]:
     config = runs[0].config
     return {
-        "data": short(runs[0].source),
+        "data": without_folder(runs[0].source),
         "training images": records[0]["trained"],
         "test images": records[0]["tested"],
         "epochs": config.epochs,
@@ -207,17 +214,17 @@ def settings_row(
 
 
 def mean_of(records: Records, key: str, written: str) -> str:
-    """The mean in writing, nothing where a record has none."""
+    """The mean as text; NOTHING where a record has no value."""
     values = [record[key] for record in records]
     return NOTHING if None in values else written.format(statistics.fmean(values))
 
 
-def in_quartiles(timing: Timing) -> str:
+def with_quartiles(timing: Timing) -> str:
     return f"{timing.ratio:.2f} ({timing.ratio_lower:.2f}-{timing.ratio_upper:.2f})"
 
 
-def in_range(values: Sequence[float]) -> str:
-    """Median, least and largest; of one value no range, of none nothing."""
+def with_range(values: Sequence[float]) -> str:
+    """Median, least and largest; only the value where there is one, NOTHING where there is none."""
     if not values:
         return NOTHING
     median = f"{statistics.median(values):.2f}"

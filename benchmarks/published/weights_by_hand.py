@@ -1,6 +1,6 @@
-"""Layer-attention weights recomputed by hand, from what went into the published modules.
+"""Layer-attention weights recomputed from the inputs of published modules.
 
-The other road to the numbers that the probe reads on their way: formulas and parameters only.
+They use formulas and parameters only, and so check the weights that the probe reads.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ Weights = dict[str, list[Tensor]]  # by stage name, a tensor a site
 def largest_difference(
     model: nn.Module, discovery: Discovery, images: Tensor, by_hand: Callable[..., list[Tensor]]
 ) -> float:
-    """Between the weights that the probe reads in a pass and those made by hand.
+    """Between the weights that the probe reads in a pass and those computed by hand.
 
     Args:
-        by_hand: of this module, or one with their arguments.
+        by_hand: a function of this module, or one with the same arguments.
     """
-    watched: dict[str, list[Inputs]] = {name_of_layer(m): [] for m in modules(discovery)}
-    with recorded(model, watched), torch.no_grad():
-        read = captured(model, discovery, images)
-        expected = {s.name: by_hand(model, s, watched) for s in discovery.stages}
+    calls: dict[str, list[Inputs]] = {layer_of(m): [] for m in modules(discovery)}
+    with recording_inputs(model, calls), torch.no_grad():
+        read = weights_read(model, discovery, images)
+        expected = {s.name: by_hand(model, s, calls) for s in discovery.stages}
     return max(
         float((a.double() - b.double()).abs().max())
         for name in expected
@@ -42,17 +42,17 @@ def largest_difference(
     )
 
 
-def captured(model: nn.Module, discovery: Discovery, images: Tensor) -> Weights:
+def weights_read(model: nn.Module, discovery: Discovery, images: Tensor) -> Weights:
     """The weights that the probe reads in one pass."""
-    spy = Spy(discovery.adapter)
-    replaced = dataclasses.replace(discovery, adapter=spy)  # type: ignore[arg-type]
+    recorder = WeightRecorder(discovery.adapter)
+    replaced = dataclasses.replace(discovery, adapter=recorder)  # type: ignore[arg-type]
     with AttentionProbe(model, discovery=replaced), torch.no_grad():
         model(images)
-    return spy.read
+    return recorder.read
 
 
-class Spy:
-    """An adapter that keeps the weights it hands out."""
+class WeightRecorder:
+    """An adapter that keeps the weights that it returns."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter, self.read = adapter, dict[str, list[Tensor]]()
@@ -63,8 +63,8 @@ class Spy:
 
 
 @contextmanager
-def recorded(model: nn.Module, calls: dict[str, list[Inputs]]) -> Iterator[None]:
-    """Append the inputs of every call of the named modules, copied."""
+def recording_inputs(model: nn.Module, calls: dict[str, list[Inputs]]) -> Iterator[None]:
+    """Append a copy of the inputs of every call of the named modules."""
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
             lambda module, inputs, name=name: calls[name].append(copied(inputs))
@@ -88,7 +88,7 @@ def modules(discovery: Discovery) -> list[str]:
     return [site.module for stage in discovery.stages for site in stage.sites]
 
 
-def name_of_layer(module: str) -> str:
+def layer_of(module: str) -> str:
     """The layer that a site's softmax or sigmoid is in; else the module itself."""
     parent, _, last = module.rpartition(".")
     return parent if last in ("softmax", "sigmoid") else module
@@ -106,8 +106,8 @@ def softmax_weights(model: nn.Module, stage: Stage, calls: Calls, *, raw: bool) 
     """softmax(q_t · k_s / √d). raw: what is passed on are features, not keys (equation 4)."""
     result = []
     for site in stage.sites:
-        layer: Any = model.get_submodule(name_of_layer(site.module))
-        ((x, keys, _),) = calls[name_of_layer(site.module)]
+        layer: Any = model.get_submodule(layer_of(site.module))
+        ((x, keys, _),) = calls[layer_of(site.module)]
         own = x.mean((2, 3))[:, None]
         query, key = projected(layer.Wq, own, layer.heads), projected(layer.Wk, own, layer.heads)
         if keys is not None and not layer.init_cell:
@@ -132,8 +132,8 @@ def unrolled_weights(model: nn.Module, stage: Stage, calls: Calls) -> list[Tenso
     """|g_s Π_{r=s+1..t} λ_r|, normalised: every product is formed anew."""
     gates, decays = [], []
     for site in stage.sites:
-        layer: Any = model.get_submodule(name_of_layer(site.module))
-        ((x,),) = calls[name_of_layer(site.module)]
+        layer: Any = model.get_submodule(layer_of(site.module))
+        ((x,),) = calls[layer_of(site.module)]
         own = x.mean((2, 3))[:, None]
         query, key = projected(layer.Wq, own, layer.heads), projected(layer.Wk, own, layer.heads)
         logit = (query * key).sum((2, 3)) / math.sqrt(query.shape[-1])

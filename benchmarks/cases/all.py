@@ -1,4 +1,4 @@
-"""All cases that need no more than this machine, one after the other, into one file."""
+"""All commands that need nothing but this machine, one after the other, into one file."""
 
 import tempfile
 from collections.abc import Callable
@@ -7,27 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import analysis, beta, depth, divergence, speed
-from benchmarks.results import JsonPath, read
+from benchmarks.cases import analysis, beta, depth, divergence, speed
+from benchmarks.published.checkouts import References
+from benchmarks.support.results import JsonPath, read_results
 from ela_probe.system.storage import output_directory, write_json
 
 Case = Callable[..., None]
 
 
 def run(
-    reference: Annotated[
-        list[Path] | None,
-        typer.Option(help="A checkout of bgx666/KCLA or joyfang1106/MRLA; may be repeated."),
-    ] = None,
+    reference: References = None,
     device: str = "auto",
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of every case.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of every command.")] = 5,
     seed: int = 0,
     json: JsonPath = None,
     figures: Annotated[
-        Path | None, typer.Option(help="A folder for a figure of each case.")
+        Path | None, typer.Option(help="A folder for a figure of each command.")
     ] = None,
 ) -> None:
-    """Run speed, depth, analysis, divergence and beta. Without checkouts ours stand alone."""
+    """Run speed, depth, analysis, divergence and beta. Without checkouts only ours are measured."""
     common: dict[str, Any] = {"rounds": rounds, "seed": seed}
     placed = {**common, "device": device}
     cases: dict[str, tuple[Case, dict[str, Any]]] = {
@@ -47,7 +45,7 @@ def run(
                 case(**options, json=written, figure=drawn)
             except typer.Exit as left:
                 passed &= left.exit_code == 0
-            results += read(written)
+            results += read_results(written)
             if json is not None:  # after each case, so that an interrupted run keeps what it has
                 write_json(json, {"case": "all", "results": results})
             typer.echo("")

@@ -1,4 +1,4 @@
-"""Where the time of layer attention goes: a profile by operator, and the bytes that must move."""
+"""Where the time of layer attention goes: a profile by operator, and the bytes moved at least."""
 
 import time
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ import torch
 import typer
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contestants import OURS, PLAIN, RECUR, contestants
-from benchmarks.results import JsonPath, publish
-from benchmarks.speed import NETWORKS
+from benchmarks.cases.speed import NETWORKS
+from benchmarks.support.contestants import OURS, PLAIN, RECUR, contestants
+from benchmarks.support.results import JsonPath, publish
 from ela_probe.adapters.registry import adapter_for
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.profiling import Step, synchronize, training_step
@@ -28,11 +28,11 @@ def run(
     seed: int = 0,
     json: JsonPath = None,
 ) -> None:
-    """Self time of each operator in a training step, and the floor of the weighted sums.
+    """Time of each operator in a training step, and the least time of the weighted sums.
 
-    The floor counts, at the bandwidth of a copy: every value read once by each site's sum, by
-    each site's gradient of its weights and by the gradient of each value (of the sums' gradients),
-    and one write of what each gives.
+    The least time is for moving these bytes at the bandwidth of a copy: each site's sum, the
+    gradient of its weights and the gradients of the values read every value (or the gradient of
+    every sum) once, and write their results once.
     """
     if network not in NETWORKS:
         raise OptionError(f"no network is called {network}; use {', '.join(NETWORKS)}")
@@ -102,7 +102,7 @@ def profiled(step: Step, rounds: int, device: torch.device) -> dict[str, float]:
 
 
 def bytes_of_sums(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """Of the weighted sums and their gradients, from the sizes of the stages' feature maps."""
+    """Bytes that the weighted sums and their gradients move, from the sizes of feature maps."""
     adapter = adapter_for(model)
     assert adapter is not None
     total = 0

@@ -1,4 +1,4 @@
-"""Results of a benchmark: JSON with all that it takes to judge them, and markdown tables."""
+"""Results of a benchmark: JSON with all that is needed to judge them, and markdown tables."""
 
 import json
 import re
@@ -72,14 +72,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(
-    files: Annotated[list[Path], typer.Argument(help="Results written with --json.")],
-) -> None:
-    """Print results written with --json as markdown tables."""
-    typer.echo("\n\n".join(markdown(result) for path in files for result in read(path)))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
+def read_results(path: Path) -> list[dict[str, Any]]:
     """The results in a file: one case's, or those of `all`."""
     written = json.loads(path.read_text())
     results: list[dict[str, Any]] = written.get("results", [written])
@@ -87,7 +80,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def command() -> str:
-    """What was typed, with every absolute path cut down to its last part."""
+    """The command line, with every absolute path cut down to its last part."""
     words = [re.sub(r"(?<![\w.])/(?:[^/\s]+/)*", "", word) for word in sys.argv[1:]]
     return " ".join(["python -m benchmarks", *words])
 

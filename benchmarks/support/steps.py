@@ -1,4 +1,4 @@
-"""Training steps of a table's networks, timed in turn on one batch, and published MRLA-B's."""
+"""Training steps of the networks of `methods`, timed in turn on one batch."""
 
 import re
 from collections.abc import Sequence
@@ -7,10 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contestants import PUBLISHED_B, Network, largest_difference, perturb
-from benchmarks.methods import MRLA_B, backbone_of
-from benchmarks.runs import Run
-from benchmarks.zoo import KCLA, MRLA
+from benchmarks.published.networks import KCLA, MRLA
+from benchmarks.support.contestants import (
+    PUBLISHED_B,
+    Network,
+    largest_difference,
+    randomise_norms,
+)
+from benchmarks.support.method import MRLA_B, backbone_of
+from benchmarks.support.runs import Run
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.profiling import Step, alternate, cuda_devices, training_step
@@ -23,7 +28,7 @@ TOLERANCE = 1e-4
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def side_by_side(
+def time_in_turn(
     runs: Sequence[Run], *, rounds: int, device: torch.device, published: nn.Module | None = None
 ) -> dict[str, list[float]]:
     """Seconds of a training step of each method's trained network, round by round, and of the plain
@@ -49,15 +54,14 @@ def side_by_side(
 
 
 def step_in_training(model: nn.Module, images: Tensor, labels: Tensor, config: TrainConfig) -> Step:
-    """A training step as the runs of these settings take it: in their arithmetic and order of
-    memory."""
+    """A training step as in a run with these settings: the same precision and memory format."""
     images = to_memory_format(images, model, channels_last=config.channels_last)
     dtype = MIXED.get(config.precision)
     return training_step(model if dtype is None else Mixed(model, dtype), images, labels)
 
 
 class Mixed(nn.Module):
-    """A network whose forward pass is autocast, with logits in float32."""
+    """A network whose forward pass runs under autocast; its logits are float32."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -70,10 +74,10 @@ class Mixed(nn.Module):
 
 
 def published_base(run: Run, checkouts: Sequence[Path]) -> nn.Module:
-    """The published MRLA-B on the run's backbone, known to compute what ours does.
+    """The published MRLA-B on the run's backbone, after a check that it computes what ours does.
 
     Raises:
-        OptionError: no checkout has it, or it is another network than the recipe's.
+        OptionError: no checkout has it, or it is not the network of the recipe.
     """
     data = run.open_data()
     backbone = backbone_of(run.spec.name)
@@ -82,13 +86,13 @@ def published_base(run: Run, checkouts: Sequence[Path]) -> nn.Module:
     network = Network(kind, int(depth), 2, shape[-1], data.spec.num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        theirs = network.theirs(checkouts, "mrla_base")
+        theirs = network.published(checkouts, "base")
         if theirs is None:
             raise OptionError(
                 f"no --reference holds the published {MRLA_B}{backbone}; expected a checkout, in a "
                 f"folder of its name, of {KCLA if kind == 'resnet' else MRLA}"
             )
-        perturb(theirs)
+        randomise_norms(theirs)
         images = torch.randn(2, *shape)
         sizes = data.spec.model_arguments()
         ours = run.recipe.model_spec(f"{MRLA_B}{backbone}", sizes).build()
@@ -104,7 +108,7 @@ def published_base(run: Run, checkouts: Sequence[Path]) -> nn.Module:
     differ = largest_difference(*logits)
     if not differ <= TOLERANCE:
         raise OptionError(
-            f"the published {MRLA_B}{backbone} computes something else than the recipe's: logits "
+            f"the published {MRLA_B}{backbone} is not what the recipe's computes: its logits "
             f"differ by {differ:.1e} of their largest, expected {TOLERANCE:g} or less; leave out "
             "--reference"
         )

@@ -1,4 +1,4 @@
-"""Whether our networks are the published ones: same weights, same outputs and gradients."""
+"""Do our networks compute what the published ones do? Same weights, outputs, gradients."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +8,11 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from benchmarks.checkouts import belongs
-from benchmarks.results import JsonPath, publish
-from benchmarks.zoo import TWINS, Twin, in_precision
+from benchmarks.published.checkouts import Checkouts, in_precision
+from benchmarks.published.counterparts import COUNTERPARTS, Counterpart
+from benchmarks.published.networks import in_checkouts
+from benchmarks.support.contestants import randomise_norms
+from benchmarks.support.results import JsonPath, publish
 from ela_probe.errors import OptionError
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import parameter_count
@@ -19,13 +21,11 @@ from ela_probe.system.storage import write_text
 TOLERANCE = 1e-5
 OF_FLOPS = 0.01
 
-Figures = dict[str, Tensor]
+Outputs = dict[str, Tensor]
 
 
 def run(
-    checkout: Annotated[
-        list[Path], typer.Option(help="A checkout of one of the repositories; may be repeated.")
-    ],
+    checkout: Checkouts,
     record: Annotated[
         Path | None, typer.Option(help="Write the published networks' logits for the tests.")
     ] = None,
@@ -42,19 +42,12 @@ def run(
     input can round to the other side of zero, and two correct gradients then differ by a whole
     term.
     """
-    twins = [
-        (twin, root)
-        for twin in TWINS
-        if (root := next((c for c in checkout if belongs(c, twin.repository)), None)) is not None
-    ]
-    if not twins:
-        names = ", ".join(sorted({twin.repository for twin in TWINS}))
-        raise OptionError(f"none of the folders is a checkout of one of: {names}")
+    pairs = in_checkouts(COUNTERPARTS, checkout)
     if record is not None:
-        from benchmarks.golden import recording  # of the repository's tests
+        from benchmarks.published.golden import recorded_outputs  # needs the repository's tests
 
-        write_text(record, recording(twins))
-    rows = [compare_network(twin, root, batch_size=batch_size, seed=seed) for twin, root in twins]
+        write_text(record, recorded_outputs(pairs))
+    rows = [compare_network(pair, root, batch_size=batch_size, seed=seed) for pair, root in pairs]
     verdicts = {
         "parameter counts equal": all(row["parameters"] == row["published"] for row in rows),
         f"FLOPs at most {OF_FLOPS:.0%} above": all(r["FLOPs"] <= 1 + OF_FLOPS for r in rows),
@@ -70,21 +63,24 @@ def run(
     raise typer.Exit(0 if all(verdicts.values()) else 1)
 
 
-def compare_network(twin: Twin, root: Path, *, batch_size: int, seed: int) -> dict[str, Any]:
-    """A row: parameter counts, ratio of FLOPs, and the largest difference of each figure."""
-    from tests.golden import layer_flops, network  # of the repository's tests
+def compare_network(
+    pair: Counterpart, checkout: Path, *, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """A row: parameter counts, ratio of FLOPs, and the largest difference of each output."""
+    from tests.golden import layer_flops, network  # needs the repository's tests
 
     torch.manual_seed(seed)
-    theirs, ours = load(twin, root), network(twin.ours)
-    samples = twin.samples or batch_size
-    images = torch.randn(samples, 3, twin.size, twin.size)
+    published = pair.network
+    theirs, ours = published.from_checkout(checkout), network(pair.ours)
+    samples = pair.samples or batch_size
+    images = torch.randn(samples, 3, published.size, published.size)
     labels = torch.randint(10, (samples,))
-    perturb(theirs)
+    randomise_norms(theirs)
     state = theirs.state_dict()
     row: dict[str, Any] = {
-        "repository": twin.repository,
-        "network": twin.network,
-        "ours": twin.ours.get("model", twin.ours.get("attention")),
+        "repository": published.repository,
+        "network": published.label,
+        "ours": pair.ours.get("model", pair.ours.get("attention")),
         "samples": samples,
         "parameters": parameter_count(ours),
     }
@@ -93,16 +89,18 @@ def compare_network(twin: Twin, root: Path, *, batch_size: int, seed: int) -> di
         theirs.load_state_dict(state)
         ours.load_state_dict(from_published(state))
         with in_precision(dtype):
-            pair = [figures(model.to(dtype), images.to(dtype), labels) for model in (theirs, ours)]
+            found = [outputs(model.to(dtype), images.to(dtype), labels) for model in (theirs, ours)]
             if bits == 32:
                 row["published"] = sum(
-                    p.numel() for n, p in theirs.named_parameters() if n in pair[0]
+                    p.numel() for n, p in theirs.named_parameters() if n in found[0]
                 )
-                row["FLOPs"] = layer_flops(ours, twin.size) / layer_flops(theirs, twin.size)
-        expected, actual = from_published(pair[0]), pair[1]
+                row["FLOPs"] = layer_flops(ours, published.size) / layer_flops(
+                    theirs, published.size
+                )
+        expected, actual = from_published(found[0]), found[1]
         if expected.keys() != actual.keys():
             differing = sorted(expected.keys() ^ actual.keys())
-            raise OptionError(f"{twin.network}: names differ: {differing}")
+            raise OptionError(f"{published.label}: names differ: {differing}")
         groups: dict[str, list[str]] = {
             "train logits": [],
             "eval logits": [],
@@ -116,17 +114,8 @@ def compare_network(twin: Twin, root: Path, *, batch_size: int, seed: int) -> di
     return row
 
 
-def load(twin: Twin, root: Path) -> nn.Module:
-    """Raises OptionError: the file is not there, or needs a package that is missing."""
-    try:
-        return twin.theirs(root)
-    except ImportError as error:
-        needed = error.name
-        raise OptionError(f"{twin.file}.py needs {needed}: pip install {needed}") from error
-
-
-def figures(model: nn.Module, images: Tensor, labels: Tensor) -> Figures:
-    """Logits in both modes, the input's gradient, and every parameter's by its name."""
+def outputs(model: nn.Module, images: Tensor, labels: Tensor) -> Outputs:
+    """Logits in both modes, and the gradients of the input and, by name, of every parameter."""
     images = images.clone().requires_grad_()
     model.train()
     logits = model(images)
@@ -134,7 +123,7 @@ def figures(model: nn.Module, images: Tensor, labels: Tensor) -> Figures:
     assert images.grad is not None
     result = {"train logits": logits.detach(), "input grad": images.grad}
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:  # some published networks have parameters of no use
+        if parameter.grad is not None:  # some published networks have unused parameters
             result[name] = parameter.grad.clone()
     with torch.no_grad():
         for module in model.modules():
@@ -149,12 +138,3 @@ def figures(model: nn.Module, images: Tensor, labels: Tensor) -> Figures:
 def difference(actual: Tensor, expected: Tensor) -> float:
     scale = max(1.0, float(expected.abs().max()))
     return float((actual - expected).abs().max()) / scale
-
-
-@torch.no_grad()
-def perturb(model: nn.Module) -> None:
-    """BatchNorm's weights and biases away from 1 and 0, so that they count."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(0.0, 0.1)

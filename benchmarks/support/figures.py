@@ -1,4 +1,4 @@
-"""Figures of benchmarks, in the style of the package's own (ela_probe.drawing)."""
+"""Figures of benchmarks, in the style of the package's own (ela_probe.report.figure_style)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def panels(count: int, *, size: tuple[float, float]) -> Iterator[tuple[Figure, S
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, wholly or not at all. Raises OutputError."""
+    """Write a figure as PNG, whole or not at all. Raises OutputError."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 

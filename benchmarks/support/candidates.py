@@ -1,4 +1,4 @@
-"""The plans that are compared on a checkpoint: of the planners, by measured loss, and at random."""
+"""The plans that `plans` compares on a checkpoint: of planners, by measured loss, at random."""
 
 import json
 import math
@@ -43,22 +43,22 @@ class Candidate:
 
     @property
     def actions(self) -> dict[str, Action]:
-        """Candidates of the same ones are the same network."""
+        """Candidates with equal actions are the same network."""
         return self.plan.changes
 
     @property
     def divergence(self) -> float:
-        """In nats, in total: each skipped site's from the last kept one."""
+        """The total in nats: of each skipped site from the last kept one."""
         assert self.plan.charge is not None
         return self.plan.charge
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A checkpoint to make plans for, and what was measured on its training images.
+class PlannedCheckpoint:
+    """A checkpoint to make plans for, and measurements on its training images.
 
-    output: what is measured is kept in a folder there. limit: training images. action: of every
-    plan. data: that the checkpoint names.
+    output: the measurements are kept in a folder there. limit: training images. action: of every
+    plan. data: those that the checkpoint names.
     """
 
     path: Path
@@ -72,8 +72,8 @@ class Subject:
     @classmethod
     def read(
         cls, path: Path, *, output: Path, limit: int, action: Skipping, device: str
-    ) -> "Subject":
-        """Raises CheckpointError, DataError: it can't be read, or its data are not there."""
+    ) -> "PlannedCheckpoint":
+        """Raises CheckpointError, DataError: it can't be read, or its data are missing."""
         loaded = read_checkpoint(path)
         return cls(path, output, limit, action, device, loaded, data_for(loaded))
 
@@ -88,7 +88,7 @@ class Subject:
 
     @cached_property
     def analysis(self) -> Analysis:
-        """Of its training images."""
+        """The analysis of its training images."""
         kept = self.folder / f"analysis-{self.limit}"
         if (kept / "analysis.json").is_file():
             return Analysis.load(kept)
@@ -100,7 +100,7 @@ class Subject:
 
     @cached_property
     def losses(self) -> list[list[float]]:
-        """By stage and site how much the loss on the training images rises without it, in nats."""
+        """By stage and site, the rise of the training loss in nats if only that is skipped."""
         kept = self.folder / f"losses-{self.action}-{self.limit}.json"
         if kept.is_file():
             read: list[list[float]] = json.loads(kept.read_text())
@@ -114,7 +114,7 @@ class Subject:
         sites = [(s, t) for s, part in enumerate(found) for t in range(1, len(part))]
         for s, t in track(sites, "skipping single sites"):
             one = [(t,) if stage == s else () for stage in range(len(stages))]
-            pruned = prune(model, self.skipping(one, "loss"))
+            pruned = prune(model, self.plan_skipping(one, "loss"))
             found[s][t] = evaluate(pruned, images, where, progress=False)["loss"] - whole
         write_json(kept, found)
         return found
@@ -122,18 +122,18 @@ class Subject:
     def candidates(
         self, share: float, *, planners: Sequence[str], draws: int, seed: int
     ) -> Iterator[Candidate]:
-        """A plan of every planner, and random ones that are other ones for another checkpoint.
+        """A plan of every planner, and random plans, which differ between checkpoints.
 
         Raises:
-            PlanError: so many retrievals can't be skipped.
+            PlanError: a plan can't skip so many retrievals.
         """
         for planner in planners:
-            yield Candidate(planner, share, self.planned(planner, share))
+            yield Candidate(planner, share, self.plan(planner, share))
         for draw in range(draws):
             number = zlib.crc32(f"{self.loaded.sha256} {seed} {draw}".encode())
-            yield Candidate(RANDOM, share, self.planned(RANDOM, share, seed=number))
+            yield Candidate(RANDOM, share, self.plan(RANDOM, share, seed=number))
 
-    def planned(self, planner: str, share: float, *, seed: int = 0) -> SkipPlan:
+    def plan(self, planner: str, share: float, *, seed: int = 0) -> SkipPlan:
         if planner != "loss":
             return make_plan(
                 self.analysis,
@@ -144,13 +144,13 @@ class Subject:
             )
         prices = [np.tile(row, (len(row), 1)) for row in self.losses]
         count = math.floor(share * sum(map(len, prices)) + 0.5)
-        return self.skipping(within_budget(prices, count), planner)
+        return self.plan_skipping(within_budget(prices, count), planner)
 
     def unpruned(self) -> Candidate:
         nothing: list[tuple[int, ...]] = [() for _ in self.analysis.stages]
-        return Candidate(UNPRUNED, 0.0, self.skipping(nothing, UNPRUNED))
+        return Candidate(UNPRUNED, 0.0, self.plan_skipping(nothing, UNPRUNED))
 
-    def skipping(self, chosen: Sequence[tuple[int, ...]], planner: str) -> SkipPlan:
+    def plan_skipping(self, chosen: Sequence[tuple[int, ...]], planner: str) -> SkipPlan:
         """The plan that skips these positions of every stage."""
         parts = self.analysis.stages
         return as_plan(
@@ -166,8 +166,8 @@ class Subject:
 
 
 def check_planners(names: Sequence[str]) -> None:
-    """Raises OptionError: one of them is none that needs a share and nothing else."""
+    """Raises OptionError: one of them is unknown, or needs more than a share."""
     known = (*PLANNED, *BASELINES)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise OptionError(f"planner {unknown[0]!r} came; expected one of {', '.join(known)}")
+        raise OptionError(f"got planner {unknown[0]!r}, expected one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""The record of a finished run: it is not repeated, and never taken for one of other settings."""
+"""The record of a finished run, which is used again only for a run with the same settings."""
 
 import json
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from ela_probe.errors import OptionError
 RESULT = "result.json"
 
 
-def recorded(
+def read_record(
     folder: Path,
     settings: Mapping[str, Any],
     *,
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any] | None:
-    """The record in a folder, which has `settings` among its keys; None if there is none yet.
+    """The record in a folder; None if there is none yet.
 
     Args:
-        settings: plain values by part. defaults: by part those of its fields, which a record of
-            before a field was added had.
+        settings: plain values by part, as under "settings" in the record.
+        defaults: by part, values of the fields that an older record lacks.
 
     Raises:
-        OptionError: it is of a run with other settings.
+        OptionError: it is the record of a run with other settings.
     """
     path = folder / RESULT
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The networks of the speed benchmarks: plain, published, ours, and ours under plans."""
+"""The networks that are timed: plain, published, ours, and ours pruned by plans."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.checkouts import belongs, published
-from benchmarks.zoo import KCLA, MRLA
+from benchmarks.published.checkouts import checkout_of
+from benchmarks.published.networks import mrla
 from ela_probe.adapters.registry import adapter_for
-from ela_probe.errors import OptionError
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import create_model
 from ela_probe.sites import Action
@@ -44,21 +43,11 @@ class Network:
         name = f"{prefix}{self.name}"
         return create_model(name, num_classes=self.classes, **arguments)
 
-    def theirs(self, checkouts: Sequence[Path], file: str) -> nn.Module | None:
-        """The published `mrla_base` or `mrla_light`; None where no checkout has it."""
-        cifar = self.kind == "resnet"
-        root = next((c for c in checkouts if belongs(c, KCLA if cifar else MRLA)), None)
-        if root is None:
-            return None
-        try:
-            if cifar:
-                build = published(root, file, file)
-                return build(depth=self.depth, num_classes=self.classes, block_name="BasicBlock")
-            letter = file.removeprefix("mrla_")[0]
-            build = published(root, f"resnet_{file}", f"resnet{self.depth}_mrla{letter}")
-            return build(num_classes=self.classes)
-        except ImportError as error:
-            raise OptionError(f"the published code needs {error.name}: pip install it") from error
+    def published(self, checkouts: Sequence[Path], variant: str) -> nn.Module | None:
+        """The published MRLA-B (`base`) or MRLA-L (`light`); None where no checkout has it."""
+        network = mrla(variant, self.kind, self.depth, classes=self.classes)
+        checkout = checkout_of(network.repository, checkouts)
+        return None if checkout is None else network.from_checkout(checkout)
 
     def batch(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
@@ -72,7 +61,7 @@ class Network:
 def contestants(
     network: Network, checkouts: Sequence[Path], *, full: bool = True
 ) -> dict[str, nn.Module]:
-    """By name, the plain network first. Where weights correspond they are the same.
+    """By name, the plain network first. Weights that correspond are the same.
 
     full: with all plans; else only what the growth with depth needs.
     """
@@ -80,27 +69,24 @@ def contestants(
     result = {PLAIN: network.ours(**arguments)}
     light = network.ours("mrla_l_")
     ours = network.ours("mrla_b_", **arguments)
-    for name, file, model in (
-        (PUBLISHED_B, "mrla_base", ours),
-        (PUBLISHED_L, "mrla_light", light),
-    ):
-        theirs = network.theirs(checkouts, file)
+    for name, variant, model in ((PUBLISHED_B, "base", ours), (PUBLISHED_L, "light", light)):
+        theirs = network.published(checkouts, variant)
         if theirs is not None and (full or model is ours):
-            perturb(theirs)
+            randomise_norms(theirs)
             model.load_state_dict(from_published(theirs.state_dict()))
             result[name] = theirs
     result[OURS] = ours
     if full:
         result["ours MRLA-L"] = light
         for share in SHARES:
-            result[f"ELA, {share:g} dropped"] = under(ours, spread(ours, share, "drop"))
-        result["ELA, 0.5 skipped"] = under(ours, spread(ours, 0.5, "skip"))
-        result["ELA, 0.5 dropped, largest maps first"] = under(ours, largest_first(ours, 0.5))
-    result[RECUR] = under(ours, spread(ours, 1.0, "recur"))
+            result[f"ELA, {share:g} dropped"] = pruned(ours, spread(ours, share, "drop"))
+        result["ELA, 0.5 skipped"] = pruned(ours, spread(ours, 0.5, "skip"))
+        result["ELA, 0.5 dropped, largest maps first"] = pruned(ours, largest_first(ours, 0.5))
+    result[RECUR] = pruned(ours, spread(ours, 1.0, "recur"))
     return result
 
 
-def sites_of(model: nn.Module) -> list[list[str]]:
+def skippable_sites(model: nn.Module) -> list[list[str]]:
     """By stage, the names of all sites but the first, which every plan keeps."""
     adapter = adapter_for(model)
     assert adapter is not None
@@ -108,8 +94,8 @@ def sites_of(model: nn.Module) -> list[list[str]]:
 
 
 def spread(model: nn.Module, share: float, action: Action) -> dict[str, Action]:
-    """A share of the sites, spread evenly over the depth; of each stage the first stays."""
-    stages = sites_of(model)
+    """A share of the sites, spread evenly over the depth; the first of each stage stays."""
+    stages = skippable_sites(model)
     wanted = share * sum(len(names) + 1 for names in stages)
     names = [name for stage in stages for name in stage]
     count = min(round(wanted), len(names))
@@ -118,23 +104,24 @@ def spread(model: nn.Module, share: float, action: Action) -> dict[str, Action]:
 
 
 def largest_first(model: nn.Module, share: float) -> dict[str, Action]:
-    """A share of the sites, from the first stages on: those whose retrievals cost the most."""
-    stages = sites_of(model)
+    """A share of the sites, beginning with the first stages, whose retrievals cost the most."""
+    stages = skippable_sites(model)
     count = round(share * sum(len(names) + 1 for names in stages))
     return dict.fromkeys([name for stage in stages for name in stage][:count], "drop")
 
 
-def under(model: nn.Module, actions: Mapping[str, Action]) -> nn.Module:
-    pruned = copy.deepcopy(model)
-    adapter = adapter_for(pruned)
+def pruned(model: nn.Module, actions: Mapping[str, Action]) -> nn.Module:
+    """A copy with these actions."""
+    result = copy.deepcopy(model)
+    adapter = adapter_for(result)
     assert adapter is not None
-    adapter.apply(pruned, actions)
-    return pruned
+    adapter.apply(result, actions)
+    return result
 
 
 @torch.no_grad()
-def perturb(model: nn.Module) -> None:
-    """BatchNorm's weights away from 1 and the blocks' last ones from 0, so that all count."""
+def randomise_norms(model: nn.Module) -> None:
+    """Give BatchNorm weights and biases other than 1 and 0, so that all of them matter."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.5, 1.5)

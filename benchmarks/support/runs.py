@@ -1,4 +1,4 @@
-"""The runs of a table: a method trained with a seed, in a folder; resumable, or done already."""
+"""The runs of `methods`: a method trained with a seed, in a folder. They can be resumed."""
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import typer
 
-from benchmarks.methods import Method
-from benchmarks.records import RESULT, recorded
+from benchmarks.support.method import Method
+from benchmarks.support.records import RESULT, read_record
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.data.source_names import absolute_source
@@ -30,9 +30,9 @@ from ela_probe.training.record import RESUME
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what it needs, so that another process can do it.
+    """One training run, with all that another process needs to do it.
 
-    source: of the data. options: of `Recipe.open_data`. test_limit: test images, all when None.
+    source: of the data. options: of `Recipe.open_data`. test_limit: test images; None for all.
     """
 
     method: Method
@@ -49,31 +49,31 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes its result what it is; where the data lie does not."""
+        """All that its result depends on; the folder of the data is not part of it."""
         recipe = self.recipe.data.model_dump(exclude={"source"}, exclude_none=True)
         options = {k: v for k, v in self.options.items() if k not in ("root", "download")}
         return {
             "model": self.spec.model_dump(mode="json"),
             "config": self.config.result_settings(),
             "ela": None if self.ela is None else self.ela.model_dump(mode="json"),
-            "data": {"source": short(self.source), **recipe, **options},
+            "data": {"source": without_folder(self.source), **recipe, **options},
             "test_limit": self.test_limit,
         }
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """Of the finished run; None if it is yet to be done. Raises OptionError: of another."""
+        """The finished run's; None if it is not finished. Raises OptionError: other settings."""
         defaults = {
             "config": TrainConfig().result_settings(),
             "ela": ELAConfig().model_dump(mode="json"),
         }
-        return recorded(self.folder, self.settings, defaults=defaults)
+        return read_record(self.folder, self.settings, defaults=defaults)
 
     def open_data(self) -> Data:
         return self.recipe.open_data(self.source, seed=self.config.seed, **self.options)
 
 
-def planned(
+def make_run(
     recipe: Recipe,
     method: Method,
     *,
@@ -87,7 +87,7 @@ def planned(
     progress: bool,
     test_limit: int | None,
 ) -> Run:
-    """A run that is known to be possible: the model exists, the settings fit.
+    """A run, after a check that the model exists and the settings fit it.
 
     Raises:
         OptionError, ModelError, DataError: they don't.
@@ -111,20 +111,20 @@ def planned(
     )
 
 
-def carried_out(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
-    """The records of the runs, in their order; `jobs` at a time, each in a process of its own.
+def run_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
+    """The records of the runs, in their order; `jobs` runs at a time, each in its own process.
 
     Raises:
         OptionError: a folder holds a run with other settings.
     """
     known = [run.record for run in runs]
     if jobs == 1:
-        return [done or carry_out(run) for run, done in zip(runs, known, strict=True)]
+        return [done or train_and_test(run) for run, done in zip(runs, known, strict=True)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         try:
             waiting = [
-                None if done else pool.submit(carry_out, run)
+                None if done else pool.submit(train_and_test, run)
                 for run, done in zip(runs, known, strict=True)
             ]
             return [
@@ -136,8 +136,8 @@ def carried_out(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
             raise
 
 
-def carry_out(run: Run) -> dict[str, Any]:
-    """Train, or go on, and evaluate the last epoch on the test split."""
+def train_and_test(run: Run) -> dict[str, Any]:
+    """Train or resume, and evaluate the last epoch on the test split."""
     data = run.open_data()
     trained = train(
         run.spec,
@@ -175,7 +175,7 @@ def carry_out(run: Run) -> dict[str, Any]:
     return record
 
 
-def short(source: str) -> str:
-    """A source without the folder that it lies in."""
+def without_folder(source: str) -> str:
+    """A source with only the last part of its path."""
     kind, colon, path = source.partition(":")
     return f"{kind}{colon}{Path(path).name}" if colon else source

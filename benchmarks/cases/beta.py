@@ -1,4 +1,4 @@
-"""The streamed Beta fit against scipy's on all samples: time, memory and the parameters found."""
+"""The streamed Beta fit against scipy's fit of all values: time, memory and parameters."""
 
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
@@ -8,9 +8,9 @@ import numpy as np
 import typer
 from scipy import stats
 
-from benchmarks import figures
-from benchmarks.figures import FigurePath
-from benchmarks.results import JsonPath, publish
+from benchmarks.support import figures
+from benchmarks.support.figures import FigurePath
+from benchmarks.support.results import JsonPath, publish
 from ela_probe.analysis.beta_fit import BetaFit, BetaStatistics, fit_beta
 from ela_probe.evaluation.comparison import Timing
 from ela_probe.evaluation.profiling import alternate
@@ -22,7 +22,7 @@ Parameters = tuple[float, float]
 
 
 def run(
-    values: Annotated[int, typer.Option(min=1000, help="Values of u in the longest stream.")] = (
+    values: Annotated[int, typer.Option(min=1000, help="Values in the longest stream.")] = (
         3_400_000
     ),
     batch: Annotated[int, typer.Option(min=2, help="Values in a batch.")] = 20_000,
@@ -33,7 +33,7 @@ def run(
     json: JsonPath = None,
     figure: FigurePath = None,
 ) -> None:
-    """Fit a stream of u drawn from Beta(alpha, beta), and a hundredth, a tenth of it."""
+    """Fit a stream of values from Beta(alpha, beta), and a hundredth and a tenth of it."""
     lengths = [max(2 * batch, values // 100), max(2 * batch, values // 10), values]
     rows = [
         row
@@ -75,7 +75,7 @@ def run(
 
 def compare(stream: "Stream", *, rounds: int) -> list[dict[str, Any]]:
     """Two rows, ours and scipy's."""
-    batches = list(stream)  # drawing them is no part of what is timed
+    batches = list(stream)  # drawing them is not timed
     found: dict[str, Parameters] = {}
     fits: dict[str, Callable[[Iterable[Floats]], Parameters]] = {
         "ours": streamed,
@@ -108,7 +108,7 @@ def compare(stream: "Stream", *, rounds: int) -> list[dict[str, Any]]:
 
 
 class Stream:
-    """Batches of values in (0, 1), drawn anew, and alike, in every pass."""
+    """Batches of values in (0, 1); every pass draws the same ones again."""
 
     def __init__(self, length: int, *, batch: int, alpha: float, beta: float, seed: int) -> None:
         self.length, self.batch, self.seed = length, batch, seed
@@ -122,7 +122,7 @@ class Stream:
 
 
 def streamed(batches: Iterable[Floats]) -> Parameters:
-    """One pass, a batch in memory at a time."""
+    """One pass, with one batch in memory at a time."""
     total: BetaStatistics | None = None
     for batch in batches:
         statistics = BetaStatistics.of(batch)
@@ -140,7 +140,7 @@ def at_once(batches: Iterable[Floats]) -> Parameters:
 
 
 def peak_mib(work: Callable[[], object]) -> float:
-    """MiB that numpy and Python held at once during `work`, beyond what was there before."""
+    """The peak of memory that numpy and Python allocate during `work`, in MiB."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]

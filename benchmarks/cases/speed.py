@@ -1,7 +1,7 @@
-"""Time and memory of training steps and of inference: published code, ours, and ours under plans.
+"""Time and memory of training steps and inference: published networks, ours, and ours pruned.
 
-Ours and the plain network run in channels-last memory, and once as they are by default; the
-published code runs as it is. The plain network's faster form is the limit.
+Ours and the plain network run in channels-last memory format, and once in the default one. The
+published code runs as it is. Ratios to plain are to the faster of its two formats.
 """
 
 import copy
@@ -15,8 +15,9 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks import figures
-from benchmarks.contestants import (
+from benchmarks.published.checkouts import References
+from benchmarks.support import figures
+from benchmarks.support.contestants import (
     HALF,
     OURS,
     PLAIN,
@@ -29,7 +30,7 @@ from benchmarks.contestants import (
     gradients,
     largest_difference,
 )
-from benchmarks.results import JsonPath, publish
+from benchmarks.support.results import JsonPath, publish
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.peak_memory import peak_bytes
 from ela_probe.evaluation.profiling import Step, alternate, inference_step, training_step
@@ -46,7 +47,7 @@ TOLERANCE = 1e-5
 DIFFERENCES = ("logits differ", "gradients differ", "in float64")
 CONTIGUOUS, COMPILED = ", contiguous", ", compiled"
 BOTH_FORMATS, ALSO_COMPILED = (PLAIN, OURS), (PLAIN, OURS, HALF)
-# Of the ResNet-110: contestant, what it is compared with, and what is required of time and memory.
+# Of ResNet-110: a contestant, what it is compared with, and the largest ratios of time and memory.
 REQUIRED = {
     "cpu": [
         (OURS, PUBLISHED_B, 0.65, 0.45),
@@ -65,26 +66,23 @@ REQUIRED = {
 
 
 def run(
-    reference: Annotated[
-        list[Path] | None,
-        typer.Option(help="A checkout of bgx666/KCLA or joyfang1106/MRLA; may be repeated."),
-    ] = None,
+    reference: References = None,
     network: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(NETWORKS)}; may be repeated.")
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=2, help="Batch size. Default: 64, and 4 of 224 x 224.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed steps each.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each network.")] = 7,
     compiled: Annotated[
-        bool | None, typer.Option(help="Also through torch.compile. Default: on CUDA only.")
+        bool | None, typer.Option(help="Also time compiled networks. Default: on CUDA only.")
     ] = None,
     device: str = "auto",
     seed: int = 0,
     json: JsonPath = None,
     figure: figures.FigurePath = None,
 ) -> None:
-    """Time every contestant once a round, in turn, and check in the same run what it computes."""
+    """Time every network once a round, in turn, and check what it computes in the same run."""
     where = resolve_device(device)
     chosen = list(NETWORKS) if network is None else network
     unknown = sorted(set(chosen) - NETWORKS.keys())
@@ -107,7 +105,7 @@ def run(
         shape = f"{what.images} images of {what.size} x {what.size}"
         for kind, rows in measured.items():
             tables[f"{name}, {kind}, {shape}, {rounds} rounds"] = rows
-        verdicts |= judged(
+        verdicts |= verdicts_on(
             name, measured["training"], REQUIRED.get(where.type, []) if name == "resnet110" else []
         )
     publish("speed", tables, json_path=json, seed=seed, device=where, verdicts=verdicts)
@@ -125,7 +123,7 @@ def measure(
     device: torch.device,
     seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """A table of training steps and one of inference, a row a contestant."""
+    """A table of training steps and one of inference, with a row for each contestant."""
     torch.manual_seed(seed)
     models = contestants(network, checkouts)
     batch = network.batch(seed)
@@ -160,11 +158,11 @@ def measure(
             for where, group in placed.items()
             for name, model in group.items()
         }
-        order = {name: steps[name] for name in sorted(steps, key=place_of)}
+        order = {name: steps[name] for name in sorted(steps, key=order_of)}
         seconds = alternate(
             order, rounds=rounds, warmup=2, device=device, description=f"{network.name} {kind}"
         )
-        # on a CPU memory is followed by a dispatch mode, under which nothing compiled runs
+        # on a CPU memory is measured in a dispatch mode, in which compiled code does not run
         followed = {n: s for n, s in order.items() if device.type == "cuda" or COMPILED not in n}
         peaks = {name: peak_bytes(step, device) / 2**20 for name, step in followed.items()}
         tables[kind] = [row(name, seconds, peaks) for name in order]
@@ -173,7 +171,7 @@ def measure(
     return tables
 
 
-def place_of(name: str) -> tuple[int, str]:
+def order_of(name: str) -> tuple[int, str]:
     """The plain ones first, then the published, then ours."""
     return (0 if name.startswith(PLAIN) else 1 if name.startswith("publ") else 2), name
 
@@ -181,7 +179,7 @@ def place_of(name: str) -> tuple[int, str]:
 def row(
     name: str, seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Ratios are of medians; that to plain is to the faster of its two forms."""
+    """Ratios are of medians; the one to plain is to the faster of its two formats."""
     lower, median, upper = (1e3 * float(t) for t in np.percentile(seconds[name], [25, 50, 75]))
     plain = min(1e3 * float(np.median(seconds[n])) for n in (PLAIN, PLAIN + CONTIGUOUS))
     result: dict[str, Any] = {
@@ -202,8 +200,8 @@ def row(
 def difference(
     name: str, models: Mapping[str, nn.Module], batch: Batch
 ) -> tuple[float, float, float]:
-    """Of logits and gradients in float32, and of gradients in float64, from the reference: the
-    published network where it is here, else the definitions in plain PyTorch.
+    """Largest differences from the reference: of logits and gradients in float32, and of gradients
+    in float64. The reference is the published network, or else the definitions in plain PyTorch.
 
     In float32 the input of a ReLU can round to the other side of zero, and two correct gradients
     then differ by a whole term.
@@ -230,7 +228,7 @@ def difference(
 def compiled_difference(
     model: nn.Module, eager: nn.Module, batch: Batch
 ) -> tuple[float, float, None]:
-    """Of a compiled network from the eager one, in float32 only."""
+    """Largest differences of a compiled network from the eager one, in float32 only."""
     actual = gradients(model, batch)
     expected = {f"_orig_mod.{n}": t for n, t in gradients(eager, batch).items()}
     expected["logits"] = expected.pop("_orig_mod.logits")
@@ -238,7 +236,7 @@ def compiled_difference(
     return largest_difference(*logits), largest_difference(actual, expected), None
 
 
-def judged(
+def verdicts_on(
     name: str,
     rows: Sequence[Mapping[str, Any]],
     required: Sequence[tuple[str, str, float, float | None]],

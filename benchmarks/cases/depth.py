@@ -1,6 +1,6 @@
-"""How the cost of layer attention grows with depth: a fitted exponent of time and of memory.
+"""How the cost of layer attention grows with depth: fitted exponents of time and memory.
 
-The cost is what a training step of the network takes beyond the plain network of that depth.
+The cost is what a training step takes beyond that of the plain network of the same depth.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks import figures
-from benchmarks.contestants import PLAIN, PUBLISHED_B, RECUR, Network, contestants
-from benchmarks.results import JsonPath, publish
+from benchmarks.support import figures
+from benchmarks.support.contestants import PLAIN, PUBLISHED_B, RECUR, Network, contestants
+from benchmarks.support.results import JsonPath, publish
 from ela_probe.evaluation.peak_memory import peak_bytes
 from ela_probe.evaluation.profiling import alternate, training_step
 from ela_probe.system.device import resolve_device
@@ -28,13 +28,13 @@ def run(
         list[int] | None, typer.Option(help="6n+2; may be repeated. Default: 20, 56, 110, 218.")
     ] = None,
     images: Annotated[int, typer.Option(min=2, help="Batch size.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed steps each.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each network.")] = 7,
     device: str = "auto",
     seed: int = 0,
     json: JsonPath = None,
     figure: figures.FigurePath = None,
 ) -> None:
-    """Fit cost = c · depth^e over CIFAR ResNets; a contestant is timed beside the plain network."""
+    """Fit cost = c · depth^e over CIFAR ResNets, timed in turn with the plain network."""
     where = resolve_device(device)
     depths = sorted(depth or DEPTHS)
     rows: list[dict[str, Any]] = []
@@ -105,7 +105,7 @@ def positive(rows: Sequence[Mapping[str, Any]], name: str, column: str) -> list[
 
 
 def exponent(rows: Sequence[Mapping[str, Any]], name: str, column: str, *, skip: int = 0) -> float:
-    """The slope of a least-squares line through log cost over log depth; NaN of a cost of 0."""
+    """The slope of a least-squares line of log cost over log depth; NaN if a cost is 0 or less."""
     depths = sorted({row["depth"] for row in rows})[skip:]
     costs = positive(rows, name, column)[skip:]
     if len(depths) < 2 or not np.isfinite(costs).all():

@@ -1,0 +1,1 @@
+"""Published code that benchmarks compare with: where it is, and how its networks are built."""

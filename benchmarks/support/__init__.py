@@ -1,0 +1,1 @@
+"""What several commands share: options, results, figures, the networks and runs they compare."""
