@@ -374,7 +374,7 @@ def test_a_run_of_two_of_which_one_is_killed_ends_and_goes_on(
         MASTER_PORT=str(unused_port), WORLD_SIZE="2", NODE_RANK="0",
     )  # fmt: skip
     _, err = first.communicate(timeout=HOUR)
-    assert second.wait() == -signal.SIGKILL
+    assert second.wait(timeout=HOUR) == -signal.SIGKILL
     assert first.returncode == 2, err
     assert err.splitlines()[-1].startswith(
         "error: process 1 of 2 stops, because another process ended"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -47,7 +47,6 @@ def last_of(retrievals: Sequence[nn.Module], inputs: list[Tensor]) -> tuple[Tens
 @given(
     sites=st.integers(2, 5), skipped=st.integers(0, 2), scale=st.floats(0.1, 4), seed=st.integers(0)
 )
-@settings(deadline=None)
 @torch.no_grad()
 def test_the_error_of_a_step_is_bounded_by_the_shape_divergence(
     sites: int, skipped: int, scale: float, seed: int

@@ -24,11 +24,7 @@ READ, PRUNED = 1e-6, 1e-5
 NOT_RUN = "not run"
 
 
-def run(
-    checkout: Checkouts,
-    seed: int = 0,
-    json: JsonPath = None,
-) -> None:
+def run(checkout: Checkouts, seed: int = 0, json: JsonPath = None) -> None:
     """Run discovery, probe and pruning on published networks, from checkouts that you give.
 
     A checkout's folder has the name of its repository, or `owner+repository`. The code runs

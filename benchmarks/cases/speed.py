@@ -7,7 +7,7 @@ published code runs as it is. Ratios to plain are to the faster of its two forma
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from unittest import mock
 
 import numpy as np
@@ -130,33 +130,26 @@ def measure(
     differences: dict[str, tuple[float, float, float | None]] = {
         name: difference(name, models, batch) for name in models
     }
-    placed = {
-        (batch[0].to(device), batch[1].to(device)): {
-            name: model.to(device) for name, model in models.items() if name.startswith("publ")
-        }
-    }
-    lasting = {name: model for name, model in models.items() if not name.startswith("publ")}
-    last = batch[0].to(device, memory_format=torch.channels_last)
-    contiguous = {name + CONTIGUOUS: copy.deepcopy(lasting[name]) for name in BOTH_FORMATS}
-    differences |= {name + CONTIGUOUS: differences[name] for name in BOTH_FORMATS}
-    next(iter(placed.values())).update({n: m.to(device) for n, m in contiguous.items()})
-    in_last = {
-        name: model.to(device).to(memory_format=torch.channels_last)
-        for name, model in lasting.items()
-    }
-    if compiled:
-        for name in ALSO_COMPILED:
-            in_last[name + COMPILED] = torch.compile(copy.deepcopy(in_last[name]), fullgraph=True)  # type: ignore[assignment]
-            differences[name + COMPILED] = compiled_difference(
-                in_last[name + COMPILED], in_last[name], (last, batch[1].to(device))
-            )
-    placed[(last, batch[1].to(device))] = in_last
+    default = batch[0].to(device), batch[1].to(device)
+    channels_last = default[0].to(memory_format=torch.channels_last), default[1]
+    placed: dict[str, tuple[nn.Module, Batch]] = {}
+    for name, model in models.items():
+        if name in (PUBLISHED_B, PUBLISHED_L):
+            placed[name] = model.to(device), default
+            continue
+        if name in BOTH_FORMATS:
+            placed[name + CONTIGUOUS] = copy.deepcopy(model).to(device), default
+            differences[name + CONTIGUOUS] = differences[name]
+        eager = model.to(device).to(memory_format=torch.channels_last)
+        placed[name] = eager, channels_last
+        if compiled and name in ALSO_COMPILED:
+            fast = cast(nn.Module, torch.compile(copy.deepcopy(eager), fullgraph=True))
+            placed[name + COMPILED] = fast, channels_last
+            differences[name + COMPILED] = compiled_difference(fast, eager, channels_last)
     tables = {}
     for kind, build in (("training", training_step), ("inference", inference_step)):
         steps: dict[str, Step] = {
-            name: build(model, *where)
-            for where, group in placed.items()
-            for name, model in group.items()
+            name: build(model, *inputs) for name, (model, inputs) in placed.items()
         }
         order = {name: steps[name] for name in sorted(steps, key=order_of)}
         seconds = alternate(

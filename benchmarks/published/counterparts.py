@@ -70,9 +70,7 @@ def dla_pair(
     )
 
 
-def imagenet_pair(
-    network: PublishedNetwork, ours: str, *, samples: int | None = None
-) -> Counterpart:
+def imagenet_pair(ours: str, network: PublishedNetwork, samples: int | None = None) -> Counterpart:
     return Counterpart(network, {"model": ours, "arguments": {"num_classes": 10}}, samples)
 
 
@@ -147,28 +145,26 @@ COUNTERPARTS = [
     cifar_pair(DIA, "dia_resnet", "dia_resnet29", "bottleneck", recorded=True),
     cifar_pair(DIA, "dia_resnet", "dia_resnet56", "bottleneck"),
     imagenet_pair(
-        imagenet(DLA, "resnet_dla_l", "resnet50_dla_l", size=128),
-        "dla_l_imagenet_resnet50",
-        samples=1,
+        "dla_l_imagenet_resnet50", imagenet(DLA, "resnet_dla_l", "resnet50_dla_l", size=128), 1
     ),
-    imagenet_pair(imagenet(MRLA, "resnet", "resnet50"), "imagenet_resnet50"),
-    imagenet_pair(imagenet(MRLA, "resnet", "resnet101"), "imagenet_resnet101"),
-    imagenet_pair(imagenet(MRLA, "resnet", "resnet152"), "imagenet_resnet152"),
-    imagenet_pair(imagenet(MRLA, "resnet", "resnet50_se"), "se_imagenet_resnet50"),
-    imagenet_pair(imagenet(MRLA, "resnet", "resnet50_eca"), "eca_imagenet_resnet50"),
-    imagenet_pair(imagenet(MRLA, BASE, "resnet50_mrlab"), "mrla_b_imagenet_resnet50"),
-    imagenet_pair(imagenet(MRLA, BASE, "resnet101_mrlab", size=128), "mrla_b_imagenet_resnet101"),
-    imagenet_pair(imagenet(MRLA, LIGHT, "resnet50_mrlal"), "mrla_l_imagenet_resnet50"),
+    imagenet_pair("imagenet_resnet50", imagenet(MRLA, "resnet", "resnet50")),
+    imagenet_pair("imagenet_resnet101", imagenet(MRLA, "resnet", "resnet101")),
+    imagenet_pair("imagenet_resnet152", imagenet(MRLA, "resnet", "resnet152")),
+    imagenet_pair("se_imagenet_resnet50", imagenet(MRLA, "resnet", "resnet50_se")),
+    imagenet_pair("eca_imagenet_resnet50", imagenet(MRLA, "resnet", "resnet50_eca")),
+    imagenet_pair("mrla_b_imagenet_resnet50", imagenet(MRLA, BASE, "resnet50_mrlab")),
+    imagenet_pair("mrla_b_imagenet_resnet101", imagenet(MRLA, BASE, "resnet101_mrlab", size=128)),
+    imagenet_pair("mrla_l_imagenet_resnet50", imagenet(MRLA, LIGHT, "resnet50_mrlal")),
     imagenet_pair(
-        imagenet(ECA, "eca_resnet", "eca_resnet50", k_size=ECA_KERNELS), "eca_imagenet_resnet50"
+        "eca_imagenet_resnet50", imagenet(ECA, "eca_resnet", "eca_resnet50", k_size=ECA_KERNELS)
     ),
     short_pair(MRLA, BASE, "ResNet_mrlab", "MRLA_Bottleneck", "mrla_b", stem="deep"),
     short_pair(RLA, "resnet_rla", "RLA_ResNet", "RLA_Bottleneck", "rla", hidden=32),
-    imagenet_pair(RLA_50, "rla_g_imagenet_resnet50"),
+    imagenet_pair("rla_g_imagenet_resnet50", RLA_50),
     Counterpart(
         CBAM_CIFAR,
         {"layout": CBAM_CIFAR_LAYOUT, "attention": "cbam", "arguments": {}},
         recorded=True,
     ),
-    imagenet_pair(CBAM_50, "cbam_imagenet_resnet50"),
+    imagenet_pair("cbam_imagenet_resnet50", CBAM_50),
 ]

@@ -74,7 +74,6 @@ def spread(
     samples: Mapping[str, Sequence[float]],
     *,
     label: str,
-    limit: float | None = None,
 ) -> None:
     """Boxes over the rounds of each contestant, with every round as a point."""
     names = [name for name, values in samples.items() for _ in values]
@@ -85,8 +84,6 @@ def spread(
         showfliers=False, boxprops={"alpha": 0.5},
     )  # fmt: skip
     sns.stripplot(x=names, y=heights, hue=names, palette=palette, legend=False, ax=axes, size=4)
-    if limit is not None:
-        axes.axhline(limit, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_ylabel(label)
     axes.set_xlabel("")
 
@@ -98,14 +95,12 @@ def lines(
     *,
     xlabel: str,
     ylabel: str,
-    log: bool = True,
 ) -> None:
-    """A line with markers for each series, over common `x`."""
+    """A line with markers for each series over the same `x`, on logarithmic axes."""
     for colour, (name, values) in zip(COLOURS, series.items(), strict=False):
         sns.lineplot(x=list(x), y=list(values), ax=axes, label=name, color=colour, marker="o")
-    if log:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend()
