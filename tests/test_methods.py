@@ -230,7 +230,7 @@ def test_the_published_network_is_timed_where_it_computes_what_ours_does(
         "reference": [tmp_path],
     }
     before = (done / "table.json").read_text()
-    methods.run(str(recipe), done, device="cpu", **options)
+    methods.run(str(recipe), done, **options)
     rows = tables_in(done)[0]
     (done / "table.json").write_text(before)
     assert built == [("resnet14", 3, "base")]
@@ -239,5 +239,5 @@ def test_the_published_network_is_timed_where_it_computes_what_ours_does(
 
     monkeypatch.setattr(Network, "published", lambda *_: create_model("mrla_b_resnet14"))
     with pytest.raises(OptionError, match="is not the network of this recipe and data"):
-        methods.run(str(recipe), tmp_path, device="cpu", **options)
+        methods.run(str(recipe), tmp_path, **options)
     assert not list(tmp_path.iterdir())
