@@ -26,6 +26,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_main_job_verb_by_verb(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = chain / "run" / "best.pt"
     analysis = run(capsys, "analyze", best, "-o", chain / "an", "--device", "cpu")

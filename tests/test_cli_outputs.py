@@ -155,6 +155,7 @@ def test_folders_are_kept_as_a_whole(
     assert contents(files)["run/best.pt"] == after["run/best.pt"]
 
 
+@pytest.mark.slow
 def test_the_tour_runs_twice(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

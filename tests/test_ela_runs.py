@@ -78,6 +78,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert without_seconds(result.history) == without_seconds(whole.history)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     prefix: Path, tmp_path: Path, whole: Any
 ) -> None:

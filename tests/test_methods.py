@@ -55,6 +55,7 @@ def tables_in(output):
     return list(json.loads((output / "table.json").read_text())["tables"].values())
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_a_method_and_the_runs_a_row_a_seed(done):
     rows, each, (settings,) = tables_in(done)
     assert [row["method"] for row in rows] == LABELS
@@ -74,6 +75,7 @@ def test_the_table_has_a_row_a_method_and_the_runs_a_row_a_seed(done):
     assert (done / "table.md").read_text().startswith("### methods")
 
 
+@pytest.mark.slow
 def test_accuracy_is_mean_and_deviation_over_the_seeds(done):
     rows, each, _ = tables_in(done)
     for row in rows:
@@ -82,6 +84,7 @@ def test_accuracy_is_mean_and_deviation_over_the_seeds(done):
     assert results.mean_and_deviation([50.0]) == "50.00"
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_repeated_and_others_go_on(done, recipe, monkeypatch):
     before = tables_in(done)[1]
     (done / "resnet14-s1" / "result.json").unlink()
@@ -97,12 +100,14 @@ def test_finished_runs_are_not_repeated_and_others_go_on(done, recipe, monkeypat
     assert tables_in(done)[1] == before
 
 
+@pytest.mark.slow
 def test_a_run_in_a_process_of_its_own_gives_what_it_gives_here(done, recipe, tmp_path):
     methods.run(str(recipe), tmp_path, model=MODELS[:1], seed=[0], jobs=2, rounds=1, device="cpu")
     (ours,), alone = tables_in(tmp_path)[1], tables_in(done)[1][0]
     assert (ours["accuracy"], ours["loss"]) == (alone["accuracy"], alone["loss"])
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_settings_is_refused(done, recipe):
     with pytest.raises(OptionError, match="holds a run with other settings .config .* then, "):
         methods.run(str(recipe), done, model=MODELS, epochs=3, device="cpu")
@@ -212,6 +217,7 @@ def test_only_the_steps_of_a_run_are_longer_with_the_published_network(step, par
     )
 
 
+@pytest.mark.slow
 def test_the_published_network_is_timed_where_it_computes_what_ours_does(
     done, recipe, tmp_path, monkeypatch
 ):

@@ -43,6 +43,7 @@ def test_committed_without_outputs() -> None:
             assert cell.execution_count is None
 
 
+@pytest.mark.slow
 def test_runs_on_an_analysis(tmp_path: Path) -> None:
     make_analysis((4, 2), samples=30).save(tmp_path / "analysis")
     outputs = run(tmp_path / "analysis", tmp_path)

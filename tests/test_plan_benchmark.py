@@ -52,6 +52,7 @@ def tables_in(output):
     return json.loads((output / "table.json").read_text())["tables"]
 
 
+@pytest.mark.slow
 def test_every_planner_has_a_plan_of_the_same_size_for_every_checkpoint(done):
     each = tables_in(done)["Plans"]
     names = [*PLANNED, *BASELINES, *["random"] * 3]
@@ -62,6 +63,7 @@ def test_every_planner_has_a_plan_of_the_same_size_for_every_checkpoint(done):
         assert not any(".0.retrieval" in site for site in sites)  # the first of a stage stays
 
 
+@pytest.mark.slow
 def test_the_budget_planner_has_the_least_divergence_and_the_loss_planner_the_smallest_rise(done):
     each = tables_in(done)["Plans"]
     for checkpoint in {row["checkpoint"] for row in each}:
@@ -79,6 +81,7 @@ def test_the_budget_planner_has_the_least_divergence_and_the_loss_planner_the_sm
         assert chosen.rpartition(":")[0] == min(rises, key=rises.__getitem__)
 
 
+@pytest.mark.slow
 def test_equal_plans_are_trained_once_and_finished_ones_not_again(done, checkpoints, monkeypatch):
     each = tables_in(done)["Plans"]
     distinct = {(row["checkpoint"], row["sites"]) for row in each}
@@ -99,6 +102,7 @@ def test_equal_plans_are_trained_once_and_finished_ones_not_again(done, checkpoi
     assert (done / "table.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_tuned_network_lacks_what_its_plan_skips_and_its_last_weights_count(done, checkpoints):
     for path in done.glob("*/*/result.json"):
         loaded = read_checkpoint(path.parent / "tuned-run" / "last.pt")
@@ -108,6 +112,7 @@ def test_a_tuned_network_lacks_what_its_plan_skips_and_its_last_weights_count(do
         assert loaded.header.metrics["epoch"] == OPTIONS["epochs"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(done, checkpoints, tmp_path):
     for options, message in (
         ({"planner": ["best"]}, "got planner 'best', expected one of budget, score, loss"),

@@ -217,6 +217,7 @@ def two(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     return folder, json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["skip", "drop", "stochastic"])
 def test_ela_in_anyones_trainer_under_ddp(two: tuple[Path, dict[str, Any]], how: str) -> None:
     found = two[1]["anyones"][how]
@@ -229,6 +230,7 @@ def test_ela_in_anyones_trainer_under_ddp(two: tuple[Path, dict[str, Any]], how:
     assert found["sites"] == final
 
 
+@pytest.mark.slow
 def test_two_train_as_one_does(
     two: tuple[Path, dict[str, Any]], prefix: Path, tmp_path: Path
 ) -> None:
@@ -246,6 +248,7 @@ def test_two_train_as_one_does(
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5)  # sums of float32
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_two_goes_on_as_if_it_had_not_been(
     two: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -254,6 +257,7 @@ def test_an_interrupted_run_of_two_goes_on_as_if_it_had_not_been(
     assert equal_runs(folder / "whole", folder / "cut")
 
 
+@pytest.mark.slow
 def test_a_pruned_network_trains_under_ddp_and_fsdp(two: tuple[Path, dict[str, Any]]) -> None:
     folder, found = two
     assert len(found["skipped"]) == 3
@@ -293,6 +297,7 @@ def same_analysis(one: Path, other: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "words",
@@ -312,6 +317,7 @@ def test_two_processes_analyse_as_one_does(
     assert same_analysis(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_slurm_starts_them(checkpoint: Path, tmp_path: Path, unused_port: int) -> None:
     words = ["analyze", str(checkpoint), "--device", "cpu", "--no-figures", "--batch-size", "8"]
@@ -338,6 +344,7 @@ def unused_port() -> int:
         return int(found.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_the_error_of_one_process_ends_all_with_one_line_each(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -364,6 +371,7 @@ def test_too_few_batches_are_told_before_any_process_starts(
     assert not checkpoint.with_name("last-analysis").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_of_which_one_is_killed_ends_and_goes_on(
     two: tuple[Path, dict[str, Any]], prefix: Path, tmp_path: Path, unused_port: int
 ) -> None:

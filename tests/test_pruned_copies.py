@@ -1,6 +1,7 @@
 """A pruned model is a copy, also of a model whose weights are computed before each forward pass."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +25,11 @@ def masked(model: nn.Module) -> None:
             masks.l1_unstructured(module, "weight", 0.3)
 
 
-def with_a_computed_tensor(model: nn.Module) -> None:
+def with_a_computed_tensor(model: Any) -> None:
     model.last = {"features": [model(torch.randn(2, 3, 16, 16).double())]}
 
 
-COMPUTED: dict[str, Callable[[nn.Module], object]] = {
+COMPUTED: dict[str, Callable[[Any], object]] = {
     "masks": masked,
     "weight norm": lambda model: weight_norm(model.conv1),
     "parametrised": lambda model: parametrizations.weight_norm(model.conv1),
@@ -53,9 +54,9 @@ def test_computed_weights_stay_computed_in_the_pruned_model(way: str, images: Te
 
 
 def test_masks_are_kept_in_the_pruned_model(images: Tensor) -> None:
-    model = settled("mrla_b_resnet20")
+    model: Any = settled("mrla_b_resnet20")
     masked(model)
-    pruned = prune(model, SkipPlan.for_actions(discover(model).stages, {SKIPPED: "skip"}))
+    pruned: Any = prune(model, SkipPlan.for_actions(discover(model).stages, {SKIPPED: "skip"}))
     with torch.no_grad():
         pruned.conv1.weight_orig.fill_(1)
         pruned(images)
@@ -70,7 +71,7 @@ class Uncopied:
 
 
 def test_what_cannot_be_copied_is_named() -> None:
-    model = settled("mrla_b_resnet20")
+    model: Any = settled("mrla_b_resnet20")
     model.lock = Uncopied()
     plan = SkipPlan.for_actions(discover(model).stages, {SKIPPED: "skip"})
     with pytest.raises(ModelError, match="this ResNet cannot be copied .*_thread.lock"):

@@ -101,6 +101,7 @@ def test_all_parameters_of_a_recurring_network_are_trained() -> None:
     assert all("stages" in name and ".0.retrieval." in name for name in unused), unused
 
 
+@pytest.mark.slow
 def test_its_gradients_are_those_of_the_compiled_network() -> None:
     torch.manual_seed(0)
     model = create_model("mrla_b_resnet20").double()

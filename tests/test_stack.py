@@ -203,6 +203,7 @@ def test_a_descriptor_stays_in_the_range_of_float16() -> None:
     torch.testing.assert_close(describe(maps), torch.full((1, 1, 2), 100.0, dtype=torch.float16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", FORMATS)
 def test_a_compiled_network_is_the_eager_one(memory: torch.memory_format) -> None:
     """In one graph: `fullgraph` raises where it would break."""
