@@ -225,22 +225,20 @@ def test_recur_is_exact_where_the_shape_divergence_is_zero(
     values = [drawn(1, 1, 8) for _ in range(sources + 1)]
     history = History(1)
     for value in values[:-1]:
-        history.arrive(value, record=True)
-    old_keys = torch.cat(history.keys()).squeeze(1)
+        history = history.arrive(value, record=True, continued=True)
+    old_keys = torch.cat(history.all_keys()).squeeze(1)
     first, second = Retrieval(8).double(), Retrieval(8).double()
     with torch.no_grad():
         first.query.copy_(drawn(8))
         alike = torch.linalg.lstsq(old_keys, torch.ones(sources, dtype=torch.float64)[:, None])
         second.query.copy_(first.query + shift * alike.solution[:, 0])
     recurrence = Recurrence(second.query)
-    first(history)
-    history.arrive(values[-1], record=True)
-    before = history.retrieved
-    short = recurrence(history)
-    key, entropy = history.retrieved.summary()  # type: ignore[misc]
-    history.retrieved = before
-    exact = second(history)
-    exact_key, exact_entropy = history.retrieved.summary()  # type: ignore[misc]
+    _, history = first(history)
+    history = history.arrive(values[-1], record=True, continued=True)
+    short, recurred = recurrence(history)
+    key, entropy = recurred.summary
+    exact, read = second(history)
+    exact_key, exact_entropy = read.summary
     torch.testing.assert_close(short, exact, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(key, exact_key, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(entropy, exact_entropy, rtol=1e-6, atol=1e-8)

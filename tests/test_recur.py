@@ -34,11 +34,11 @@ def a_stage(sites: int, scale: float, seed: int) -> tuple[list[MRLABase], list[T
 
 def last_of(retrievals: Sequence[nn.Module], inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """What the last site retrieves, by head, and the values."""
-    sources, seen, values = Sources(list(retrievals)), [], []
+    state, seen, values = [Sources(retrievals)], [], []
     norm = retrievals[-1].norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     retrieval: Any
     for retrieval, x in zip(retrievals, inputs, strict=True):
-        retrieval(x, x, sources)
+        _, *state = retrieval(x, x, *state)
         values.append(retrieval.value(x).unflatten(1, (2, -1)).flatten(2))
     norm.remove()
     return seen[0].unflatten(1, (2, -1)).flatten(2), values

@@ -1,7 +1,6 @@
 """The operators of layer attention against their definitions in plain PyTorch."""
 
 import gc
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -10,13 +9,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ela_probe.evaluation.peak_memory import peak_bytes
 from ela_probe.models.descriptor import describe, descriptor_conv, project
 from ela_probe.models.mrla import MRLABase
 from ela_probe.models.norm_relu_add import norm_relu_add
 from ela_probe.models.registry import create_model
-from ela_probe.models.stack import Rows, Stack, plain_dot, plain_sum, weighted_sum
+from ela_probe.models.rows import Rows
+from ela_probe.models.stack import Stack
+from ela_probe.models.weighted_sum import plain_dot, plain_sum, weighted_sum
 
 CHANNELS_LAST = torch.channels_last
 FORMATS = [torch.contiguous_format, CHANNELS_LAST]
@@ -60,11 +62,12 @@ def a_stage(
     stack, key_stack, retrieved = Stack(len(values)), Stack(len(values)), []
     for t, query in enumerate(queries):
         if query is None:
-            stack.append(values[t], rows)
-            key_stack.append(keys[t], key_rows)
+            stack = stack.append(values[t], rows)
+            key_stack = key_stack.append(keys[t], key_rows)
         elif stacked:
-            weights = key_stack.append_and_dot(keys[t], query, key_rows).softmax(dim=-1)
-            retrieved.append(stack.append_and_sum(values[t], weights, rows))
+            logits, key_stack = key_stack.append_and_dot(keys[t], query, key_rows)
+            total, stack = stack.append_and_sum(values[t], logits.softmax(dim=-1), rows)
+            retrieved.append(total)
         else:
             weights = plain_dot(query, keys[: t + 1]).softmax(dim=-1)
             retrieved.append(plain_sum(weights, values[: t + 1], rows))
@@ -94,7 +97,8 @@ def test_a_backward_pass_leaves_nothing_to_the_next() -> None:
     weights = [torch.rand(2, 2, t + 1, dtype=torch.float64, requires_grad=True) for t in range(3)]
     stack, sums = Stack(3), []
     for value, weight in zip(values, weights, strict=True):
-        sums.append(stack.append_and_sum(value, weight, rows))
+        total, stack = stack.append_and_sum(value, weight, rows)
+        sums.append(total)
     plain = [plain_sum(w, values[: t + 1], rows) for t, w in enumerate(weights)]
     for wanted in ([weights[2]], [*values[1:]], [*values, *weights], [values[0]], [*values]):
         for which in ([2], [0, 1, 2], [1]):
@@ -114,7 +118,7 @@ def test_a_backward_pass_leaves_nothing_to_the_next() -> None:
 def test_sources_beyond_the_capacity_are_not_kept() -> None:
     stack, values = Stack(1), maps(2)
     for value in values:
-        stack.append(value, Rows.of_maps(value, 2))
+        stack = stack.append(value, Rows.of_maps(value, 2))
     assert stack.count == 1
 
 
@@ -129,7 +133,8 @@ def test_a_value_is_stored_once() -> None:
             stack = Stack(sites)
             total = torch.zeros(())
             for t, value in enumerate(values):
-                total = total + stack.append_and_sum(value, torch.rand(2, 1, t + 1), rows).sum()
+                result, stack = stack.append_and_sum(value, torch.rand(2, 1, t + 1), rows)
+                total = total + result.sum()
             total.backward()
 
         return peak_bytes(work)
@@ -141,15 +146,16 @@ def test_the_block_goes_with_the_graph_that_saved_it() -> None:
     values = maps(2)
     stack = Stack(2)
     rows = Rows.of_maps(values[0], 2)
-    stack.append(values[0], rows)
+    stack = stack.append(values[0], rows)
     weights = torch.rand(2, 2, 2, dtype=torch.float64)
-    loss = stack.append_and_sum(values[1], weights, rows).sum()
-    block = weakref.ref(stack._block)
-    del stack
-    assert block() is not None
+    total, stack = stack.append_and_sum(values[1], weights, rows)
+    loss = total.sum()
+    block = StorageWeakRef(stack.tensors[0].untyped_storage())
+    del stack, total
+    assert not block.expired()
     loss.backward()
     gc.collect()
-    assert block() is None  # though the loss is still there
+    assert block.expired()  # though the loss is still there
 
 
 @pytest.mark.parametrize("memory", FORMATS)

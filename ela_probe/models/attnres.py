@@ -4,7 +4,7 @@ Grouped-query attention (Ainslie et al. 2023), rotary positions (Su et al. 2021)
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -80,11 +80,17 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         sublayers = [sublayer for _, sublayer in self.sublayers()]
         last = self.last_reader()
+        continued = [isinstance(sublayer.retrieval, Recurrence) for sublayer in sublayers]
         history = History(self.block_size)
         output = self.embedding(tokens)
         for site, sublayer in enumerate(sublayers):
-            history.arrive(output, record=site <= last and sublayer.retrieval.source)
-            output = sublayer(history)
+            history = history.arrive(
+                output,
+                record=site <= last and sublayer.retrieval.source,
+                continued=any(continued[site + 1 : site + 2]),
+            )
+            output, *state = sublayer(*history.as_arguments())
+            history = History.of(*state)
         return F.linear(output, self.embedding.weight) if self.tied else output
 
     def sublayers(self) -> Iterator[tuple[str, "Sublayer"]]:
@@ -104,7 +110,11 @@ class Transformer(nn.Module):
 
 
 class Sublayer(nn.Module):
-    """body(norm(what the site retrieves))."""
+    """body(norm(what the site retrieves)), and the history after it.
+
+    The history is passed as arguments (`History.as_arguments`), so `torch.utils.checkpoint` takes
+    sublayers.
+    """
 
     def __init__(
         self, retrieval: Retrieval | Residual | Recurrence, norm: nn.Module, body: nn.Module
@@ -114,8 +124,9 @@ class Sublayer(nn.Module):
         self.norm = norm
         self.body = body
 
-    def forward(self, history: History) -> Tensor:
-        return self.body(self.norm(self.retrieval(history)))
+    def forward(self, *state: Any) -> tuple[Any, ...]:
+        retrieved, history = self.retrieval(History.of(*state))
+        return self.body(self.norm(retrieved)), *history.as_arguments()
 
 
 class CausalAttention(nn.Module):
@@ -135,8 +146,9 @@ class CausalAttention(nn.Module):
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
+        dtype = self.query.weight.dtype
         retrieved = F.scaled_dot_product_attention(
-            rotary(query), rotary(key), value, is_causal=True, enable_gqa=self.grouped
+            rotary(query, dtype), rotary(key, dtype), value, is_causal=True, enable_gqa=self.grouped
         )
         return self.output(retrieved.transpose(1, 2).flatten(2))
 
@@ -158,18 +170,19 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-def rotary(x: Tensor) -> Tensor:
+def rotary(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Rotary positions: the pair (x_i, x_{i+d/2}) of token n is rotated by n · base^(−2i/d).
 
     Args:
         x: [batch, heads, tokens, d], d even; token numbers start at 0.
+        dtype: of the angles, at least float32; None: that of x.
     """
     half = x.shape[-1] // 2
-    with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        pairs = torch.arange(half, device=x.device, dtype=dtype)
-        tokens = torch.arange(x.shape[-2], device=x.device, dtype=dtype)
-        angles = torch.outer(tokens, ROTARY_BASE ** (-pairs / half))
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    dtype = torch.promote_types(x.dtype if dtype is None else dtype, torch.float32)
+    pairs = torch.arange(half, device=x.device, dtype=dtype)
+    tokens = torch.arange(x.shape[-2], device=x.device, dtype=dtype)
+    # a plain product, which autocast leaves in its precision
+    angles = tokens[:, None] * ROTARY_BASE ** (-pairs / half)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,6 +1,7 @@
 """Residual blocks (He et al. 2016): the sum of a body and a shortcut, with attention modules."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 
 class Block(nn.Module):
     """relu(body + shortcut), with attention to the blocks of the stage so far.
+
+    What the blocks of a stage share is passed from one to the next as arguments, tensors among
+    them. A block changes none of it, so it can run again: `torch.utils.checkpoint` takes blocks.
 
     Args:
         gate: acts on the output of the body, before the sum. None: no gate.
@@ -28,13 +32,28 @@ class Block(nn.Module):
         self.gate = gate
         self.retrieval = retrieval
 
-    def forward(self, x: Tensor, sources: Any) -> Tensor:
+    def forward(self, x: Tensor, *state: Any) -> Any:
+        """The output, alone or, where the stage has a state, with the state after this block."""
         residual = self.downsample(x)
         out = self.body(x)
         if self.gate is not None:
-            out = self.gate(out, residual, sources)
+            out, state = parted(self.gate(out, residual, *state))
         out = out.add_(residual).relu_()
-        return out if self.retrieval is None else self.retrieval(out, residual, sources)
+        if self.retrieval is not None:
+            out, state = parted(self.retrieval(out, residual, *state))
+        return (out, *state) if state else out
+
+
+def run(blocks: Iterable[nn.Module], x: Tensor, state: tuple[Any, ...]) -> Tensor:
+    """The output of the last block of a stage that begins with this state."""
+    for block in blocks:
+        x, state = parted(block(x, *state))
+    return x
+
+
+def parted(result: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    """The output of a block or of its attention, and the state after it."""
+    return (result[0], tuple(result[1:])) if isinstance(result, tuple | list) else (result, ())
 
 
 def basic(channels: int, planes: int, stride: int) -> nn.Sequential:

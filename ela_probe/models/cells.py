@@ -1,11 +1,10 @@
 """Recurrent cells along the depth: the blocks of a stage share one, which reads every block.
 
-The forward pass of a stage begins with `CellState(cell)`; the attention modules of its blocks step
-the state.
+The attention modules of the blocks step the cell's state, which is passed from block to block.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,51 +63,42 @@ class DynamicSharingUnit(Cell):
         return memory.sigmoid(), memory
 
 
-@dataclass
-class CellState:
-    """The state of a stage's cell in one forward pass.
-
-    cell: None where pruning removed all that would read its state.
-    hidden, memory: [batch, channels], None before the first step.
-    """
-
-    cell: Cell | None
-    hidden: Tensor | None = None
-    memory: Tensor | None = None
-
-    def step(self, y: Tensor) -> Tensor:
-        """Read a descriptor, [batch, channels]; returns the new hidden state."""
-        assert self.cell is not None
-        if self.hidden is None or self.memory is None:
-            self.hidden = self.memory = torch.zeros_like(y)
-        self.hidden, self.memory = self.cell(y, self.hidden, self.memory)
-        return self.hidden
-
-    def peek(self, y: Tensor) -> Tensor:
-        """The hidden state after a step with each of n descriptors, [batch, n, channels]."""
-        assert self.cell is not None
-        assert self.hidden is not None
-        assert self.memory is not None
-        return self.cell(y, self.hidden[:, None], self.memory[:, None])[0]
-
-
 class Shared(nn.Module):
-    """What the blocks of a stage share: a cell. `begin` is called once per forward pass."""
+    """What the blocks of a stage share: a cell, whose state they pass from one to the next.
+
+    The arguments of a block are this module and, after the first step, the cell's hidden state and
+    memory, [batch, channels] each.
+
+    Args:
+        cell: None where pruning removed all that would read its state.
+    """
 
     def __init__(self, cell: Cell | None) -> None:
         super().__init__()
         self.cell = cell
 
-    def begin(self) -> CellState:
-        return CellState(self.cell)
+    def step(
+        self, y: Tensor, hidden: Tensor | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden state and memory after a descriptor, [batch, channels]."""
+        assert self.cell is not None
+        if hidden is None or memory is None:
+            hidden = memory = torch.zeros_like(y)
+        return self.cell(y, hidden, memory)
+
+    def peek(self, y: Tensor, hidden: Tensor, memory: Tensor) -> Tensor:
+        """The hidden state after a step with each of n descriptors, [batch, n, channels]."""
+        assert self.cell is not None
+        return self.cell(y, hidden[:, None], memory[:, None])[0]
 
 
 class Step(nn.Module):
     """Replaces a skipped site where the stage shares a cell: the cell still reads the block."""
 
-    def forward(self, x: Tensor, residual: Tensor, state: CellState) -> Tensor:
-        state.step(x.mean(dim=(2, 3)))
-        return x
+    def forward(
+        self, x: Tensor, residual: Tensor, shared: Shared, *state: Tensor
+    ) -> tuple[Any, ...]:
+        return x, shared, *shared.step(x.mean(dim=(2, 3)), *state)
 
 
 def two_layers(channels: int, gates: int, reduction: int) -> nn.Sequential:

@@ -5,15 +5,16 @@ embedding and the outputs of the sublayers before it (`Retrieval`). `Residual` a
 replace a pruned retrieval.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ela_probe.models.stack import Rows, weighted_sum
+from ela_probe.models.rows import Rows
 from ela_probe.models.tap import Tap
+from ela_probe.models.weighted_sum import weighted_sum
 
 
 class Retrieval(nn.Module):
@@ -33,17 +34,17 @@ class Retrieval(nn.Module):
         self.query = nn.Parameter(torch.zeros(dim))
         self.tap = Tap()
 
-    def forward(self, history: "History") -> Tensor:
-        values, keys = history.values, history.keys()
+    def forward(self, history: "History") -> tuple[Tensor, "History"]:
+        keys = history.all_keys()
         logits = torch.stack([key @ self.query for key in keys], dim=-1)
         weights = self.tap(logits.softmax(dim=-1))
-        rows = Rows(values[0].shape)
-
-        def summary() -> tuple[Tensor, Tensor]:
+        rows = Rows(history.values[0].shape)
+        summary = None
+        if history.continued:
             entropy = logits.logsumexp(dim=-1) - (weights * logits).sum(dim=-1)
-            return weighted_sum(weights, keys, rows), entropy
-
-        return history.retrieve(weighted_sum(weights, values, rows), summary)
+            summary = weighted_sum(weights, keys, rows), entropy
+        value = weighted_sum(weights, history.values, rows)
+        return value, history.after(value, keys, summary)
 
 
 class Residual(nn.Module):
@@ -59,9 +60,11 @@ class Residual(nn.Module):
         super().__init__()
         self.source = source
 
-    def forward(self, history: "History") -> Tensor:
+    def forward(self, history: "History") -> tuple[Tensor, "History"]:
         before, newest = history.retrieved, history.newest
-        return history.retrieve(newest if before is None else before.value + newest)
+        assert newest is not None
+        value = newest if before is None else before + newest
+        return value, history.after(value, history.keys)
 
 
 class Recurrence(nn.Module):
@@ -81,85 +84,98 @@ class Recurrence(nn.Module):
         super().__init__()
         self.query = query
 
-    def forward(self, history: "History") -> Tensor:
-        before = history.retrieved
-        assert before is not None
-        assert before.summary is not None  # the adapter refuses any other module before it
-        key, (key_before, entropy) = history.keys()[-1], before.summary()
-        logit = (key - key_before) @ self.query - entropy
+    def forward(self, history: "History") -> tuple[Tensor, "History"]:
+        assert history.retrieved is not None
+        assert history.summary is not None  # the adapter refuses any other module before it
+        keys, (key_before, entropy) = history.all_keys(), history.summary
+        logit = (keys[-1] - key_before) @ self.query - entropy
         newest = logit.sigmoid()
-
-        def summary() -> tuple[Tensor, Tensor]:
+        summary = None
+        if history.continued:
             of_choice = F.softplus(logit) - newest * logit
-            mixed = torch.lerp(key_before, key, newest[..., None])
-            return mixed, (1 - newest) * entropy + of_choice
-
-        value = torch.lerp(before.value, history.values[-1], newest[..., None])
-        return history.retrieve(value, summary)
+            mixed = torch.lerp(key_before, keys[-1], newest[..., None])
+            summary = mixed, (1 - newest) * entropy + of_choice
+        value = torch.lerp(history.retrieved, history.values[-1], newest[..., None])
+        return value, history.after(value, keys, summary)
 
 
 @dataclass(frozen=True)
-class Retrieved:
-    """What a site passed to its sublayer, [batch, tokens, dim].
-
-    `summary` computes the key that the weights of the site retrieve, [batch, tokens, dim], and the
-    entropy of these weights in nats, [batch, tokens].
-    """
-
-    value: Tensor
-    summary: Callable[[], tuple[Tensor, Tensor]] | None = None
-
-
-@dataclass
 class History:
-    """The sources of one forward pass. Every value is stored once; nothing is concatenated.
+    """The sources at one point of a forward pass. Nothing is concatenated, and nothing changed.
 
     The first source is the embedding. The others are sums of `block_size` outputs of sublayers,
     the last one of fewer while it is incomplete (block AttnRes, section 3.2 of the paper). With 1
     they are the outputs themselves (full AttnRes).
 
     Attributes:
-        values: [batch, tokens, dim] each. newest: the latest output of a sublayer.
-        retrieved: the result of the latest site.
+        values: [batch, tokens, dim] each.
+        keys: v / rms(v) of every source, computed once; None for those that no site has read.
+        newest: the latest output of a sublayer.
+        retrieved: what the latest site passed to its sublayer, [batch, tokens, dim].
+        summary: the key that the weights of that site retrieve, [batch, tokens, dim], and the
+            entropy of these weights in nats, [batch, tokens]; where this site asks for them.
+        continued: whether the next site will ask for the summary of this one.
+        filled: how many outputs the last source is the sum of; 0: it is complete.
     """
 
     block_size: int
-    values: list[Tensor] = field(default_factory=list)
-    retrieved: Retrieved | None = None
-    _newest: Tensor | None = None
-    _keys: list[Tensor | None] = field(default_factory=list)
-    _filled: int = 0
+    values: tuple[Tensor, ...] = ()
+    keys: tuple[Tensor | None, ...] = ()
+    newest: Tensor | None = None
+    retrieved: Tensor | None = None
+    summary: tuple[Tensor, Tensor] | None = None
+    continued: bool = False
+    filled: int = 0
 
-    @property
-    def newest(self) -> Tensor:
-        assert self._newest is not None
-        return self._newest
+    def arrive(self, output: Tensor, *, record: bool, continued: bool = False) -> "History":
+        """With the output of a sublayer (first, the embedding). record: whether it is a source."""
+        values, keys, filled = self.values, self.keys, self.filled
+        if record:
+            if filled:
+                values, keys = (*values[:-1], values[-1] + output), (*keys[:-1], None)
+            else:
+                values, keys = (*values, output), (*keys, None)
+            if len(values) > 1:  # the embedding is a block of its own
+                filled = (filled + 1) % self.block_size
+        return History(
+            self.block_size, values, keys, output, self.retrieved, self.summary, continued, filled
+        )
 
-    def arrive(self, output: Tensor, *, record: bool) -> None:
-        """Add the output of a sublayer (first, the embedding). record: whether it is a source."""
-        self._newest = output
-        if not record:
-            return
-        if self._filled:
-            self.values[-1], self._keys[-1] = self.values[-1] + output, None
-        else:
-            self.values.append(output)
-            self._keys.append(None)
-        if len(self.values) > 1:  # the embedding is a block of its own
-            self._filled = (self._filled + 1) % self.block_size
-
-    def keys(self) -> list[Tensor]:
-        """v / rms(v) of every source, computed once."""
-        keys = [
+    def all_keys(self) -> tuple[Tensor, ...]:
+        return tuple(
             F.rms_norm(value, value.shape[-1:]) if key is None else key
-            for value, key in zip(self.values, self._keys, strict=True)
-        ]
-        self._keys = list(keys)
-        return keys
+            for value, key in zip(self.values, self.keys, strict=True)
+        )
 
-    def retrieve(
-        self, value: Tensor, summary: Callable[[], tuple[Tensor, Tensor]] | None = None
-    ) -> Tensor:
-        """Keep what a site retrieved for the next one. Returns `value`."""
-        self.retrieved = Retrieved(value, summary)
-        return value
+    def after(
+        self,
+        value: Tensor,
+        keys: tuple[Tensor | None, ...],
+        summary: tuple[Tensor, Tensor] | None = None,
+    ) -> "History":
+        """After a site has retrieved this value, with its summary if it is continued."""
+        return History(
+            self.block_size, self.values, keys, None, value, summary, self.continued, self.filled
+        )
+
+    def as_arguments(self) -> tuple[Any, ...]:
+        """The arguments of a sublayer: every tensor one of its own, as checkpoints need it."""
+        bare = History(self.block_size, continued=self.continued, filled=self.filled)
+        summary = self.summary or (None, None)
+        return bare, self.newest, self.retrieved, *summary, *self.values, *self.keys
+
+    @classmethod
+    def of(cls, bare: "History", *tensors: Any) -> "History":
+        """From what `as_arguments` has returned."""
+        newest, retrieved, key, entropy, *sources = tensors
+        count = len(sources) // 2
+        return cls(
+            bare.block_size,
+            tuple(sources[:count]),
+            tuple(sources[count:]),
+            newest,
+            retrieved,
+            None if key is None else (key, entropy),
+            bare.continued,
+            bare.filled,
+        )

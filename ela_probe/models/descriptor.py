@@ -6,7 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from ela_probe.models.hand_written import by_hand, gradients_of, plain_backward
 
 
 def describe(x: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def project(x: Tensor, *convolutions: nn.Conv1d) -> tuple[Tensor, ...]:
 
     x: [batch, channels, height, width].
     """
-    if torch.compiler.is_compiling():
+    if not by_hand(x):
         descriptor = describe(x)
         return tuple(convolution(descriptor).squeeze(1) for convolution in convolutions)
     taps = torch.cat([convolution.weight for convolution in convolutions]).squeeze(1)
@@ -44,21 +45,28 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor) -> Tensor:
         windows = windows_of(describe(x), taps.shape[1]).to(taps.dtype)
-        ctx.save_for_backward(windows, taps)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        return (taps @ windows.T).view(len(taps), x.shape[0], -1)
+        ctx.save_for_backward(x, windows, taps)
+        return (taps @ windows.T).view(len(taps), *x.shape[:2])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        windows, taps = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, windows, taps = ctx.saved_tensors
+        if plain_backward():
+            by_x, by_taps = gradients_of(plain_projection, (x, taps), grad)
+            return by_x, by_taps
         grad = grad.to(taps.dtype)  # under autocast it may have a lower precision
         by_taps = grad.reshape(len(taps), -1) @ windows
         turned = windows_of(grad.transpose(0, 1), taps.shape[1])
         by_descriptor = turned @ taps.flip(1).reshape(-1, 1)
-        batch, channels, height, width = ctx.shape
+        batch, channels, height, width = x.shape
         by_mean = (by_descriptor / (height * width)).view(batch, channels, 1, 1)
-        return by_mean.to(ctx.dtype).expand(ctx.shape), by_taps
+        return by_mean.to(x.dtype).expand(x.shape), by_taps
+
+
+def plain_projection(x: Tensor, taps: Tensor) -> Tensor:
+    """The same by plain operations. taps: [parts, width]. Returns [parts, batch, channels]."""
+    windows = windows_of(describe(x), taps.shape[1]).to(taps.dtype)
+    return (taps @ windows.T).view(len(taps), *x.shape[:2])
 
 
 def windows_of(rows: Tensor, width: int) -> Tensor:

@@ -1,8 +1,10 @@
 """DIA (Huang et al., AAAI 2020, arXiv 1905.10671): a shared cell gates every block's channels."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from ela_probe.models.cells import CellState
+from ela_probe.models.cells import Shared
 from ela_probe.models.tap import Tap
 from ela_probe.sites import Kind
 
@@ -20,6 +22,8 @@ class DIA(nn.Module):
         self.channels = channels
         self.tap = Tap()
 
-    def forward(self, x: Tensor, residual: Tensor, state: CellState) -> Tensor:
-        gate = self.tap(state.step(x.mean(dim=(2, 3))))
-        return x * gate[..., None, None]
+    def forward(
+        self, x: Tensor, residual: Tensor, shared: Shared, *state: Tensor
+    ) -> tuple[Any, ...]:
+        hidden, memory = shared.step(x.mean(dim=(2, 3)), *state)
+        return x * self.tap(hidden)[..., None, None], shared, hidden, memory

@@ -5,62 +5,45 @@ rescales the earlier keys and values (DLA-B) or the block's input (DLA-L), chann
 """
 
 import math
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ela_probe.models.cells import Cell, CellState, DynamicSharingUnit, Shared
+from ela_probe.models.cells import Cell, DynamicSharingUnit, Shared
 from ela_probe.models.descriptor import describe, descriptor_conv
 from ela_probe.models.mrla import MRLALight, depthwise_conv, number_of_heads, stochastic_depth
-from ela_probe.models.stack import Rows, weighted_sum
+from ela_probe.models.rows import Rows
 from ela_probe.models.tap import Tap
+from ela_probe.models.weighted_sum import weighted_sum
 from ela_probe.sites import Kind
 
 
-@dataclass
-class DynamicSources(CellState):
-    """The sources of a stage, and the products of all refreshes of each.
-
-    A refresh only rescales channels, so no value is rewritten: `scales` holds the product of its
-    refreshes, and the mean of a rescaled value is its rescaled mean.
-
-    Attributes:
-        values: [batch, channels, height, width] each.
-        keys, means, scales: [batch, sources, channels]; keys are the refreshed ones.
-    """
-
-    values: list[Tensor] = field(default_factory=list)
-    keys: Tensor | None = None
-    means: Tensor | None = None
-    scales: Tensor | None = None
-
-    def read(self, descriptor: Tensor) -> None:
-        """Step the cell, then refresh the sources so far with the state that each would lead to."""
-        if self.cell is None:
-            return
-        self.step(descriptor)
-        if self.keys is None or self.means is None or self.scales is None:
-            return
-        count = self.keys.shape[1]
-        refreshed = self.peek(torch.cat([self.keys, self.means * self.scales], dim=1))
-        self.keys = self.keys * refreshed[:, :count]
-        self.scales = self.scales * refreshed[:, count:]
-
-    def provide(self, key: Tensor, value: Tensor) -> None:
-        """A new source, [batch, 1, channels] and [batch, channels, height, width]."""
-        mean = describe(value)
-        self.values.append(value)
-        self.keys = appended(self.keys, key)
-        self.means = appended(self.means, mean)
-        self.scales = appended(self.scales, torch.ones_like(mean))
-
-
 class SharedSources(Shared):
-    """What the blocks of a stage share in DLA-B: the cell."""
+    """What the blocks of a stage share in DLA-B: the cell, which refreshes the sources."""
 
-    def begin(self) -> DynamicSources:
-        return DynamicSources(self.cell)
+    def read(self, descriptor: Tensor, sources: "DynamicSources") -> "DynamicSources":
+        """Step the cell, then refresh the sources so far with the state each would lead to.
+
+        descriptor: of a block, [batch, channels].
+        """
+        hidden, memory, keys, means, scales, *values = sources
+        if self.cell is None:
+            return sources
+        hidden, memory = self.step(descriptor, hidden, memory)
+        if keys is not None and means is not None and scales is not None:
+            count = len(values)
+            refreshed = self.peek(torch.cat([keys, means * scales], dim=1), hidden, memory)
+            keys, scales = keys * refreshed[:, :count], scales * refreshed[:, count:]
+        return hidden, memory, keys, means, scales, *values
+
+
+# The sources of a stage, and the products of all refreshes of each: the cell's hidden state and
+# memory; keys, means and scales, [batch, sources, channels]; and the values, [batch, channels,
+# height, width] each. A refresh only rescales channels, so no value is rewritten: `scales` holds
+# the product of its refreshes, and the mean of a rescaled value is its rescaled mean.
+DynamicSources = tuple[Tensor | None, ...]
+NO_SOURCES: DynamicSources = (None,) * 5
 
 
 class DLASource(nn.Module):
@@ -71,13 +54,27 @@ class DLASource(nn.Module):
         self.key = descriptor_conv(channels)
         self.value = depthwise_conv(channels)
 
-    def forward(self, x: Tensor, residual: Tensor, sources: DynamicSources) -> Tensor:
-        self.refresh_and_provide(x, describe(x), sources)
-        return x
+    def forward(
+        self, x: Tensor, residual: Tensor, shared: SharedSources, *sources: Tensor | None
+    ) -> tuple[Any, ...]:
+        return x, shared, *self.with_source(x, describe(x), shared, sources or NO_SOURCES)
 
-    def refresh_and_provide(self, x: Tensor, descriptor: Tensor, sources: DynamicSources) -> None:
-        sources.read(descriptor.squeeze(1))
-        sources.provide(self.key(descriptor), self.value(x))
+    def with_source(
+        self, x: Tensor, descriptor: Tensor, shared: SharedSources, sources: DynamicSources
+    ) -> DynamicSources:
+        """The sources after a refresh, with this layer's; descriptor [batch, 1, channels]."""
+        hidden, memory, keys, means, scales, *values = shared.read(descriptor.squeeze(1), sources)
+        value = self.value(x)
+        mean = describe(value)
+        return (
+            hidden,
+            memory,
+            appended(keys, self.key(descriptor)),
+            appended(means, mean),
+            appended(scales, torch.ones_like(mean)),
+            *values,
+            value,
+        )
 
 
 class DLABase(DLASource):
@@ -96,22 +93,25 @@ class DLABase(DLASource):
         self.norm = nn.BatchNorm2d(channels)
         self.drop_path = stochastic_depth(drop_path)
 
-    def forward(self, x: Tensor, residual: Tensor, sources: DynamicSources) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor, shared: SharedSources, *sources: Tensor | None
+    ) -> tuple[Any, ...]:
         descriptor = describe(x)
-        self.refresh_and_provide(x, descriptor, sources)
-        assert sources.keys is not None
-        assert sources.scales is not None
-        query = self.query(descriptor).view(x.shape[0], self.heads, -1)
-        keys = sources.keys.unflatten(2, (self.heads, -1))
-        logits = torch.einsum("bhd,bshd->bhs", query, keys) / math.sqrt(query.shape[-1])
+        sources = self.with_source(x, descriptor, shared, sources or NO_SOURCES)
+        _, _, keys, _, scales, *values = sources
+        assert keys is not None
+        assert scales is not None
+        channels = self.norm.num_features
+        head_dim = channels // self.heads
+        query = self.query(descriptor).squeeze(1).unflatten(1, (self.heads, -1))
+        keys = keys.unflatten(2, (self.heads, -1))
+        logits = torch.einsum("bhd,bshd->bhs", query, keys) / math.sqrt(head_dim)
         weights = self.tap(logits.softmax(dim=-1))
-        by_channel = weights.repeat_interleave(query.shape[-1], dim=1)
-        retrieved = weighted_sum(
-            by_channel * sources.scales.transpose(1, 2),
-            sources.values,
-            Rows.of_maps(sources.values[0], x.shape[1]),
-        )
-        return x + self.drop_path(self.norm(retrieved).relu())
+        by_channel = weights.repeat_interleave(head_dim, dim=1)
+        maps = [value for value in values if value is not None]
+        rows = Rows.of_maps(maps[0], channels)
+        retrieved = weighted_sum(by_channel * scales.transpose(1, 2), maps, rows)
+        return x + self.drop_path(self.norm(retrieved).relu()), shared, *sources
 
     def without_retrieval(self) -> DLASource:
         """The same key, value and refresh without a retrieval: the result of the action `skip`."""
@@ -127,28 +127,21 @@ class SharedRefresh(Shared):
         super().__init__(cell)
         self.excite = depthwise_conv(channels)
 
-    def begin(self) -> "RefreshState":
-        return RefreshState(self.cell, excite=self.excite)
-
-
-@dataclass
-class RefreshState(CellState):
-    """The state of the cell, and the stage's convolution for refreshes."""
-
-    excite: nn.Module = field(kw_only=True)
-
-    def refreshed(self, residual: Tensor) -> Tensor:
+    def refreshed(self, residual: Tensor, hidden: Tensor, memory: Tensor) -> Tensor:
         """residual * h(mean(residual)) + a convolution of it. [batch, channels, height, width]."""
-        scale = self.peek(describe(residual)).squeeze(1)[..., None, None]
+        scale = self.peek(describe(residual), hidden, memory).squeeze(1)[..., None, None]
         return torch.addcmul(self.excite(residual), residual, scale)
 
 
 class DLALight(MRLALight):
     """DLA-L: MRLA-L with o_{t-1} the block's input, refreshed."""
 
-    def forward(self, x: Tensor, residual: Tensor, sources: RefreshState) -> Tensor:  # type: ignore[override]
-        sources.step(x.mean(dim=(2, 3)))
-        return super().forward(x, sources.refreshed(residual), sources)  # type: ignore[arg-type]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, residual: Tensor, shared: SharedRefresh, *state: Tensor
+    ) -> tuple[Any, ...]:
+        hidden, memory = shared.step(x.mean(dim=(2, 3)), *state)
+        refreshed = shared.refreshed(residual, hidden, memory)
+        return super().forward(x, refreshed), shared, hidden, memory
 
 
 def dynamic_sources(channels: int, *, reduction: int = 4) -> SharedSources:

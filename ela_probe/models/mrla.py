@@ -6,7 +6,8 @@ adds what it retrieves from them to the output.
 
 import math
 from collections.abc import Iterable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,65 +16,118 @@ from torchvision.ops import StochasticDepth
 from ela_probe.errors import ModelError
 from ela_probe.models.descriptor import descriptor_conv, project
 from ela_probe.models.norm_relu_add import norm_relu_add
-from ela_probe.models.stack import Rows, Stack, weighted_sum
+from ela_probe.models.rows import Rows
+from ela_probe.models.stack import Stack
 from ela_probe.models.tap import Tap
+from ela_probe.models.weighted_sum import weighted_sum
 from ela_probe.sites import Kind
 
 AnySource = TypeVar("AnySource", bound="Source")
 
 
 class Sources:
-    """What the layers of one stage have made available so far, in order.
+    """What of the sources of a stage its modules read.
+
+    It is the first argument of the stage's state; `Retrieved` says what follows it.
 
     Args:
-        retrievals: the stage's modules, in order; they say what of it is read.
+        retrievals: the stage's modules, in order.
+
+    Attributes:
+        keys, values: stacks without any source yet.
+        recurs: whether a recurrence is among the modules.
+    """
+
+    def __init__(self, retrievals: Iterable[nn.Module | None]) -> None:
+        count = keys = values = key_readers = value_readers = 0
+        self.recurs = False
+        for retrieval in inside(retrievals):
+            count += 1
+            if isinstance(retrieval, MRLABase):
+                recurs = isinstance(retrieval, MRLARecurrence)
+                self.recurs |= recurs
+                keys, key_readers = count, key_readers + 1
+                if not recurs:
+                    values, value_readers = count, value_readers + 1
+        self.keys, self.values = Stack(keys, key_readers), Stack(values, value_readers)
+
+
+def inside(retrievals: Iterable[nn.Module | None]) -> list["Source"]:
+    """The sources among the modules of a stage, also inside wrappers."""
+    found = []
+    for retrieval in retrievals:
+        if isinstance(retrieval, Source):
+            found.append(retrieval)
+        elif retrieval is not None and not isinstance(retrieval, MRLALight):
+            found += [part for part in retrieval.modules() if isinstance(part, Source)][:1]
+    return found
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """What the layers of one stage have made available so far, in order.
 
     Attributes:
         keys: [batch, heads, head_dim] each. values: [batch, channels, height, width] each.
         retrieved: the feature maps that the latest site has retrieved.
-        newer: the values that have come after it, where a recurrence reads them.
+        newer: the values that have come after it. Both only where a recurrence reads them.
     """
 
-    def __init__(self, retrievals: Iterable[nn.Module | None]) -> None:
-        count = keys = values = 0
-        self._recurs = False
-        for retrieval in retrievals:
-            count += isinstance(retrieval, Source)
-            if isinstance(retrieval, MRLABase):
-                keys = count
-                values = values if isinstance(retrieval, MRLARecurrence) else count
-                self._recurs |= isinstance(retrieval, MRLARecurrence)
-        self.keys, self.values = Stack(keys), Stack(values)
-        self.retrieved: Tensor | None = None
-        self.newer: list[Tensor] = []
+    sources: Sources
+    keys: Stack
+    values: Stack
+    retrieved: Tensor | None = None
+    newer: tuple[Tensor, ...] = ()
 
-    def add_key(self, key: Tensor) -> None:
-        """The next source's key, [batch, heads, head_dim]."""
-        self.keys.append(key, Rows(key.shape))
+    @classmethod
+    def of(cls, sources: Sources, *state: Any) -> "SoFar":
+        """From the arguments of a block: what `as_arguments` has returned, or `sources` alone."""
+        if not state:
+            return cls(sources, sources.keys, sources.values)
+        keys, values, retrieved, *tensors = state
+        middle = keys.width
+        end = middle + values.width
+        return cls(
+            sources,
+            keys.with_tensors(tuple(tensors[:middle])),
+            values.with_tensors(tuple(tensors[middle:end])),
+            retrieved,
+            tuple(tensors[end:]),
+        )
 
-    def add_key_and_ask(self, key: Tensor, query: Tensor) -> Tensor:
-        """The next key, then the logits [batch, heads, sources] of a query of its shape."""
-        return self.keys.append_and_dot(key, query, Rows(key.shape))
+    def as_arguments(self) -> tuple[Any, ...]:
+        """The arguments of the next block: every tensor one of its own, as checkpoints need it."""
+        return (
+            self.sources,
+            self.keys.with_tensors(()),
+            self.values.with_tensors(()),
+            self.retrieved,
+            *self.keys.tensors,
+            *self.values.tensors,
+            *self.newer,
+        )
 
-    def add_value(self, value: Tensor, heads: int) -> None:
-        """The next source's value, [batch, channels, height, width]."""
-        self.values.append(value, self.rows_of(value, heads))
-        if self._recurs:
-            self.newer.append(value)
+    def with_value(self, value: Tensor, heads: int) -> "SoFar":
+        """With the next source's value, [batch, channels, height, width]."""
+        values = self.values.append(value, self.rows_of(value, heads))
+        newer = (*self.newer, value) if self.sources.recurs else ()
+        return SoFar(self.sources, self.keys, values, self.retrieved, newer)
 
-    def add_value_and_sum(self, value: Tensor, weights: Tensor) -> Tensor:
-        """The next value, then the sum of all by weights [batch, heads, sources]."""
-        return self.values.append_and_sum(value, weights, self.rows_of(value, weights.shape[1]))
+    def with_key(self, key: Tensor) -> "SoFar":
+        """With the next source's key, [batch, heads, head_dim]."""
+        keys = self.keys.append(key, Rows(key.shape))
+        return SoFar(self.sources, keys, self.values, self.retrieved, self.newer)
+
+    def with_keys(self, keys: Stack) -> "SoFar":
+        return SoFar(self.sources, keys, self.values, self.retrieved, self.newer)
+
+    def after(self, retrieved: Tensor, values: Stack) -> "SoFar":
+        """After a site has retrieved these maps."""
+        kept = retrieved if self.sources.recurs else None
+        return SoFar(self.sources, self.keys, values, kept)
 
     def rows_of(self, value: Tensor, heads: int) -> Rows:
         return self.values.rows or Rows.of_maps(value, heads)
-
-    def retrieve(self, maps: Tensor) -> Tensor:
-        """Note what a site has retrieved; returns it."""
-        if self._recurs:
-            self.retrieved = maps
-            self.newer.clear()
-        return maps
 
 
 class Source(nn.Module):
@@ -89,11 +143,10 @@ class Source(nn.Module):
         self.key = descriptor_conv(channels)
         self.value = depthwise_conv(channels)
 
-    def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor, *state: Any) -> tuple[Any, ...]:
         (key,) = self.projected(x, self.key)
-        sources.add_key(key)
-        sources.add_value(self.value(x), self.heads)
-        return x
+        so_far = SoFar.of(*state).with_key(key).with_value(self.value(x), self.heads)
+        return x, *so_far.as_arguments()
 
     def projected(self, x: Tensor, *convolutions: nn.Conv1d) -> list[Tensor]:
         """Convolutions of the pooled descriptor: [batch, heads, head_dim] each."""
@@ -115,17 +168,23 @@ class MRLABase(Source):
         self.norm = nn.BatchNorm2d(channels)
         self.drop_path = stochastic_depth(drop_path)
 
-    def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor, *state: Any) -> tuple[Any, ...]:
+        so_far = SoFar.of(*state)
         key, query = self.projected(x, self.key, self.query)
-        logits = sources.add_key_and_ask(key, query / math.sqrt(query.shape[-1]))
+        query = query / math.sqrt(self.norm.num_features // self.heads)
+        logits, keys = so_far.keys.append_and_dot(key, query, Rows(key.shape))
         weights = logits.softmax(dim=-1)
-        retrieved = sources.retrieve(self.retrieve(self.value(x), weights, sources))
+        retrieved, so_far = self.retrieve(self.value(x), weights, so_far.with_keys(keys))
         if isinstance(self.drop_path, nn.Identity):
-            return norm_relu_add(self.norm, retrieved, x)
-        return x + self.drop_path(self.norm(retrieved).relu())
+            out = norm_relu_add(self.norm, retrieved, x)
+        else:
+            out = x + self.drop_path(self.norm(retrieved).relu())
+        return out, *so_far.as_arguments()
 
-    def retrieve(self, value: Tensor, weights: Tensor, sources: Sources) -> Tensor:
-        return sources.add_value_and_sum(value, self.tap(weights))
+    def retrieve(self, value: Tensor, weights: Tensor, so_far: SoFar) -> tuple[Tensor, SoFar]:
+        rows = so_far.rows_of(value, self.heads)
+        maps, values = so_far.values.append_and_sum(value, self.tap(weights), rows)
+        return maps, so_far.after(maps, values)
 
     def without_retrieval(self) -> Source:
         """The same key and value without a retrieval: the result of the action `skip`."""
@@ -152,13 +211,14 @@ class MRLARecurrence(MRLABase):
     in the same way (shape divergence 0).
     """
 
-    def retrieve(self, value: Tensor, weights: Tensor, sources: Sources) -> Tensor:
-        sources.add_value(value, self.heads)
-        newer = weights[..., -len(sources.newer) :]
+    def retrieve(self, value: Tensor, weights: Tensor, so_far: SoFar) -> tuple[Tensor, SoFar]:
+        so_far = so_far.with_value(value, self.heads)
+        newer = weights[..., -len(so_far.newer) :]
         shares = torch.cat([1 - newer.sum(dim=-1, keepdim=True), newer], dim=-1)
-        assert sources.retrieved is not None  # the first site of a stage never recurs
-        rows = sources.rows_of(value, self.heads)
-        return weighted_sum(shares, [sources.retrieved, *sources.newer], rows)
+        assert so_far.retrieved is not None  # the first site of a stage never recurs
+        rows = so_far.rows_of(value, self.heads)
+        maps = weighted_sum(shares, [so_far.retrieved, *so_far.newer], rows)
+        return maps, so_far.after(maps, so_far.values)
 
 
 class MRLALight(nn.Module):
@@ -181,13 +241,14 @@ class MRLALight(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.drop_path = stochastic_depth(drop_path)
 
-    def forward(self, x: Tensor, residual: Tensor, sources: Sources) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        head_dim = self.norm.num_features // self.heads
         query, key = (
             part.unflatten(1, (self.heads, -1)) for part in project(x, self.query, self.key)
         )
-        gate = ((query * key).sum(-1) / math.sqrt(query.shape[-1])).sigmoid()
+        gate = ((query * key).sum(-1) / math.sqrt(head_dim)).sigmoid()
         gate = self.tap(gate, self.decay)
-        by_channel = gate.repeat_interleave(query.shape[-1], dim=1)[..., None, None]
+        by_channel = gate.repeat_interleave(head_dim, dim=1)[..., None, None]
         retrieved = torch.addcmul(self.decay * residual, self.value(x), by_channel)
         return x + self.drop_path(self.norm(retrieved))
 

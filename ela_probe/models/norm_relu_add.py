@@ -5,13 +5,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from ela_probe.models.hand_written import by_hand, gradients_of, plain_backward
 
 
 def norm_relu_add(norm: nn.Module, retrieved: Tensor, x: Tensor) -> Tensor:
     """x + relu(norm(retrieved)).
 
-    In eager training with a plain BatchNorm2d no intermediate result is kept: the backward pass
+    In training with a plain BatchNorm2d, where hand-written functions may run, no intermediate result is kept: the backward pass
     recomputes where the ReLU was positive, and `norm` itself is not called. It is called in all
     other cases, also where it has hooks.
 
@@ -19,7 +20,7 @@ def norm_relu_add(norm: nn.Module, retrieved: Tensor, x: Tensor) -> Tensor:
         norm: a normalisation. retrieved, x: [batch, channels, height, width].
     """
     if (
-        torch.compiler.is_compiling()
+        not by_hand(x)
         or type(norm) is not nn.BatchNorm2d
         or not (norm.training and norm.affine and torch.is_grad_enabled())
         or norm.momentum is None
@@ -63,9 +64,16 @@ class _NormReluAdd(torch.autograd.Function):
         return normed.relu_().add_(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         retrieved, weight, bias, mean, invstd = ctx.saved_tensors
+        if plain_backward():
+
+            def plain(retrieved: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                normed = F.batch_norm(retrieved, None, None, weight, bias, True, 0.0, ctx.eps)
+                return normed.relu()
+
+            first, *others = gradients_of(plain, (retrieved, weight, bias), grad)
+            return first, grad, *others, None, None, None, None
         normed = F.batch_norm(
             retrieved, mean, invstd.pow(-2) - ctx.eps, weight, bias, training=False, eps=ctx.eps
         )

@@ -4,15 +4,15 @@ The arithmetic is that of the published code that docs/models.md names.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ela_probe.errors import ModelError
 from ela_probe.models.attention_mechanisms import AttentionMechanism
-from ela_probe.models.blocks import Block, basic, bottleneck, shortcut
+from ela_probe.models.blocks import Block, basic, bottleneck, run, shortcut
 from ela_probe.models.descriptor import describe
-from ela_probe.models.mrla import Sources
+from ela_probe.models.mrla import Sources, inside
 from ela_probe.models.rla import EmptyHidden, LastHidden, RLABlock
 
 Stem = Literal["small", "plain", "deep"]
@@ -136,15 +136,15 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(self.shrink(self.bn1(self.conv1(x)).relu()))
         for number, stage in enumerate(self.stages):
-            key = str(number)
-            sources = (
-                self.shared[key].begin()  # type: ignore[operator]
-                if key in self.shared
-                else Sources(block.retrieval for block in stage)  # type: ignore[attr-defined]
-            )
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, sources)
+            x = run(stage, x, self.state_of(number))  # type: ignore[arg-type]
         return self.fc(describe(self.after(x)).squeeze(1))
+
+    def state_of(self, number: int) -> tuple[Any, ...]:
+        """The state with which a stage begins; its first block takes it after the features."""
+        if str(number) in self.shared:
+            return (self.shared[str(number)],)
+        retrievals = [block.retrieval for block in self.stages[number]]  # type: ignore[attr-defined, union-attr]
+        return (Sources(retrievals),) if inside(retrievals) else ()
 
 
 def block_with_attention(

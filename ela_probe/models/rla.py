@@ -27,13 +27,13 @@ class RLABlock(Block):
         self.hidden_norm = nn.BatchNorm2d(hidden)
         self.hidden, self.stride = hidden, stride
 
-    def forward(self, both: Tensor, sources: "Aggregation") -> Tensor:
+    def forward(self, both: Tensor, shared: "Aggregation") -> tuple[Tensor, "Aggregation"]:  # type: ignore[override]
         x, hidden = both[:, : -self.hidden], both[:, -self.hidden :]
         out = (self.body(both) + self.downsample(x)).relu()
         if self.stride > 1:
             hidden = F.avg_pool2d(hidden, self.stride, ceil_mode=True)
-        hidden = self.hidden_norm(hidden + sources.project(out)).tanh()
-        return torch.cat([out, sources.recurrent(hidden)], dim=1)
+        hidden = self.hidden_norm(hidden + shared.project(out)).tanh()
+        return torch.cat([out, shared.recurrent(hidden)], dim=1), shared
 
 
 class Aggregation(nn.Module):
@@ -43,9 +43,6 @@ class Aggregation(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(channels, hidden, 1, bias=False)
         self.recurrent = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
-
-    def begin(self) -> "Aggregation":
-        return self
 
 
 class EmptyHidden(nn.Module):
