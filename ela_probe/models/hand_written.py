@@ -43,8 +43,10 @@ def gradients_of(
 
     Returns: one for each input, None where it needs none.
     """
-    wanted = [x for x in inputs if x.requires_grad]
     with torch.enable_grad():
-        found: Any = torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True)
+        # views, so that an input that another one depends on gets its own share only
+        views = [x.view_as(x) for x in inputs]
+        wanted = [view for view in views if view.requires_grad]
+        found: Any = torch.autograd.grad(function(*views), wanted, grad, create_graph=True)
     gradients = iter(found)
-    return [next(gradients) if x.requires_grad else None for x in inputs]
+    return [next(gradients) if view.requires_grad else None for view in views]

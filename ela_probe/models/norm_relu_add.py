@@ -21,6 +21,7 @@ def norm_relu_add(norm: nn.Module, retrieved: Tensor, x: Tensor) -> Tensor:
     """
     if (
         not by_hand(x)
+        or not x.numel()
         or type(norm) is not nn.BatchNorm2d
         or not (norm.training and norm.affine and torch.is_grad_enabled())
         or norm.momentum is None
