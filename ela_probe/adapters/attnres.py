@@ -45,6 +45,11 @@ class AttnResAdapter(ReadOnlyAdapter):
                         "site before has read; in block form only sites after the first sublayer "
                         "of a block can recur; use keep or skip"
                     )
+                if not isinstance(retrieval.query, nn.Parameter):
+                    raise PlanError(
+                        f"{name} cannot recur: its query is computed from another tensor, as under "
+                        "a mask; make it a parameter first (torch.nn.utils.prune.remove)"
+                    )
                 replacement: Recurrence | Residual = Recurrence(retrieval.query)
             else:
                 replacement = Residual(source=action == "skip")

@@ -27,9 +27,11 @@ def descriptor_conv(channels: int) -> nn.Conv1d:
 def project(x: Tensor, *convolutions: nn.Conv1d) -> tuple[Tensor, ...]:
     """Apply several `descriptor_conv` to the descriptor of x: [batch, channels] each.
 
+    A convolution with hooks (such as the masks of `torch.nn.utils.prune`) is called as a module.
+
     x: [batch, channels, height, width].
     """
-    if not by_hand(x):
+    if not by_hand(x) or any(c._forward_hooks or c._forward_pre_hooks for c in convolutions):
         descriptor = describe(x)
         return tuple(convolution(descriptor).squeeze(1) for convolution in convolutions)
     taps = torch.cat([convolution.weight for convolution in convolutions]).squeeze(1)

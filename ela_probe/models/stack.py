@@ -76,9 +76,7 @@ class Stack:
             return stack._longer((*stack.tensors, source))
         return stack._longer(append(source, *stack._before(), *stack._place()))
 
-    def append_and_sum(
-        self, source: Tensor, weights: Tensor, rows: Rows
-    ) -> tuple[Tensor, "Stack"]:
+    def append_and_sum(self, source: Tensor, weights: Tensor, rows: Rows) -> tuple[Tensor, "Stack"]:
         """Σ_s w(s) V_s over the sources with this one; weights [*rows, sources]."""
         stack = self._ready(source, rows, reads=True)
         if stack.memory is None:
@@ -87,9 +85,7 @@ class Stack:
         total, *tensors = append_and_sum(source, weights, *stack._before(), *stack._place())
         return total, stack._longer(tuple(tensors), reads=1)
 
-    def append_and_dot(
-        self, source: Tensor, query: Tensor, rows: Rows
-    ) -> tuple[Tensor, "Stack"]:
+    def append_and_dot(self, source: Tensor, query: Tensor, rows: Rows) -> tuple[Tensor, "Stack"]:
         """q · k_s over the sources with this one: [*rows, numbers] each to [*rows, sources]."""
         stack = self._ready(source, rows, reads=True)
         if stack.memory is None:
