@@ -122,6 +122,28 @@ def test_sources_beyond_the_capacity_are_not_kept() -> None:
     assert stack.count == 1
 
 
+@pytest.mark.parametrize("capacity", [0, 1, 3])
+def test_two_branches_from_one_stack_do_not_disturb_each_other(capacity: int) -> None:
+    """A stack never changes. One that was made too small grows."""
+    values = maps(4)
+    rows = Rows.of_maps(values[0], 2)
+    weights = [torch.rand(2, 2, n, dtype=torch.float64, requires_grad=True) for n in (1, 2, 2, 3)]
+    sums, (first, *others) = [], values
+    total, root = Stack(capacity).append_and_sum(first, weights[0], rows)
+    sums.append(total)
+    for value, weight in zip(others[:2], weights[1:3], strict=True):
+        total, branch = root.append_and_sum(value, weight, rows)
+        sums.append(total)
+    sums.append(branch.append_and_sum(values[3], weights[3], rows)[0])
+    read = [values[:1], values[:2], [values[0], values[2]], [values[0], *values[2:]]]
+    plain = [plain_sum(w, sources, rows) for w, sources in zip(weights, read, strict=True)]
+    figures = []
+    for outputs in (sums, plain):
+        loss = sum((x.sin() * (t + 1)).sum() for t, x in enumerate(outputs))
+        figures.append([*outputs, *torch.autograd.grad(loss, [*values, *weights])])
+    torch.testing.assert_close(figures[0], figures[1])
+
+
 def test_a_value_is_stored_once() -> None:
     """Memory of a stage grows with its depth, not with its square."""
 

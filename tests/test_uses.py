@@ -10,6 +10,7 @@ import functools
 import operator
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ PLANS: dict[str, list[Action]] = {
 WHOLE = [*MECHANISMS, "gpt", "attnres", "attnres_block"]
 PRUNED = [f"{name}, pruned" for name in PLANS]
 NETWORKS = [*WHOLE, *PRUNED]
-WITH_STATE = [name for name in NETWORKS if name.partition(",")[0] in (*PLANS, "rla_g")]
+DYNAMO_ONNX = (2, 9)  # the torch whose dynamo exporter is no longer a preview
 
 Network = tuple[nn.Module, Tensor]
 
@@ -208,7 +209,8 @@ def test_fused_attention_over_tokens_cannot_be_differentiated_so(use: str) -> No
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     with pytest.raises(RuntimeError, match="_scaled_dot_product_flash_attention_for_cpu"):
         if use == "twice":
-            derived(loss_of(model, inputs), model, create_graph=True)
+            gradients = derived(loss_of(model, inputs), model, create_graph=True)
+            derived(sum(gradient.sum() for gradient in gradients), model)  # type: ignore[arg-type]
         else:
             torch.func.jvp(
                 lambda p: torch.func.functional_call(model, p, inputs),
@@ -233,7 +235,7 @@ def test_a_traced_network_computes_the_same(name: str) -> None:
             assert_same([form(inputs), form(others)], [model(inputs), model(others)])
 
 
-@each(WITH_STATE)
+@each(["mrla_b", "rla_g", *PRUNED])
 def test_an_exported_network_computes_the_same_for_any_batch(name: str) -> None:
     model, inputs = network(name)
     model.eval()
@@ -244,22 +246,20 @@ def test_an_exported_network_computes_the_same_for_any_batch(name: str) -> None:
         assert_same(program.module()(others), model(others))
 
 
-@each(["mrla_b", "mrla_b, pruned", "attnres, pruned"])
-def test_an_exported_onnx_file_computes_the_same_in_onnxruntime(
-    name: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < DYNAMO_ONNX,
+    reason="the dynamo exporter of this torch is a preview",
+)
+@each(["mrla_b", "mrla_b, pruned"])
+def test_an_exported_onnx_file_computes_the_same_in_onnxruntime(name: str, tmp_path: Path) -> None:
     """In float32, whose rounding of sums in another order the tolerance covers."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    if not hasattr(torch.onnx, "ONNXProgram"):
-        pytest.skip("this torch has no dynamo exporter")
-    import onnxruntime
-
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
     model, inputs = network(name)
     model = model.float().eval()
     _, others = network(name, batch=3)
     inputs, others = (x.float() if x.is_floating_point() else x for x in (inputs, others))
-    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    file = tmp_path / "model.onnx"
     batch = torch.export.Dim("batch")
     torch.onnx.export(
         model, (inputs,), file, dynamo=True, verbose=False, dynamic_shapes=({0: batch},)
@@ -272,11 +272,10 @@ def test_an_exported_onnx_file_computes_the_same_in_onnxruntime(
 
 @each(["dla_b, pruned", "attnres, pruned"])
 def test_a_compiled_network_has_the_same_gradients(name: str) -> None:
+    """In one graph. tests/test_stack.py and test_recur.py also compile the backward pass."""
     model, inputs = network(name)
     expected = stepped(model, inputs)
-    assert_same(
-        stepped(torch.compile(model, fullgraph=True, backend="aot_eager"), inputs), expected
-    )
+    assert_same(stepped(torch.compile(model, fullgraph=True, backend="eager"), inputs), expected)
 
 
 def test_blocks_can_be_compiled_one_by_one() -> None:

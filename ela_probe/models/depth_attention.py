@@ -89,7 +89,7 @@ class Recurrence(nn.Module):
         assert history.summary is not None  # the adapter refuses any other module before it
         keys, (key_before, entropy) = history.all_keys(), history.summary
         logit = (keys[-1] - key_before) @ self.query - entropy
-        newest = logit.sigmoid()
+        newest = logit.sigmoid().to(history.values[-1].dtype)
         summary = None
         if history.continued:
             of_choice = F.softplus(logit) - newest * logit
@@ -131,6 +131,8 @@ class History:
         """With the output of a sublayer (first, the embedding). record: whether it is a source."""
         values, keys, filled = self.values, self.keys, self.filled
         if record:
+            if values:  # under autocast the sources stay in the precision of the embedding
+                output = output.to(values[0].dtype)
             if filled:
                 values, keys = (*values[:-1], values[-1] + output), (*keys[:-1], None)
             else:

@@ -1,9 +1,9 @@
 """Where the hand-written autograd functions may run, and what replaces them elsewhere.
 
-They are faster than plain operations, but opaque: nothing that traces or transforms operations sees
-into them. So under torch.compile, torch.export, torch.jit.trace, torch.fx, torch.func and in forward
-mode the networks compute with plain operations; and a backward pass whose own graph is asked for
-(`create_graph=True`) or that runs under vmap is made of plain operations too.
+They are faster than plain operations, but opaque: nothing that traces or transforms operations
+sees into them. So under torch.compile, torch.export, torch.jit.trace, torch.fx, torch.func and in
+forward mode the networks compute with plain operations. A backward pass whose own graph is asked
+for (`create_graph=True`), or that runs under torch.func, is made of plain operations too.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def by_hand(x: Tensor) -> bool:
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or forward_ad._current_level >= 0
         or isinstance(x, Proxy)
     )

@@ -39,10 +39,9 @@ class Sources:
     """
 
     def __init__(self, retrievals: Iterable[nn.Module | None]) -> None:
-        count = keys = values = key_readers = value_readers = 0
+        keys = values = key_readers = value_readers = 0
         self.recurs = False
-        for retrieval in inside(retrievals):
-            count += 1
+        for count, retrieval in enumerate(inside(retrievals), start=1):
             if isinstance(retrieval, MRLABase):
                 recurs = isinstance(retrieval, MRLARecurrence)
                 self.recurs |= recurs

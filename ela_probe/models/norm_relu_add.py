@@ -12,9 +12,9 @@ from ela_probe.models.hand_written import by_hand, gradients_of, plain_backward
 def norm_relu_add(norm: nn.Module, retrieved: Tensor, x: Tensor) -> Tensor:
     """x + relu(norm(retrieved)).
 
-    In training with a plain BatchNorm2d, where hand-written functions may run, no intermediate result is kept: the backward pass
-    recomputes where the ReLU was positive, and `norm` itself is not called. It is called in all
-    other cases, also where it has hooks.
+    In training with a plain BatchNorm2d, where hand-written functions may run, no intermediate
+    result is kept: the backward pass recomputes where the ReLU was positive, and `norm` itself is
+    not called. It is called in all other cases, also where it has hooks.
 
     Args:
         norm: a normalisation. retrieved, x: [batch, channels, height, width].

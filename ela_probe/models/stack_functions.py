@@ -1,10 +1,10 @@
 """The functions behind `Stack`, with their hand-written backward pass.
 
-The gradient of a source is a sum over its readers, Σ_t c_t(s) x_t: for a sum c_t is its weights and
-x_t its gradient, for logits c_t is their gradient and x_t the query. With two sums, the first of one
-source and the second of 1/4 of it, and their gradients g_1 and g_2, that of the source is
-1 g_1 + 1/4 g_2. Each reader notes its c_t and x_t; when all readers of a source have done so, one
-matrix product gives the gradient.
+The gradient of a source is a sum over its readers, Σ_t c_t(s) x_t: for a sum c_t is its weights
+and x_t its gradient, for logits c_t is their gradient and x_t the query. In the example of `stack`,
+with the gradients g_1 and g_2 of the two sums, that of `first` is 1 g_1 + 1/4 g_2. Each reader
+notes its c_t and x_t; when all readers of a source have done so, one matrix product gives the
+gradient.
 
 The notes are the gradients of two zeros that every function takes and returns beside the sources,
 so they travel with the backward pass, which comes to a source only when all who read it have had
