@@ -106,7 +106,7 @@ def test_mrla_b_weights_and_outputs_follow_the_paper_over_nine_sources() -> None
     weights: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, MRLABase):
-            module.register_forward_hook(lambda m, inputs, out: seen.append((m, inputs[0], out)))
+            module.register_forward_hook(lambda m, inputs, out: seen.append((m, inputs[0], out[0])))
             module.tap.register_forward_hook(lambda m, inputs, out: weights.append(out))
     model(torch.randn(2, 3, 16, 16, dtype=torch.float64))
 
