@@ -143,7 +143,7 @@ class ResNet(nn.Module):
         """The state with which a stage begins; its first block takes it after the features."""
         if str(number) in self.shared:
             return (self.shared[str(number)],)
-        retrievals = [block.retrieval for block in self.stages[number]]  # type: ignore[attr-defined, union-attr]
+        retrievals = [block.retrieval for block in self.stages[number]]  # type: ignore[attr-defined]
         return (Sources(retrievals),) if inside(retrievals) else ()
 
 

@@ -27,7 +27,7 @@ class RLABlock(Block):
         self.hidden_norm = nn.BatchNorm2d(hidden)
         self.hidden, self.stride = hidden, stride
 
-    def forward(self, both: Tensor, shared: "Aggregation") -> tuple[Tensor, "Aggregation"]:  # type: ignore[override]
+    def forward(self, both: Tensor, shared: "Aggregation") -> tuple[Tensor, "Aggregation"]:
         x, hidden = both[:, : -self.hidden], both[:, -self.hidden :]
         out = (self.body(both) + self.downsample(x)).relu()
         if self.stride > 1:
