@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from ela_probe.errors import PlanError
 
 Kind = Literal["softmax", "unrolled", "channel"]
-Action = Literal["keep", "recur", "skip", "drop"]
+Action = Literal["keep", "recur", "skip", "drop", "affine"]
 Reads = Literal["inputs", "output", "softmax"]
 
 # The actions under which a retrieval is computed. After the others nothing is retrieved.
@@ -107,12 +107,12 @@ def is_needed(position: int, last_formed: int, *, carried_over: bool) -> bool:
 
 
 def last_formed(actions: Sequence[Action]) -> int:
-    """The position of a stage's last retrieval that is formed; the first one always is.
+    """The position of a stage's last retrieval that is formed; -1 if none is.
 
     >>> last_formed(["keep", "recur", "skip"])
     1
     """
-    return max((t for t, action in enumerate(actions) if action in FORMED), default=0)
+    return max((t for t, action in enumerate(actions) if action in FORMED), default=-1)
 
 
 def drop_unread(actions: Sequence[Action], *, carried_over: bool) -> list[Action]:

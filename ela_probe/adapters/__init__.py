@@ -8,6 +8,7 @@ May import: errors, sites, system, forward, models.
 from ela_probe.adapters.registry import (
     ADAPTERS,
     Adapter,
+    DamageAdapter,
     ReadOnlyAdapter,
     adapter_for,
     cannot_prune,
@@ -17,6 +18,7 @@ from ela_probe.adapters.registry import (
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "DamageAdapter",
     "ReadOnlyAdapter",
     "adapter_for",
     "cannot_prune",

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ela_probe.adapters.handover import Alternatives, Handover
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.errors import PlanError
 from ela_probe.models.attnres import Sublayer, Transformer
 from ela_probe.models.depth_attention import Recurrence, Residual, Retrieval
+from ela_probe.models.stand_in import StandIn
 from ela_probe.sites import Action, Site, Stage
 
 
@@ -38,8 +41,7 @@ class AttnResAdapter(ReadOnlyAdapter):
             if action == "keep" or not isinstance(retrieval, Retrieval):
                 continue
             if action == "recur":
-                opens = (position - 1) % model.block_size == 0
-                if not opens:
+                if not opens_block(model, position):
                     raise PlanError(
                         f"{name} cannot recur: its newest source is the sum of a block that the "
                         "site before has read; in block form only sites after the first sublayer "
@@ -55,6 +57,67 @@ class AttnResAdapter(ReadOnlyAdapter):
                 replacement = Residual(source=action == "skip")
             sublayer.retrieval = replacement.train(retrieval.training)
         _check(model.block_size, sublayers)
+
+    def handovers(self, model: nn.Module, stage: Stage) -> dict[str, Handover]:
+        """All but the first site, which retrieves from the embedding alone."""
+        assert isinstance(model, Transformer)
+        sublayers = list(model.sublayers())
+        names = {site.name for site in stage.sites}
+        found = {}
+        for position, (name, sublayer) in enumerate(sublayers[1:], start=1):
+            if f"{name}.retrieval" not in names:
+                continue
+            before, earlier = sublayers[position - 1]
+            recurs = (
+                opens_block(model, position)
+                and isinstance(earlier.retrieval, Retrieval)
+                and sublayer.retrieval.source
+                and earlier.retrieval.source
+            )
+            found[f"{name}.retrieval"] = depth_handover(name, before, recurs=recurs)
+        return found
+
+    def stand_in(self, model: nn.Module, site: str, coefficients: Tensor) -> None:
+        left = model.get_submodule(site)
+        assert isinstance(left, Residual)
+        left.stand_in = StandIn(coefficients, terms=2, channel_axis=-1)
+
+
+def opens_block(model: Transformer, position: int) -> bool:
+    """Whether the output that arrives at this sublayer begins a new source."""
+    return (position - 1) % model.block_size == 0
+
+
+def depth_handover(name: str, before: str, *, recurs: bool) -> Handover:
+    """The handover of a sublayer, from its name and that of the sublayer before it."""
+    here, there = f"{name}.retrieval", f"{before}.retrieval"
+    taps = (f"{here}.tap", f"{there}.tap") if recurs else ()
+
+    def alternatives(y: Tensor, h: Tensor, v: Tensor, *weights: Tensor) -> Alternatives:
+        """y, h, v: [batch, tokens, dim]; weights: of this site and the one before."""
+        return Alternatives(y, (h, v), recurred(h, v, *weights) if weights else None)
+
+    return Handover(
+        module=here,
+        actions=("skip", "affine", "recur") if recurs else ("skip", "affine"),
+        reads=(here, there, before, *taps),
+        tensors=lambda passed: [passed[read].outputs[0] for read in (here, there, before, *taps)],
+        alternatives=alternatives,
+        channel_axis=-1,
+        has_shift=False,
+    )
+
+
+def recurred(h: Tensor, v: Tensor, weights: Tensor, before: Tensor) -> Tensor:
+    """What `models.depth_attention.Recurrence` hands on, from weights instead of queries and keys.
+
+    Its logit q · k_t − q · κ − H is log w_t(t) + KL(w_{t−1} ‖ w_t), the divergence over the sources
+    that both read and not renormalised, since the logits of site t are log w_t plus a constant.
+    """
+    tiny = torch.finfo(weights.dtype).tiny
+    log, log_before = weights.clamp_min(tiny).log(), before.clamp_min(tiny).log()
+    logit = log[..., -1] + (before * (log_before - log[..., :-1])).sum(dim=-1)
+    return torch.lerp(h, v, logit.sigmoid()[..., None])
 
 
 def _check(block_size: int, sublayers: list[tuple[str, Sublayer]]) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ela_probe.adapters.placement import AddedRetrievals
 from ela_probe.adapters.registry import register_adapter
 from ela_probe.adapters.replacements import NoRetrieval, NoSource, ProjectedSource, refuse_recur
 from ela_probe.adapters.weights import unrolled
 from ela_probe.sites import Action, Kind, Site, Stage
 
 
-class DeiTAdapter:
+class DeiTAdapter(AddedRetrievals):
     """Sites are the blocks' `mrla`.
 
     MRLA-B starts a new list of sources every few blocks (`init_cell`). Each list is a stage, and
@@ -27,6 +28,7 @@ class DeiTAdapter:
     """
 
     name = "deit"
+    channel_axis = -1
 
     def matches(self, model: nn.Module) -> bool:
         blocks = _blocks(model)

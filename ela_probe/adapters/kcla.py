@@ -13,7 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.placement import along_channels, has_projections, stage_name
+from ela_probe.adapters.placement import (
+    AddedRetrievals,
+    along_channels,
+    has_projections,
+    stage_name,
+)
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.replacements import (
     NoSource,
@@ -27,7 +32,7 @@ from ela_probe.sites import Action, Site, Stage
 Info = list[Tensor]  # u [b, heads, d, h, w], sum of keys [b, heads, d, 1, 1], z [b, heads, 1, 1, 1]
 
 
-class KCLAAdapter(ReadOnlyAdapter):
+class KCLAAdapter(AddedRetrievals, ReadOnlyAdapter):
     """Sites are the layers; `init_layer` starts a stage.
 
     c_t is the difference between the z of two sites. In a pruned network the c of skipped layers

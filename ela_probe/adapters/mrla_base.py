@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.placement import Placement, has_projections, placements, stage_name
+from ela_probe.adapters.placement import (
+    AddedRetrievals,
+    Placement,
+    has_projections,
+    placements,
+    stage_name,
+)
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.replacements import (
     NoSource,
@@ -23,7 +29,7 @@ from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Site, Stage
 
 
-class MRLABaseAdapter(ReadOnlyAdapter):
+class MRLABaseAdapter(AddedRetrievals, ReadOnlyAdapter):
     """Sites are the retrievals of the blocks; the weights are the output of the `softmax` module.
 
     Pruning replaces the layer by a module that passes on its key and value (`skip`) or nothing of

@@ -7,14 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ela_probe.adapters.placement import Placement, container, has_projections, placements
+from ela_probe.adapters.placement import (
+    AddedRetrievals,
+    Placement,
+    container,
+    has_projections,
+    placements,
+)
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.replacements import NoRetrieval, refuse_recur
 from ela_probe.adapters.weights import unrolled
 from ela_probe.sites import Action, Site, Stage
 
 
-class MRLALightAdapter(ReadOnlyAdapter):
+class MRLALightAdapter(AddedRetrievals, ReadOnlyAdapter):
     """Sites are the retrievals of the blocks; a stage is a list of blocks with equal channels.
 
     Pruning replaces the module that holds λ by one that adds nothing. `skip` and `drop` are the

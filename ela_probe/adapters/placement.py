@@ -7,7 +7,11 @@ by the names of classes or files.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+
+from ela_probe.adapters.handover import Handover, added_retrieval
+from ela_probe.models.stand_in import StandIn, put_after
+from ela_probe.sites import Stage
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,28 @@ def placements(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Itera
         parent = model.get_submodule(block)
         if attribute and f"bn_{attribute}" in parent._modules:
             yield Placement(wrapper, layer, model.get_submodule(wrapper), parent)
+
+
+class AddedRetrievals:
+    """Handovers and stand-ins where `block.<attribute>` is a site that the block adds last.
+
+    The first layer of a list of sources can't be removed: it also begins the list.
+    """
+
+    channel_axis = 1
+
+    def handovers(self, model: nn.Module, stage: Stage) -> dict[str, Handover]:
+        removable = stage.sites[1:] if stage.kind == "softmax" else stage.sites
+        return {
+            site.name: added_retrieval(
+                site.name.rpartition(".")[0], site.name, channel_axis=self.channel_axis
+            )
+            for site in removable
+        }
+
+    def stand_in(self, model: nn.Module, site: str, coefficients: Tensor) -> None:
+        block = model.get_submodule(site.rpartition(".")[0])
+        put_after(block, StandIn(coefficients, channel_axis=self.channel_axis))
 
 
 def has_projections(module: nn.Module) -> bool:

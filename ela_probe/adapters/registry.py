@@ -2,10 +2,11 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from ela_probe.adapters.handover import Handover
 from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Stage
 
@@ -31,6 +32,22 @@ class Adapter(Protocol):
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         """Carry out actions by site name, in place; what is skipped is removed, parameters too."""
+
+
+@runtime_checkable
+class DamageAdapter(Protocol):
+    """What an adapter has besides, so that damage is measured and retrievals get stand-ins."""
+
+    def handovers(self, model: nn.Module, stage: Stage) -> Mapping[str, Handover]:
+        """Where sites hand on their outputs, by site name; a site that is left out gets none."""
+
+    def stand_in(self, model: nn.Module, site: str, coefficients: Tensor) -> None:
+        """Put a stand-in in place of a removed retrieval.
+
+        Args:
+            model: the model after `apply` with `skip` or `drop` at this site.
+            coefficients: as `models.stand_in.StandIn` takes them.
+        """
 
 
 class ReadOnlyAdapter:

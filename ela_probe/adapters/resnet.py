@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from ela_probe.adapters.handover import Alternatives, Handover, Passed, input_and_output
 from ela_probe.adapters.registry import register_adapter
 from ela_probe.adapters.weights import normalised, unrolled
 from ela_probe.errors import PlanError
@@ -13,6 +15,7 @@ from ela_probe.models.dia import DIA
 from ela_probe.models.dla import DLABase, DLALight, DLASource, SharedSources
 from ela_probe.models.mrla import MRLABase, MRLALight, MRLARecurrence, Source
 from ela_probe.models.resnet import ResNet
+from ela_probe.models.stand_in import StandIn
 from ela_probe.sites import Action, Kind, Site, Stage
 
 SLOTS = ("gate", "retrieval")
@@ -66,6 +69,29 @@ class ResNetAdapter:
                     setattr(block, name.rpartition(".")[2], replacement_of(name, part, action))
             drop_unused_cell(model, stage)
 
+    def handovers(self, model: nn.Module, stage: Stage) -> dict[str, Handover]:
+        sites = {site.name for site in stage.sites}
+        found: dict[str, Handover] = {}
+        before: str | None = None  # the latest retrieval, and the sources that came after it
+        newer: list[str] = []
+        for _, name, part in dict(self._parts(model))[stage.name]:
+            newer += [name] if isinstance(part, Source) else []
+            if name in sites and isinstance(part, MRLABase) and before is not None:
+                found[name] = recurring_handover(part, name, before, newer)
+            elif name in sites and isinstance(part, DIA):
+                found[name] = gate_handover(name)
+            elif name in sites:
+                found[name] = input_and_output(name, actions=("skip", "affine"))
+            if isinstance(part, MRLABase):
+                before, newer = name, []
+        return found
+
+    def stand_in(self, model: nn.Module, site: str, coefficients: Tensor) -> None:
+        block, _, slot = site.rpartition(".")
+        left = model.get_submodule(block)
+        assert isinstance(left, Block)
+        left.stand_ins[slot] = StandIn(coefficients)
+
     @staticmethod
     def _parts(
         model: nn.Module,
@@ -81,6 +107,52 @@ class ResNetAdapter:
                     for slot in SLOTS
                 ],
             )
+
+
+def gate_handover(name: str) -> Handover:
+    """Of DIA. The block adds its shortcut to the output in place, so the product is formed anew."""
+    tap = f"{name}.tap"
+    return Handover(
+        name,
+        ("skip", "affine"),
+        (name, tap),
+        lambda passed: (passed[name].inputs[0], passed[tap].outputs[0]),
+        lambda x, gate: Alternatives(x * gate[..., None, None], (x,)),
+    )
+
+
+def recurring_handover(part: MRLABase, name: str, before: str, newer: Sequence[str]) -> Handover:
+    """Of MRLA-B after the first retrieval of its stage.
+
+    Args:
+        before: the retrieval before it. newer: the sources after that one, with this one.
+    """
+    tap, norm, values = f"{name}.tap", f"{before}.norm", [f"{source}.value" for source in newer]
+
+    def tensors(passed: Mapping[str, Passed]) -> list[Tensor]:
+        x, y = passed[name].inputs[0], passed[name].outputs[0]
+        weights, retrieved = passed[tap].outputs[0], passed[norm].inputs[0]
+        return [x, y, weights, retrieved, *(passed[value].outputs[0] for value in values)]
+
+    def alternatives(
+        x: Tensor, y: Tensor, weights: Tensor, retrieved: Tensor, *values: Tensor
+    ) -> Alternatives:
+        by_channel = weights[..., -len(values) :].repeat_interleave(
+            x.shape[1] // weights.shape[1], dim=1
+        )[..., None, None]
+        o = retrieved * (1 - by_channel.sum(dim=2))
+        for place, value in enumerate(values):
+            o = torch.addcmul(o, value, by_channel[:, :, place])
+        # the norm's own forward: calling the module would also call its hooks
+        return Alternatives(y, (x,), x + part.norm.forward(o).relu())
+
+    return Handover(
+        module=name,
+        actions=("skip", "affine", "recur"),
+        reads=(name, tap, norm, *values),
+        tensors=tensors,
+        alternatives=alternatives,
+    )
 
 
 def replacement_of(name: str, part: nn.Module, action: Action) -> nn.Module | None:

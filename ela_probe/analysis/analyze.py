@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -9,13 +11,15 @@ import torch
 from torch import nn
 from torch.utils.data import DistributedSampler
 
+from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.ebqm import Target
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.analysis.result import Analysis, Provenance
+from ela_probe.analysis.stand_ins import fit_stand_ins
 from ela_probe.discovery.discover import Discovery, discover, discover_by_adapter
 from ela_probe.errors import DataError
 from ela_probe.evaluation.evaluate import NO_LABELS, evaluate
-from ela_probe.forward import check_has_values, inputs_and_labels
+from ela_probe.forward import check_has_values, inputs_and_labels, unwrap
 from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.processes import all_gather, raise_together
 
@@ -31,6 +35,8 @@ def analyze(
     device: torch.device | None = None,
     provenance: Provenance = Provenance(),
     target: Target = Target(),
+    damage: bool = True,
+    fit_batches: Iterable[Any] | None = None,
     every: int = 1,
     max_batches: int | None = None,
     max_tokens: int | None = None,
@@ -38,8 +44,10 @@ def analyze(
 ) -> Analysis:
     """Measure the redundancy of a model's layer attention in eval mode, in one pass.
 
-    Accuracy and loss are measured too if every batch has labels (N,) and the model returns logits
-    (N, K), alone or as `logits` of its output. Otherwise they are None, and a note says why.
+    Accuracy, loss and damage are measured too if every batch has labels (N,) and the model returns
+    logits (N, K), alone or as `logits` of its output. Otherwise they are None, and a note says why.
+    Damage also needs an adapter that knows where the sites hand on (`DamageAdapter`); it takes one
+    backward pass a batch, and before that one forward pass over a few batches to fit stand-ins.
 
     Under torch.distributed every process calls it with its own batches, and all of them return the
     analysis of all batches, with exactly the sums that one process would have. A sampler that
@@ -56,6 +64,9 @@ def analyze(
         device: where to compute; the model's device when None.
         provenance: what is known of model and data; samples, accuracy and time are filled in.
         target: of the skip scores.
+        damage: whether to measure what each action at each site would add to the loss.
+        fit_batches: what stand-ins are fitted to, a fair sample of the data. When None, the first
+            `FIT_SAMPLES` samples of `batches`, if these can be iterated twice; else no stand-ins.
         every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`);
             no batch is read after the last recorded one. The provenance says so.
 
@@ -77,25 +88,32 @@ def analyze(
     probe = AttentionProbe(
         model, discovery=discovery, every=every, max_batches=max_batches, max_tokens=max_tokens
     )
+    fields: dict[str, Any] = {"labelled": labelled, "inputs": inputs, "labels": labels}
+    reader: DamageProbe | None = None
+    if damage and (handovers := handovers_of(model, discovery)):
+        if fit_batches is None and iter(batches) is not batches:
+            fit_batches = batches
+        stand_ins = {}
+        if fit_batches is not None:
+            stand_ins = fit_stand_ins(
+                unwrap(model), handovers, fit_batches, device=device, progress=progress, **fields
+            )
+        reader = DamageProbe(unwrap(model), handovers, stand_ins, sampling=probe.sampling)
     if probe.sampling.passes is not None:
         batches = islice(batches, probe.sampling.passes)
-    with raise_together(), probe:
+    with raise_together(), probe, reader or nullcontext():
         result = evaluate(
-            model,
-            batches,
-            device,
-            labelled=labelled,
-            inputs=inputs,
-            labels=labels,
-            measured=False,
-            progress=progress,
+            model, batches, device, measured=False, reader=reader, progress=progress, **fields
         )
     sampled = sampling_of(probe)
     notes = [sampling_note(sampled)] if sampled else []
     if result.get("unmeasured", NO_LABELS) != NO_LABELS:
         notes.append(result["unmeasured"])
     notes += loss_note(result)
-    return probe.analysis(
+    found = {} if reader is None else reader.compute(discovery.stages)
+    if damage and not found:
+        notes.append(no_damage_reason(discovery, reader))
+    analysis = probe.analysis(
         provenance=provenance.model_copy(
             update={
                 "samples": int(result["samples"]),
@@ -109,6 +127,18 @@ def analyze(
         ),
         target=target,
     )
+    stages = (replace(part, damage=found.get(part.stage.name)) for part in analysis.stages)
+    return replace(analysis, stages=tuple(stages))
+
+
+def no_damage_reason(discovery: Discovery, reader: DamageProbe | None) -> str:
+    """Why no damage was measured, in a sentence for the provenance."""
+    if reader is None:
+        return (
+            f"damage was not measured: the adapter {discovery.adapter.name} does not say what a "
+            "site hands on without its retrieval"
+        )
+    return "damage was not measured: it needs labels, and a model that returns logits"
 
 
 def sampling_of(probe: AttentionProbe) -> dict[str, int]:

@@ -8,12 +8,9 @@ from torchmetrics import Metric
 
 from ela_probe.analysis import divergence
 from ela_probe.analysis.beta_fit import BINS, LOGIT_LIMIT, ZERO
+from ela_probe.analysis.exact_sums import carry, exact_sum, value_of
 from ela_probe.analysis.packing import Scratch, chunks, folded, pack
 from ela_probe.errors import AnalysisError, ProbeError
-
-# Sums are kept as two integers, so that they are exact and their order doesn't matter: multiples
-# of 2^-24 in the first, the remainder in multiples of 2^-60 in the second.
-HIGH, LOW = 2.0**24, 2.0**36
 
 PAIR_MEASURES = ("kl", "mass", "shape", "js")
 
@@ -116,7 +113,7 @@ class RedundancyMetric(Metric):
             state = getattr(self, name)
             state += value
             if name.endswith("_sums"):
-                _carry(state)
+                carry(state)
         if bins:
             places = torch.cat(bins, dim=1)
             self.histogram[1:].scatter_add_(1, places, torch.ones_like(places))
@@ -142,21 +139,15 @@ class RedundancyMetric(Metric):
         means = torch.stack([kl, mass, kl - mass, js]) / (weights.shape[-1] // max(1, samples))
         sites = len(self.sizes)
         pair_sums = weights.new_zeros(2, 2, len(PAIR_MEASURES), sites * sites, dtype=torch.int64)
-        pair_sums.index_add_(-1, self.pair_places, _exact(torch.stack([means, means.square()])))
+        pair_sums.index_add_(-1, self.pair_places, exact_sum(torch.stack([means, means.square()])))
         sums, zeros, bins = _beta_sums(pairs.kl[self.neighbours])
         return {
             "broken": broken.long(),
-            "weight_sums": _exact(_over_heads(weights, samples)),
+            "weight_sums": exact_sum(_over_heads(weights, samples)),
             "pair_sums": pair_sums.unflatten(-1, (sites, sites)),
             "beta_sums": torch.nn.functional.pad(sums, (1, 0)),
             "zeros": torch.nn.functional.pad(zeros, (1, 0)),
         }, bins
-
-    @staticmethod
-    def _value(state: Tensor) -> Tensor:
-        carry = state[1] >> 36
-        high, low = state[0] + carry, state[1] - (carry << 36)
-        return high.double() / HIGH + low.double() / (HIGH * LOW)
 
     def compute(self) -> dict[str, Tensor]:
         """The redundancy of the stage, all float64 or int64.
@@ -180,12 +171,12 @@ class RedundancyMetric(Metric):
         result = {
             "samples": self.samples.clone(),
             "rows": self.rows.clone(),
-            "weights": self._value(self.weight_sums) / self.rows,
-            "beta_sums": self._value(self.beta_sums),
+            "weights": value_of(self.weight_sums) / self.rows,
+            "beta_sums": value_of(self.beta_sums),
             "zeros": self.zeros.clone(),
             "histogram": self.histogram.clone(),
         }
-        first, second = self._value(self.pair_sums) / samples
+        first, second = value_of(self.pair_sums) / samples
         degrees = torch.where(samples > 1, samples - 1, torch.nan)
         errors = ((second - first.square()).clamp_min(0.0) / degrees).sqrt()
         for index, name in enumerate(PAIR_MEASURES):
@@ -224,21 +215,6 @@ def _over_heads(values: Tensor, samples: int) -> Tensor:
     return folded(heads.clone()) if heads.shape[-2] > 1 else heads[..., 0, :]
 
 
-def _exact(values: Tensor) -> Tensor:
-    """Σ over the last axis as two integers, [..., n] to [2, ...]."""
-    values = values * HIGH
-    high = values.floor()
-    low = values.sub_(high).mul_(LOW).round_()
-    return torch.stack([high.long().sum(dim=-1), low.long().sum(dim=-1)])
-
-
-def _carry(state: Tensor) -> None:
-    """Bring the second integer of an exact sum below 2^36, in place."""
-    carry = state[1] >> 36
-    state[0] += carry
-    state[1] -= carry << 36
-
-
 def _beta_sums(kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the fits need of u = 1 − exp(−kl), for adjacent kl [pairs, rows] in nats.
 
@@ -248,7 +224,7 @@ def _beta_sums(kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u = torch.expm1(-kl).neg_()
     zero = u <= ZERO
     log_u = u.masked_fill(zero, 1.0).log_()
-    sums = _exact(torch.stack([log_u, -kl, u, u.square()]))
+    sums = exact_sum(torch.stack([log_u, -kl, u, u.square()]))
     logit = (log_u + kl).masked_fill_(zero, -LOGIT_LIMIT)
     bins = ((logit + LOGIT_LIMIT) / (2 * LOGIT_LIMIT / BINS)).floor_().long().clamp_(0, BINS - 1)
     return sums, zero.sum(dim=1), bins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from ela_probe.analysis.beta_fit import (
     fit_beta,
     mean_quantile,
 )
+from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.errors import AnalysisError, ElaProbeError
 from ela_probe.sites import Site, Stage
@@ -45,7 +47,8 @@ class StageAnalysis:
 
     weights: [T, S] mean weights. divergences: by name (kl, shape, mass, js, each with a `_se`,
     and kl_of_means) [T, T] means over samples in nats, upper triangle. beta: [T] statistics of
-    each site's adjacent u = 1 − exp(−kl(t−1, t)); empty for the first site.
+    each site's adjacent u = 1 − exp(−kl(t−1, t)); empty for the first site. damage: what each
+    action at each site would add to the loss; None where it was not measured.
 
     Raises AnalysisError if a weight, a divergence or a sum is NaN or infinite. A standard error is
     NaN where it is unknown, as for a single sample.
@@ -57,6 +60,7 @@ class StageAnalysis:
     weights: Floats
     divergences: dict[str, Floats]
     beta: tuple[BetaStatistics, ...]
+    damage: StageDamage | None = None
 
     def __repr__(self) -> str:
         what = f"{counted(len(self.stage.sites), 'site')}, {self.stage.kind} weights"
@@ -107,6 +111,7 @@ class StageAnalysis:
             arrays["weights"].reshape(sites, stage.sizes[-1]),
             {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
             beta,
+            StageDamage.from_arrays(arrays),
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -119,6 +124,7 @@ class StageAnalysis:
             "zeros": np.array([b.zeros for b in self.beta]),
             "histogram": np.stack([b.histogram for b in self.beta]),
             **self.divergences,
+            **({} if self.damage is None else self.damage.arrays()),
         }
 
     @cached_property
@@ -231,7 +237,7 @@ class Analysis:
 
     @cached_property
     def sites(self) -> pd.DataFrame:
-        """One row a site: its divergence from the site before it, fit, quantile and score."""
+        """One row a site: its divergence from the one before it, fit, quantile, score, damage."""
         import pandas as pd
 
         rows = []
@@ -257,8 +263,15 @@ class Analysis:
                     "quantile": part.quantiles[t],
                     "score": scores[t],
                 }
+                if self.has_damage:
+                    row |= _damage_columns(part.damage, t)
                 rows.append(row)
         return pd.DataFrame(rows)
+
+    @property
+    def has_damage(self) -> bool:
+        """Whether the damage of any site was measured."""
+        return any(part.damage is not None for part in self.stages)
 
     def stage(self, name: str) -> StageAnalysis:
         """A stage by name. Raises AnalysisError, which lists the stages, if none is called so."""
@@ -363,3 +376,13 @@ class Analysis:
                 f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "
                 "run `ela-probe analyze` again"
             ) from error
+
+
+def _damage_columns(damage: StageDamage | None, t: int) -> dict[str, float]:
+    """The damage of site t by action, in nats, and the relative norm of its retrieval."""
+    row = {"norm": math.nan if damage is None else float(damage.norms[t])}
+    for action in MEASURED:
+        found = None if damage is None else damage.of(t, action)
+        row[f"damage_{action}"] = math.nan if found is None else found.mean
+        row[f"damage_{action}_se"] = math.nan if found is None else found.se
+    return row

@@ -15,13 +15,12 @@ class Hook:
     original, which nobody can remove from it.
     """
 
-    def __init__(self, function: Callable[..., None] | None = None) -> None:
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
         self._function = function
 
-    def __call__(self, *arguments: Any) -> None:
-        """Pass on what the module gives its hooks; return nothing, so that nothing changes."""
-        if self._function is not None:
-            self._function(*arguments)
+    def __call__(self, *arguments: Any) -> Any:
+        """Pass on what the module gives its hooks; returns what replaces it, or None."""
+        return None if self._function is None else self._function(*arguments)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
         return Hook()
@@ -55,10 +54,11 @@ class Hooks:
         self._hooks.append((hook, handle))
 
     def after(
-        self, module: nn.Module, function: Callable[..., None], *, always: bool = False
+        self, module: nn.Module, function: Callable[..., Any], *, always: bool = False
     ) -> None:
         """Call function(module, inputs, output) after the module ran.
 
+        What it returns replaces the output, unless it is None.
         always: also when it raised, with None as output.
         """
         hook = Hook(function)

@@ -6,7 +6,7 @@ Predicting the next token is classifying every position of a sequence.
 import math
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,19 @@ LABEL_FIELDS = ("label", "labels", "target", "targets", "y")  # what people call
 NO_LABELS = "accuracy and loss were not measured: the batches have no labels"
 
 
+class LossReader(Protocol):
+    """What differentiates the losses of an evaluation."""
+
+    def wants(self) -> bool:
+        """Whether the next forward pass is to be differentiated; asked once before each pass."""
+
+    def backward(self, losses: Tensor, counted: Tensor) -> None:
+        """Differentiate the mean loss of each sample, [samples] in nats.
+
+        counted: [samples], whether a sample has any label that counts.
+        """
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -42,6 +55,7 @@ def evaluate(
     inputs: str | Sequence[str] | None = None,
     labels: str | None = None,
     measured: bool = True,
+    reader: LossReader | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure `model` in eval mode over all batches of `loader`.
@@ -61,6 +75,7 @@ def evaluate(
             `inputs_and_labels`.
         measured: False allows batches without labels and outputs without logits; where there
             are any, accuracy and loss are NaN.
+        reader: gets the losses of the samples of the passes that it wants, with their graph.
         progress: show a bar on stderr, if that is a terminal.
 
     Returns:
@@ -92,7 +107,8 @@ def evaluate(
                 given = mapped(
                     given, lambda t: to_memory_format(t.to(device, non_blocking=True), model)
                 )
-                output = call(model, given)
+                with torch.set_grad_enabled(reader is not None and reader.wants()):
+                    output = call(model, given)
                 logits = logits_of(output)
                 classes = None if logits is None else class_labels(targets, logits)
                 if logits is None or classes is None:
@@ -102,7 +118,11 @@ def evaluate(
                     continue
                 counts = int((classes != IGNORED).sum())
                 sequences = classes.dim() > 1
-                classes = classes.to(device, non_blocking=True).flatten()
+                classes = classes.to(device, non_blocking=True)
+                if reader is not None and logits.requires_grad:
+                    reader.backward(*sample_losses(logits, classes))
+                    logits = logits.detach()
+                classes = classes.flatten()
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
                 if accuracy is None:
                     accuracy = MulticlassAccuracy(
@@ -130,6 +150,21 @@ def evaluate(
         else:
             found["unmeasured"] = reason
         return {**found, "samples": samples, "seconds": time.perf_counter() - start}
+
+
+def sample_losses(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean cross entropy of each sample over its labels, and whether it has any that count.
+
+    Args:
+        logits: [samples, ..., K]. classes: [samples, ...]; those of IGNORED don't count.
+
+    Returns: two tensors [samples]; the losses are in nats and can be differentiated.
+    """
+    with torch.enable_grad():
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+        losses = F.cross_entropy(precise, classes.flatten(), ignore_index=IGNORED, reduction="none")
+        counts = (classes != IGNORED).reshape(len(classes), -1).sum(dim=1)
+        return losses.reshape(len(classes), -1).sum(dim=1) / counts.clamp_min(1), counts > 0
 
 
 def _nothing() -> str:

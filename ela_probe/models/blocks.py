@@ -31,6 +31,7 @@ class Block(nn.Module):
         self.downsample = downsample
         self.gate = gate
         self.retrieval = retrieval
+        self.stand_ins = nn.ModuleDict()  # of removed attention modules, by their attribute
 
     def forward(self, x: Tensor, *state: Any) -> Any:
         """The output, alone or, where the stage has a state, with the state after this block."""
@@ -38,9 +39,13 @@ class Block(nn.Module):
         out = self.body(x)
         if self.gate is not None:
             out, state = parted(self.gate(out, residual, *state))
+        if "gate" in self.stand_ins:
+            out = self.stand_ins["gate"](out)
         out = out.add_(residual).relu_()
         if self.retrieval is not None:
             out, state = parted(self.retrieval(out, residual, *state))
+        if "retrieval" in self.stand_ins:
+            out = self.stand_ins["retrieval"](out)
         return (out, *state) if state else out
 
 

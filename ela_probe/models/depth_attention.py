@@ -54,16 +54,25 @@ class Residual(nn.Module):
 
     Args:
         source: False after `drop`: no later site retrieves from the newest output.
+
+    Attributes:
+        stand_in: scales h_{t−1} and v_t by channel, after `affine`; None otherwise.
     """
 
     def __init__(self, *, source: bool = True) -> None:
         super().__init__()
         self.source = source
+        self.stand_in: nn.Module | None = None
 
     def forward(self, history: "History") -> tuple[Tensor, "History"]:
         before, newest = history.retrieved, history.newest
         assert newest is not None
-        value = newest if before is None else before + newest
+        if before is None:
+            value = newest
+        elif self.stand_in is not None:
+            value = self.stand_in(before, newest)
+        else:
+            value = before + newest
         return value, history.after(value, history.keys)
 
 

@@ -65,6 +65,16 @@ def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return rebuilt(inputs, changed)
 
 
+def with_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested containers with their first tensor changed; lists become tuples.
+
+    >>> with_first_tensor((torch.ones(1), torch.ones(1)), torch.neg)
+    (tensor([-1.]), tensor([1.]))
+    """
+    first = next(leaves_of(value), None)
+    return rebuilt(value, lambda item: change(item) if item is first else item)
+
+
 def as_tensors(inputs: Any) -> Any:
     """The same nested containers with NumPy arrays of numbers as tensors; lists become tuples."""
 

@@ -1,0 +1,91 @@
+"""What a site hands on to the network after it, and what other actions would hand on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ela_probe.sites import Action
+
+
+class Passed(NamedTuple):
+    """The tensors that went into a module and came out of it, in one pass."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """The output of a site, and what other actions would hand on from the same inputs.
+
+    Attributes:
+        output: y, what the site hands on, [samples, ...].
+        terms: tensors of y's shape. Their sum is what the site hands on without its retrieval
+            (`skip`); a stand-in (`affine`) scales each of them by channel.
+        recurred: what it hands on under `recur`; None where the adapter does not offer that.
+    """
+
+    output: Tensor
+    terms: tuple[Tensor, ...]
+    recurred: Tensor | None = None
+
+    @property
+    def skipped(self) -> Tensor:
+        """The sum of the terms."""
+        total = self.terms[0]
+        for term in self.terms[1:]:
+            total = total + term
+        return total
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Where a site hands on its output, and how to know what other actions would hand on.
+
+    Attributes:
+        module: the qualified name of the module whose first output tensor is y.
+        actions: the actions other than `keep` whose effect on y is known here, and that pruning
+            can carry out. `drop` is one of them only where no later site reads the source.
+        reads: the qualified names of all modules that `tensors` needs.
+        tensors: from what passed through these modules to the tensors [samples, ...] that
+            `alternatives` takes. Each module runs once in a pass.
+        alternatives: from these tensors, or the same samples of each, to what is handed on.
+        channel_axis: the axis of y that runs over channels.
+        has_shift: whether a stand-in also has a shift.
+    """
+
+    module: str
+    actions: tuple[Action, ...]
+    reads: tuple[str, ...]
+    tensors: Callable[[Mapping[str, Passed]], Sequence[Tensor]]
+    alternatives: Callable[..., Alternatives]
+    channel_axis: int = 1
+    has_shift: bool = True
+
+
+def input_and_output(
+    module: str, *, actions: tuple[Action, ...], channel_axis: int = 1
+) -> Handover:
+    """Of a module that hands on its first input where it retrieves nothing."""
+    return Handover(
+        module,
+        actions,
+        (module,),
+        lambda passed: (passed[module].inputs[0], passed[module].outputs[0]),
+        lambda x, y: Alternatives(y, (x,)),
+        channel_axis,
+    )
+
+
+def added_retrieval(block: str, layer: str, *, channel_axis: int = 1) -> Handover:
+    """Of a block that ends with x + (what a layer retrieves); x is the layer's first input."""
+    return Handover(
+        block,
+        ("skip", "affine"),
+        (block, layer),
+        lambda passed: (passed[layer].inputs[0], passed[block].outputs[0]),
+        lambda x, y: Alternatives(y, (x,)),
+        channel_axis,
+    )

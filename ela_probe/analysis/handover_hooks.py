@@ -1,0 +1,77 @@
+"""HandoverHooks: reads what the sites of a model hand on, while it runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ela_probe.adapters.handover import Handover, Passed
+from ela_probe.discovery.hooks import Hooks
+from ela_probe.forward import uncompiled
+from ela_probe.system.nested_tensors import leaves_of, tensors_of, with_first_tensor
+
+# site, the tensors of its handover (detached), its output y; returns what replaces y, or None
+Arrive = Callable[[str, Sequence[Tensor], Tensor], Tensor | None]
+
+
+class HandoverHooks:
+    """A context manager that calls a function when a site has handed on its output.
+
+    Recomputation in a backward pass and calls of copies of the model are ignored.
+
+    Args:
+        model: unwrapped and uncompiled.
+        handovers: by site name.
+        arrive: called for each site in every pass; it may replace the site's output.
+    """
+
+    def __init__(self, model: nn.Module, handovers: Mapping[str, Handover], arrive: Arrive) -> None:
+        self._model, self._handovers, self._arrive = model, handovers, arrive
+        self._passed: dict[str, Passed] = {}
+        self._inside = False
+        self._hooks = Hooks()
+        self._around = ExitStack()
+
+    def __enter__(self) -> "HandoverHooks":
+        self._around.enter_context(uncompiled())
+        sites: dict[str, list[str]] = {}
+        for site, handover in self._handovers.items():
+            for name in (*handover.reads, handover.module):
+                sites.setdefault(name, [])
+            sites[handover.module].append(site)
+        self._hooks.before(self._model, self._begin)
+        for name, of_module in sites.items():
+            self._hooks.after(self._model.get_submodule(name), partial(self._ran, name, of_module))
+        self._hooks.after(self._model, self._end, always=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._around.close()
+        finally:
+            self._hooks.remove()
+            self._passed.clear()
+
+    def _begin(self, *_: Any) -> None:
+        self._passed.clear()
+        self._inside = True
+
+    def _end(self, *_: Any) -> None:
+        self._passed.clear()
+        self._inside = False
+
+    def _ran(
+        self, name: str, sites: Sequence[str], module: nn.Module, inputs: Any, output: Any
+    ) -> Any:
+        if not self._inside:
+            return None
+        self._passed[name] = Passed(tuple(tensors_of(inputs)), tuple(tensors_of(output)))
+        replaced = None
+        for site in sites:
+            y = next(leaf for leaf in leaves_of(output) if isinstance(leaf, Tensor))
+            new = self._arrive(site, self._handovers[site].tensors(self._passed), y)
+            if new is not None:
+                output = replaced = with_first_tensor(output, lambda _, new=new: new)
+        return replaced
