@@ -1,9 +1,12 @@
 """SkipPlan: an action for every retrieval of a model, as a small validated JSON file."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from ela_probe.analysis.ebqm import Target
@@ -51,10 +54,53 @@ class SitePlan(Strict):
     mass: Estimate | None = None
     quantile: Finite | None = None
     score: Finite | None = None
+    damage: Estimate | None = Field(
+        None, description="what the action adds to the loss, as predicted for this site alone"
+    )
+    stand_in: str | None = Field(
+        None, description="of `affine`: the stand-in, from `encode_stand_in`"
+    )
+
+    @model_validator(mode="after")
+    def _stand_in_known(self) -> "SitePlan":
+        if (self.action == "affine") != (self.stand_in is not None):
+            raise ValueError(
+                f"{self.name} has the action {self.action!r} "
+                f"{'without' if self.stand_in is None else 'with'} a stand-in; expected one with "
+                "'affine' and with no other action: choose 'affine' with `ela-probe plan`, from an "
+                "analysis with damage"
+            )
+        if self.stand_in is not None:
+            decode_stand_in(self.stand_in)
+        return self
+
+
+def encode_stand_in(coefficients: NDArray[np.float32]) -> str:
+    """Coefficients [rows, channels] as text: the number of rows, a colon, float32 in base64."""
+    content = np.ascontiguousarray(coefficients, dtype="<f4").tobytes()
+    return f"{len(coefficients)}:{base64.b64encode(content).decode()}"
+
+
+def decode_stand_in(text: str) -> NDArray[np.float32]:
+    """The inverse of `encode_stand_in`. Raises ValueError."""
+    try:
+        rows, _, content = text.partition(":")
+        values = np.frombuffer(base64.b64decode(content, validate=True), dtype="<f4")
+        coefficients = values.reshape(int(rows), -1)
+    except ValueError as error:
+        raise ValueError(
+            f"got the stand-in {text[:20]!r}...; expected ROWS:BASE64 of float32 numbers"
+        ) from error
+    if not coefficients.size or not np.isfinite(coefficients).all():
+        raise ValueError("got a stand-in that is empty or not finite; expected finite numbers")
+    return coefficients.astype(np.float32)
 
 
 class StagePlan(Strict):
-    """A stage: its sites in order, each with an action, and the fit of its divergences."""
+    """A stage: its sites in order, each with an action, and the fit of its divergences.
+
+    The first site is kept or has a stand-in.
+    """
 
     name: str
     kind: Kind
@@ -63,10 +109,10 @@ class StagePlan(Strict):
 
     @model_validator(mode="after")
     def _first_site_kept(self) -> "StagePlan":
-        if self.sites[0].action != "keep":
+        if self.sites[0].action not in ("keep", "affine"):
             raise ValueError(
                 f"{self.sites[0].name} is the first site of its stage and can't have the action "
-                f"{self.sites[0].action!r}; set it to 'keep'"
+                f"{self.sites[0].action!r}; set it to 'keep' or 'affine'"
             )
         return self
 
@@ -124,12 +170,21 @@ class Origin(Strict):
         None, description="the predicted seconds of a training step"
     )
     timed_on: str | None = Field(None, description="the device that the costs were measured on")
+    max_loss: Finite | None = Field(
+        None, description="the most that the plan may add to the loss, in nats, as asked for"
+    )
+    predicted_loss: Estimate | None = Field(
+        None,
+        description="what the plan adds to the loss, in nats: the sum of the sites' damages, and "
+        "of their standard errors, a bound of its own",
+    )
 
 
 class SkipPlan(Strict):
     """An action for every site of a model, with the figures that it was chosen by.
 
-    No site occurs twice, the first site of a stage is kept, and the actions obey `constraints`.
+    No site occurs twice, the first site of a stage is kept or has a stand-in, and the actions obey
+    `constraints`.
     plot: the figure, as a method (`report.accessors.PlanPlots`).
     """
 
@@ -140,7 +195,7 @@ class SkipPlan(Strict):
     target: Target | None = None
     constraints: Constraints = Constraints()
     origin: Origin
-    charge: Finite | None = Field(None, description="total divergence charged, in nats")
+    charge: Finite | None = Field(None, description="total divergence or damage charged, in nats")
     stages: tuple[StagePlan, ...]
 
     @model_validator(mode="after")
@@ -239,7 +294,17 @@ class SkipPlan(Strict):
     @property
     def skipped(self) -> list[str]:
         """The names of the sites whose retrieval is not formed."""
-        return [name for name, action in self.actions.items() if action in ("skip", "drop")]
+        return [name for name, action in self.actions.items() if action not in FORMED]
+
+    @property
+    def stand_ins(self) -> dict[str, NDArray[np.float32]]:
+        """The coefficients of the stand-ins by site name (see `models.stand_in.StandIn`)."""
+        return {
+            site.name: decode_stand_in(site.stand_in)
+            for stage in self.stages
+            for site in stage.sites
+            if site.stand_in is not None
+        }
 
     @property
     def changes(self) -> dict[str, Action]:

@@ -1,17 +1,25 @@
 """Making a plan: which retrievals of an analysed model to skip, by any of the planners.
 
-The planners for a number of retrievals are in `pruning.site_budget`, the planner `cost` for a time
-is in `pruning.time_budget`.
+The planners by divergence are in `pruning.site_budget`, the planner `damage` is in
+`pruning.damage_budget`, and the planner `cost` for a time in `pruning.time_budget`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import PlanError
-from ela_probe.pruning.plan import Constraints, Estimate, FitSummary, Origin, SkipPlan
+from ela_probe.pruning.damage_budget import REMOVING, Choice, cheapest_actions, within_damage
+from ela_probe.pruning.plan import (
+    Constraints,
+    Estimate,
+    FitSummary,
+    Origin,
+    SkipPlan,
+    encode_stand_in,
+)
 from ela_probe.pruning.site_budget import below_threshold, charge_matrices, within_budget
 from ela_probe.pruning.time_budget import Decision, within_time
 from ela_probe.sites import Action, drop_unread
@@ -20,20 +28,24 @@ from ela_probe.system.numbers import finite_or_none
 if TYPE_CHECKING:
     from ela_probe.pruning.cost_model import CostModel
 
-Planner = Literal["budget", "cost", "score", "threshold", "random", "alternate", "deepest"]
+Planner = Literal[
+    "damage", "budget", "cost", "score", "threshold", "random", "alternate", "deepest"
+]
 PLANNERS: tuple[str, ...] = get_args(Planner)
 Measure = Literal["kl", "shape", "js"]
+SkipAction = Literal["skip", "drop", "recur", "affine"]
 
 
 def make_plan(
     analysis: Analysis,
     *,
     skip: float = 0.3,
-    planner: Planner = "budget",
+    planner: Planner | None = None,
     threshold: float | None = None,
+    max_loss: float | None = None,
     costs: "CostModel | None" = None,
     time: float | None = None,
-    action: Literal["skip", "drop", "recur"] = "skip",
+    action: SkipAction | None = None,
     measure: Measure = "kl",
     concentration: float = 4.0,
     constraints: Constraints = Constraints(),
@@ -44,14 +56,19 @@ def make_plan(
     Args:
         skip: the share of all retrievals to skip, rounded to a whole number of retrievals. The
             planners `threshold` and `cost` use it only as the mean of the skip scores' target.
-        planner: `budget` (least total divergence, exact), `cost` (the least charge at which a
+        planner: `damage` (least predicted loss change, exact; the default where damage was
+            measured), `budget` (least total divergence, exact; else the default), `cost` (the least charge at which a
             training step takes `time` of the unpruned step's time, predicted from `costs`; it
             chooses an action for each site), `score` (highest EBQM skip scores), `threshold`
             (greedy: skip each site whose divergence from the last kept site is below `threshold`
             nats), or a baseline: `random`, `alternate`, `deepest`.
+        max_loss: for the planner `damage`, instead of `skip`: as many retrievals as possible for a
+            predicted loss change of at most so many nats.
         costs: the time of each action, as `measure_costs` returns it.
-        action: the action of a skipped site. `skip` becomes `drop` where no later retrieval reads
-            the site's source. The planner `cost` chooses the actions itself.
+        action: the action of a skipped site; by default the cheaper of `skip` and `affine` with
+            the planner `damage`, and `skip` with the others. `skip` becomes `drop` where no later
+            retrieval reads the site's source. `affine` needs an analysis with stand-ins. The
+            planner `cost` chooses the actions itself.
         measure: the divergence that is charged. The planner `cost` has charges of its own.
         concentration: κ of the target distribution of the skip scores.
         seed: of the planner `random`.
@@ -60,35 +77,37 @@ def make_plan(
         PlanError: the share is out of range or more than the guards allow, no plan takes so
             little time, the costs were measured on another model, or an argument is missing.
     """
-    if planner not in PLANNERS:
-        raise PlanError(f"no planner is called {planner!r}; expected one of {', '.join(PLANNERS)}")
-    if not 0 <= skip < 1:
-        raise PlanError(f"cannot skip a share of {skip}; expected at least 0 and less than 1")
-    if (threshold is None) == (planner == "threshold"):
-        raise PlanError("the planner 'threshold' needs a threshold in nats, and no other takes one")
-    if any((given is not None) != (planner == "cost") for given in (costs, time)):
-        raise PlanError(
-            "the planner 'cost' needs costs, measured by `ela-probe costs`, and a time such as 0.8 "
-            "of the unpruned step's; no other planner takes them"
-        )
-    if planner == "cost" and (action, measure) != ("skip", "kl"):
-        raise PlanError(
-            "the planner 'cost' chooses the actions and has charges of its own; leave out action "
-            "and measure, or choose another planner"
-        )
+    if planner is None:
+        planner = "damage" if analysis.has_damage else "budget"
+    _check_arguments(
+        analysis, planner, skip=skip, threshold=threshold, max_loss=max_loss, costs=costs,
+        time=time, action=action, measure=measure,
+    )  # fmt: skip
     target = Target(skip=min(max(skip, 0.01), 0.99), concentration=concentration)
+    count = math.floor(skip * sum(len(part.stage.sites) for part in analysis.stages) + 0.5)
     if costs is not None and time is not None:
         decided = within_time(analysis, costs, time, constraints)
+    elif planner == "damage":
+        choices = cheapest_actions(analysis, REMOVING if action is None else [action])
+        removed = within_damage(
+            choices,
+            budget=count if max_loss is None else None,
+            max_loss=max_loss,
+            constraints=constraints,
+        )
+        decided = [
+            damage_decisions(part, {t: own[t] for t in positions})
+            for part, positions, own in zip(analysis.stages, removed, choices, strict=True)
+        ]
     else:
         charges = [part.divergences[measure] for part in analysis.stages]
         if threshold is not None:
             chosen = [below_threshold(charge, threshold, constraints) for charge in charges]
         else:
-            sites = sum(len(part.stage.sites) for part in analysis.stages)
             matrices = charge_matrices(analysis, planner, charges, target, skip, seed)
-            chosen = within_budget(matrices, math.floor(skip * sites + 0.5), constraints)
+            chosen = within_budget(matrices, count, constraints)
         decided = [
-            skip_decisions(part, skipped, action, measure=measure)
+            skip_decisions(part, skipped, action or "skip", measure=measure)
             for part, skipped in zip(analysis.stages, chosen, strict=True)
         ]
     return as_plan(
@@ -101,7 +120,64 @@ def make_plan(
         seed=seed,
         costs=costs,
         time=time,
+        max_loss=max_loss,
     )
+
+
+def _check_arguments(
+    analysis: Analysis,
+    planner: str,
+    *,
+    skip: float,
+    threshold: float | None,
+    max_loss: float | None,
+    costs: "CostModel | None",
+    time: float | None,
+    action: str | None,
+    measure: str,
+) -> None:
+    """Raise PlanError where the arguments of `make_plan` don't go together."""
+    if planner not in PLANNERS:
+        raise PlanError(f"no planner is called {planner!r}; expected one of {', '.join(PLANNERS)}")
+    if not 0 <= skip < 1:
+        raise PlanError(f"cannot skip a share of {skip}; expected at least 0 and less than 1")
+    if (threshold is None) == (planner == "threshold"):
+        raise PlanError("the planner 'threshold' needs a threshold in nats, and no other takes one")
+    if any((given is not None) != (planner == "cost") for given in (costs, time)):
+        raise PlanError(
+            "the planner 'cost' needs costs, measured by `ela-probe costs`, and a time such as 0.8 "
+            "of the unpruned step's; no other planner takes them"
+        )
+    if planner == "cost" and (action, measure) != (None, "kl"):
+        raise PlanError(
+            "the planner 'cost' chooses the actions and has charges of its own; leave out action "
+            "and measure, or choose another planner"
+        )
+    if max_loss is not None and planner != "damage":
+        raise PlanError(
+            f"got max_loss={max_loss} for the planner {planner!r}; only the planner 'damage' "
+            "predicts a loss"
+        )
+    if planner == "damage" and not analysis.has_damage:
+        raise PlanError(
+            "the planner 'damage' needs an analysis with damage; run `ela-probe analyze` on data "
+            "with labels, without --no-damage, or choose another planner"
+        )
+    if planner == "damage" and (action not in (None, "skip", "affine") or measure != "kl"):
+        raise PlanError(
+            f"got action={action!r} and measure={measure!r} for the planner 'damage'; expected "
+            "the action 'skip', 'affine' or none, and no measure"
+        )
+    if action == "affine" and not any(
+        value is not None
+        for part in analysis.stages
+        if part.damage is not None
+        for value in part.damage.stand_ins
+    ):
+        raise PlanError(
+            "the action 'affine' needs an analysis with stand-ins; run `ela-probe analyze` on data "
+            "with labels, without --no-damage, or choose another action"
+        )
 
 
 def as_plan(
@@ -115,6 +191,7 @@ def as_plan(
     seed: int | None = None,
     costs: "CostModel | None" = None,
     time: float | None = None,
+    max_loss: float | None = None,
 ) -> SkipPlan:
     """The plan of what was decided for every site of every stage, with the figures behind it."""
     stages = [part.stage for part in analysis.stages]
@@ -125,6 +202,15 @@ def as_plan(
         for t, (site, decision) in enumerate(zip(part.stage.sites, decisions, strict=True)):
             actions[site.name] = decision.action
             figures[site.name] = figures_of(part, t, decision.reference, float(scores[t]))
+            figures[site.name] |= damage_of(part, t, decision.action)
+    damages = [figures[name]["damage"] for name, action in actions.items() if action != "keep"]
+    predicted = None
+    if analysis.has_damage and None not in damages:
+        errors = [d.se for d in damages if d.se is not None]
+        predicted = Estimate(
+            mean=math.fsum(d.mean for d in damages),
+            se=math.fsum(errors) if len(errors) == len(damages) else None,
+        )
     source = analysis.provenance
     return SkipPlan.for_actions(
         stages,
@@ -153,6 +239,8 @@ def as_plan(
             predicted_ratio=None if costs is None else costs.predict(actions) / costs.predict({}),
             predicted_seconds=None if costs is None else costs.predict(actions),
             timed_on=None if costs is None else costs.machine.device_name,
+            max_loss=max_loss,
+            predicted_loss=predicted,
         ),
         charge=sum(decision.charge for decisions in decided for decision in decisions),
     )
@@ -161,7 +249,7 @@ def as_plan(
 def skip_decisions(
     part: StageAnalysis,
     skipped: Sequence[int],
-    action: Literal["skip", "drop", "recur"],
+    action: SkipAction,
     *,
     measure: Measure = "kl",
 ) -> list[Decision]:
@@ -172,18 +260,59 @@ def skip_decisions(
         measure: the divergence from the last kept site that each skipped site is charged with.
     """
     charge = part.divergences[measure]
+    return [
+        decision
+        if decision.action == "keep"
+        else decision._replace(charge=float(charge[decision.reference or 0, t]))
+        for t, decision in enumerate(_decisions(part, dict.fromkeys(skipped, action)))
+    ]
+
+
+def damage_decisions(part: StageAnalysis, chosen: Mapping[int, Choice]) -> list[Decision]:
+    """The decisions for a stage of which the planner `damage` removes these positions."""
+    decided = _decisions(part, {t: choice.action for t, choice in chosen.items()})
+    return [
+        decision._replace(charge=chosen[t].damage) if t in chosen else decision
+        for t, decision in enumerate(decided)
+    ]
+
+
+def _decisions(part: StageAnalysis, changes: Mapping[int, Action]) -> list[Decision]:
+    """Decisions without charges; a changed site is compared with the last kept one before it."""
     actions = drop_unread(
-        [action if t in skipped else "keep" for t in range(len(charge))],
+        [changes.get(t, "keep") for t in range(len(part.stage.sites))],
         carried_over=part.stage.carried_over,
     )
-    decided, kept = [Decision("keep", None, 0.0)], 0
-    for t in range(1, len(charge)):
-        if t in skipped:
-            decided.append(Decision(actions[t], kept, float(charge[kept, t])))
-        else:
-            decided.append(Decision("keep", t - 1, 0.0))
+    decided: list[Decision] = []
+    kept: int | None = None
+    for t, action in enumerate(actions):
+        if action == "keep":
+            decided.append(Decision("keep", t - 1 if t else None, 0.0))
             kept = t
+        else:
+            decided.append(Decision(action, kept, 0.0))
     return decided
+
+
+def damage_of(part: StageAnalysis, t: int, action: Action) -> dict[str, Any]:
+    """What a plan records of an action at site t: its damage, and its stand-in.
+
+    Raises:
+        PlanError: `affine` at a site without a stand-in.
+    """
+    estimate = None if part.damage is None else part.damage.of(t, action)
+    damage = (
+        None if estimate is None else Estimate(mean=estimate.mean, se=finite_or_none(estimate.se))
+    )
+    if action != "affine":
+        return {"damage": damage}
+    stand_in = None if part.damage is None else part.damage.stand_ins[t]
+    if stand_in is None:
+        raise PlanError(
+            f"{part.stage.sites[t].name} has no stand-in, so it can't have the action 'affine'; "
+            "choose another planner or action"
+        )
+    return {"damage": damage, "stand_in": encode_stand_in(stand_in)}
 
 
 def figures_of(part: StageAnalysis, t: int, reference: int | None, score: float) -> dict[str, Any]:

@@ -43,7 +43,29 @@ def within_budget(
     Raises:
         PlanError: the guards allow fewer.
     """
-    # best[k]: the least charge of skipping k sites of the stages so far, and which sites.
+    best = combined_optima(charges, constraints, must=must, may=may)
+    if budget not in best:
+        sites = sum(len(charge) for charge in charges)
+        raise PlanError(
+            f"cannot skip {budget} of {sites} retrievals: the first of every stage is kept, and "
+            f"max_run={constraints.max_run}, min_keep={constraints.min_keep} allow "
+            f"{max(best)} at most; ask for a share of {math.floor(100 * max(best) / sites) / 100} "
+            "or less, or loosen the guards"
+        )
+    return best[budget][1]
+
+
+def combined_optima(
+    charges: Sequence[Floats],
+    constraints: Constraints = Constraints(),
+    *,
+    must: Sequence[Positions] | None = None,
+    may: Sequence[Positions] | None = None,
+) -> dict[int, tuple[float, list[tuple[int, ...]]]]:
+    """For every feasible number of skipped sites: the least charge, and per stage those sites.
+
+    The arguments are those of `within_budget`.
+    """
     best: dict[int, tuple[float, list[tuple[int, ...]]]] = {0: (0.0, [])}
     for s, charge in enumerate(charges):
         optima = stage_optima(
@@ -60,15 +82,7 @@ def within_budget(
             if k + m not in combined or total < combined[k + m][0]:
                 combined[k + m] = (total, [*sets, skipped])
         best = combined
-    if budget not in best:
-        sites = sum(len(charge) for charge in charges)
-        raise PlanError(
-            f"cannot skip {budget} of {sites} retrievals: the first of every stage is kept, and "
-            f"max_run={constraints.max_run}, min_keep={constraints.min_keep} allow "
-            f"{max(best)} at most; ask for a share of {math.floor(100 * max(best) / sites) / 100} "
-            "or less, or loosen the guards"
-        )
-    return best[budget][1]
+    return best
 
 
 def stage_optima(
