@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ela_probe.pruning.cost_model import CostModel
     from ela_probe.pruning.plan import SkipPlan
 
-PlannerName = Literal["budget", "cost", "score", "threshold", "random", "alternate", "deepest"]
+PlannerName = Literal[
+    "damage", "budget", "cost", "score", "threshold", "random", "alternate", "deepest"
+]
 
 
 def command(
@@ -37,13 +39,23 @@ def command(
         ),
     ] = 0.3,
     planner: Annotated[
-        PlannerName,
+        PlannerName | None,
         typer.Option(
-            help="budget: the least total divergence, exactly. cost: keep, recur, skip or drop at "
-            "the least charge within --time, by --costs. score: the highest EBQM skip scores. "
-            "threshold: all sites below --threshold. random, alternate, deepest: baselines."
+            help="damage: the least predicted loss change, exactly (default where `analyze` "
+            "measured damage). budget: the least total divergence (else the default). "
+            "cost: keep, recur, skip or drop at the least charge within --time, by --costs. "
+            "score: the highest EBQM skip scores. threshold: all sites below --threshold. random, alternate, deepest: baselines.",
+            show_default=False,
         ),
-    ] = "budget",
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="For --planner damage, instead of --skip: as many retrievals as possible for a "
+            "predicted loss change of at most so many nats.",
+            show_default=False,
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Divergence in nats, for --planner threshold.", show_default=False),
@@ -66,12 +78,15 @@ def command(
         ),
     ] = None,
     action: Annotated[
-        Literal["skip", "drop", "recur"],
+        Literal["skip", "drop", "recur", "affine"] | None,
         typer.Option(
             help="skip: the layer stays a source of later ones. drop: it does not. recur: it "
-            "continues the last retrieval formed (MRLA-B, AttnRes). --planner cost chooses by site."
+            "continues the last retrieval formed (MRLA-B, AttnRes). affine: a scale and a shift "
+            "per channel stand in for it. --planner damage (skip or affine) and --planner cost "
+            "choose by site.",
+            show_default=False,
         ),
-    ] = "skip",
+    ] = None,
     measure: Annotated[
         Literal["kl", "shape", "js"], typer.Option(help="The divergence to charge.")
     ] = "kl",
@@ -89,10 +104,12 @@ def command(
 ) -> None:
     """Decide which retrievals to skip, from an analysis.
 
-    The first retrieval of a stage is always kept. A skipped site costs its divergence from the
-    last site kept before it.
+    By damage (the default where it was measured) a plan has the least predicted loss change; by
+    divergence (--planner budget) a skipped site costs its divergence from the last site kept
+    before it. The first retrieval of a stage is kept, unless a stand-in takes its place.
 
         ela-probe plan runs/digits/best-analysis --skip 0.3
+        ela-probe plan DIR --max-loss 0.02
         ela-probe plan DIR --planner threshold --threshold 0.05 -o plan.json
         ela-probe plan DIR --planner cost --costs costs.json --time 0.8
     """
@@ -113,6 +130,7 @@ def command(
             skip=skip,
             planner=planner,
             threshold=threshold,
+            max_loss=max_loss,
             costs=None if costs is None else load_costs(costs),
             time=time,
             action=action,
@@ -148,11 +166,13 @@ def describe(made: "SkipPlan") -> None:
 
     from ela_probe.system.numbers import readable
 
-    colours = {"skip": "yellow", "drop": "red", "recur": "cyan"}
+    colours = {"skip": "yellow", "drop": "red", "recur": "cyan", "affine": "green"}
+    by_damage = made.origin.planner == "damage"
     rows = [
         [
             site.name,
             Text(site.action, style=colours.get(site.action, "")),
+            *([None if site.damage is None else site.damage.mean] if by_damage else []),
             site.reference or "–",
             None if site.kl is None else site.kl.mean,
             site.score,
@@ -173,5 +193,10 @@ def describe(made: "SkipPlan") -> None:
             f"model's time, {readable(milliseconds, digits=4)} ms on "
             f"{made.origin.timed_on}"
         )
-    columns = ("site", "action", "compared with", ">kl", ">score")
+    if made.origin.predicted_loss is not None and made.changes:
+        loss = made.origin.predicted_loss
+        error = "" if loss.se is None else f" ± {readable(loss.se, digits=1)}"
+        title += f"\npredicted: the loss changes by {readable(loss.mean)}{error} nats"
+    damage = (">damage",) if by_damage else ()
+    columns = ("site", "action", *damage, "compared with", ">kl", ">score")
     console.print_table(title, columns, rows)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.result import Analysis, Provenance
+from ela_probe.analysis.stand_ins import FIT_SAMPLES
 from ela_probe.checkpoint import Checkpoint, save_checkpoint
 from ela_probe.data.batches import Share
 from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
@@ -140,6 +141,7 @@ def analyze_checkpoint(
     sites: DeclaredAdapter | None = None,
     split: Split = "train",
     limit: int | None = None,
+    damage: bool = True,
     batch_size: int = 256,
     num_workers: int | None = None,
     every: int = 1,
@@ -159,6 +161,8 @@ def analyze_checkpoint(
         sites: where to read, instead of what `discover` finds.
         split: the training samples by default, so that the test split plays no part in planning.
         limit: at most this many samples.
+        damage: whether to measure what each action at each site would add to the loss, which needs
+            labels; it takes about twice the time.
         every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`).
     """
     Sampling(every, max_batches, max_tokens)  # refuses bad values before data are read
@@ -182,10 +186,20 @@ def analyze_checkpoint(
     where = processes.launch(resolve_device(device))
     share = Share(rank(), process_count(), batches_per_turn=every)
     loader: Iterable[Any]
+    fit_batches: Iterable[Any] | None = None
     labelled = data is not None or (inputs is not None and inputs.labelled)
     if data is not None:
         loader = data.loader(
             split, batch_size=batch_size, limit=limit, num_workers=num_workers, share=share
+        )
+        # The same batches however many processes there are, up to 8.
+        fitted = min(FIT_SAMPLES, len(everything.dataset))  # type: ignore[arg-type]
+        fit_batches = data.loader(
+            split,
+            batch_size=max(1, fitted // max(8, share.count)),
+            limit=fitted,
+            num_workers=0,
+            share=Share(rank(), process_count(), batches_per_turn=1),
         )
     else:
         assert inputs is not None
@@ -213,6 +227,8 @@ def analyze_checkpoint(
             discovery=found,
             device=where,
             provenance=provenance,
+            damage=damage,
+            fit_batches=fit_batches,
             every=every,
             max_batches=None if max_batches is None else share.turns(max_batches),
             max_tokens=max_tokens,

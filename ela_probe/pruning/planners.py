@@ -57,9 +57,9 @@ def make_plan(
         skip: the share of all retrievals to skip, rounded to a whole number of retrievals. The
             planners `threshold` and `cost` use it only as the mean of the skip scores' target.
         planner: `damage` (least predicted loss change, exact; the default where damage was
-            measured), `budget` (least total divergence, exact; else the default), `cost` (the least charge at which a
-            training step takes `time` of the unpruned step's time, predicted from `costs`; it
-            chooses an action for each site), `score` (highest EBQM skip scores), `threshold`
+            measured), `budget` (least total divergence, exact; else the default), `cost` (the least
+            charge at which a training step takes `time` of the unpruned step's time, predicted from
+            `costs`; it chooses an action for each site), `score` (highest EBQM skip scores), `threshold`
             (greedy: skip each site whose divergence from the last kept site is below `threshold`
             nats), or a baseline: `random`, `alternate`, `deepest`.
         max_loss: for the planner `damage`, instead of `skip`: as many retrievals as possible for a

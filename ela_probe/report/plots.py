@@ -43,7 +43,13 @@ from ela_probe.system.storage import output_directory, replacing
 
 # Of seaborn's "colorblind" palette, for hues that also differ in lightness.
 SHAPE, MASS, FIT = "#0173b2", "#de8f05", "#cc3311"
-ACTIONS = {"keep": "#0173b2", "recur": "#029e73", "skip": "#f0c05a", "drop": "#cccccc"}
+ACTIONS = {
+    "keep": "#0173b2",
+    "recur": "#029e73",
+    "affine": "#de8f05",
+    "skip": "#f0c05a",
+    "drop": "#cccccc",
+}
 WORDS = {
     "kl": "KL between retrievals",
     "shape": "shape part of the KL",

@@ -72,7 +72,11 @@ def with_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     (tensor([-1.]), tensor([1.]))
     """
     first = next(leaves_of(value), None)
-    return rebuilt(value, lambda item: change(item) if item is first else item)
+
+    def changed(item: Any) -> Any:
+        return change(item) if item is first and isinstance(item, Tensor) else item
+
+    return rebuilt(value, changed)
 
 
 def as_tensors(inputs: Any) -> Any:
