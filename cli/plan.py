@@ -44,7 +44,8 @@ def command(
             help="damage: the least predicted loss change, exactly (default where `analyze` "
             "measured damage). budget: the least total divergence (else the default). "
             "cost: keep, recur, skip or drop at the least charge within --time, by --costs. "
-            "score: the highest EBQM skip scores. threshold: all sites below --threshold. random, alternate, deepest: baselines.",
+            "score: the highest EBQM skip scores. threshold: all sites below --threshold. "
+            "random, alternate, deepest: baselines.",
             show_default=False,
         ),
     ] = None,

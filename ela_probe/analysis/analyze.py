@@ -138,7 +138,7 @@ def no_damage_reason(discovery: Discovery, reader: DamageProbe | None) -> str:
             f"damage was not measured: the adapter {discovery.adapter.name} does not say what a "
             "site hands on without its retrieval"
         )
-    return "damage was not measured: it needs labels, and a model that returns logits"
+    return f"damage was not measured: {reader.missing}"
 
 
 def sampling_of(probe: AttentionProbe) -> dict[str, int]:

@@ -8,7 +8,6 @@ from torchmetrics import Metric
 
 from ela_probe.analysis.damage import MEASURED, SUMS
 from ela_probe.analysis.exact_sums import carry, exact_sum, value_of
-from ela_probe.errors import ProbeError
 
 # Exact sums hold totals up to 2^39; no loss change of a sample comes near this share of it.
 LIMIT = 2.0**30
@@ -61,19 +60,10 @@ class DamageMetric(Metric):
         carry(self.norms)
 
     def compute(self) -> dict[str, Tensor]:
-        """samples, sums [sites, actions, 4] and norms [sites], the mean over samples.
-
-        Raises:
-            ProbeError: a gradient was NaN or infinite.
-        """
-        if bool(self.broken.any()):
-            site = self.sites[int(self.broken.ne(0).nonzero()[0, 0])]
-            raise ProbeError(
-                f"{site}: the gradient of the loss with respect to its output is NaN or infinite; "
-                "the model's parameters or inputs are broken; leave the damage out (--no-damage)"
-            )
+        """samples, sums [sites, actions, 4], norms [sites] (means over samples), broken [sites]."""
         return {
             "samples": self.samples.clone(),
             "sums": value_of(self.sums),
             "norms": value_of(self.norms) / self.samples,
+            "broken": self.broken.clone(),
         }

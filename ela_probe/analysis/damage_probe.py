@@ -19,6 +19,7 @@ from ela_probe.errors import ProbeError
 from ela_probe.forward import unwrap
 from ela_probe.models.stand_in import affine
 from ela_probe.sites import Stage
+from ela_probe.system.processes import all_gather
 
 
 def handovers_of(model: nn.Module, discovery: Discovery) -> dict[str, Handover]:
@@ -52,6 +53,10 @@ class DamageProbe:
         stand_ins: by site name the coefficients that `fit_stand_ins` returned; without them
             `affine` is not measured.
         sampling: which passes `wants` names.
+
+    Attributes:
+        metric: the sums so far.
+        missing: after `compute` returned nothing, why.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class DamageProbe:
         self._found: dict[str, tuple[Tensor, Tensor]] = {}  # of the current pass: c and norms
         self._learned: list[nn.Parameter] = []
         self._sampling, self._asked = sampling, 0
+        self.missing = "it needs labels, and a model that returns logits"
 
     def __enter__(self) -> "DamageProbe":
         self._learned = [p for p in self._model.parameters() if p.requires_grad]
@@ -113,12 +119,16 @@ class DamageProbe:
     def compute(self, stages: Sequence[Stage]) -> dict[str, StageDamage]:
         """By stage name the damage at its sites; a stage without any handover is left out.
 
-        Raises:
-            ProbeError: a gradient was NaN or infinite.
+        Empty where nothing was added, or where a gradient was NaN or infinite; `missing` says why.
         """
-        if not int(self.metric.samples):
+        if not sum(all_gather(int(self.metric.samples))):
             return {}
         computed = {name: value.cpu().numpy() for name, value in self.metric.compute().items()}
+        broken = computed["broken"].reshape(len(self._handovers)) > 0
+        if broken.any():
+            site = list(self._handovers)[int(broken.argmax())]
+            self.missing = f"the gradient of the loss at {site} is NaN or infinite"
+            return {}
         order = {site: place for place, site in enumerate(self._handovers)}
         sums = computed["sums"].reshape(len(order), len(MEASURED), -1)
         norms = computed["norms"].reshape(len(order))

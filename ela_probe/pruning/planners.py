@@ -59,9 +59,9 @@ def make_plan(
         planner: `damage` (least predicted loss change, exact; the default where damage was
             measured), `budget` (least total divergence, exact; else the default), `cost` (the least
             charge at which a training step takes `time` of the unpruned step's time, predicted from
-            `costs`; it chooses an action for each site), `score` (highest EBQM skip scores), `threshold`
-            (greedy: skip each site whose divergence from the last kept site is below `threshold`
-            nats), or a baseline: `random`, `alternate`, `deepest`.
+            `costs`; it chooses an action for each site), `score` (highest EBQM skip scores),
+            `threshold` (greedy: skip each site whose divergence from the last kept site is below
+            `threshold` nats), or a baseline: `random`, `alternate`, `deepest`.
         max_loss: for the planner `damage`, instead of `skip`: as many retrievals as possible for a
             predicted loss change of at most so many nats.
         costs: the time of each action, as `measure_costs` returns it.
