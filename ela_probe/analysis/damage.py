@@ -11,7 +11,7 @@ change of the sample's loss, and
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from ela_probe.sites import Action
 from ela_probe.system.arrays import Floats
 
 MEASURED: tuple[Action, ...] = ("skip", "affine", "recur")
+# Under these the retrieval is not formed.
+REMOVING: tuple[Action, ...] = ("skip", "affine")
 SUMS = ("c", "c²", "c + ½c²", "(c + ½c²)²")  # over samples
 
 
@@ -86,6 +88,14 @@ class StageDamage:
         return DamageEstimate(
             mean, _error(mean, dd / n, n), first, _error(first, cc / n, n), cc / (2 * n)
         )
+
+    def cheapest(self, t: int, allowed: Collection[Action]) -> tuple[Action, DamageEstimate] | None:
+        """The allowed action of least damage at site t; None where none was measured.
+
+        The first site of a stage can't be skipped; a stand-in can take its place.
+        """
+        found = [(a, e) for a in allowed if (t or a == "affine") and (e := self.of(t, a))]
+        return min(found, key=lambda pair: pair[1].mean, default=None)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """As arrays by name, for a file."""

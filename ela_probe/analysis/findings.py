@@ -10,7 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from ela_probe.analysis.damage import REMOVING, DamageEstimate, total
 from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.sites import Action
 from ela_probe.system.messages import quoted
 from ela_probe.system.numbers import readable
 
@@ -28,7 +30,10 @@ POOR_FIT = 0.1
 # How many sites a sentence names.
 NAMED = 6
 
-Kind = Literal["summary", "repeats", "extends", "distinct", "undecided", "fit", "caution"]
+# A plan that adds this much to the loss, in nats, is the largest that is recommended.
+SMALL_LOSS = 0.02
+
+Kind = Literal["damage", "summary", "repeats", "extends", "distinct", "undecided", "fit", "caution"]
 Verdict = Literal["first", "repeats", "extends", "distinct", "undecided"]
 
 
@@ -46,8 +51,9 @@ class Finding:
 
 
 def findings(analysis: Analysis) -> list[Finding]:
-    """The summary; then for every stage its verdicts, their limits, and its Beta fit."""
-    result = [_summary(analysis)]
+    """What skipping costs; how alike retrievals are; then of every stage the verdicts and fit."""
+    result = [_about_damage(analysis)] if analysis.has_damage else []
+    result.append(_summary(analysis))
     samples = min((part.samples for part in analysis.stages), default=0)
     if 0 < samples < FEW_SAMPLES:
         result.append(
@@ -63,17 +69,43 @@ def findings(analysis: Analysis) -> list[Finding]:
 
 
 def recommended_share(analysis: Analysis) -> float | None:
-    """The share of all retrievals to skip first; None if the divergences recommend none.
+    """The share of all retrievals to skip first; None if none is recommended.
 
-    It is the share that nearly repeat the one before, with as few digits as give that number of
-    retrievals back: `make_plan` rounds a share to a whole number of them.
+    By damage it is the largest share whose predicted loss change is at most SMALL_LOSS; where
+    damage was not measured, the share that nearly repeat the one before. It has as few digits as
+    give that number of retrievals back: `make_plan` rounds a share to a whole number of them.
     """
     found = [verdict for part in analysis.stages for verdict in verdicts(part)]
-    near = found.count("repeats")
-    if not near:
+    first = len(cheap_sites(analysis)) if analysis.has_damage else found.count("repeats")
+    if not first:
         return None
-    rounded = (round(near / len(found), digits) for digits in range(1, 17))
-    return next(share for share in rounded if math.floor(share * len(found) + 0.5) == near)
+    rounded = (round(first / len(found), digits) for digits in range(1, 17))
+    return next(share for share in rounded if math.floor(share * len(found) + 0.5) == first)
+
+
+def cheap_sites(analysis: Analysis) -> dict[str, tuple[Action, DamageEstimate]]:
+    """The most sites whose removal adds at most SMALL_LOSS together, with action and damage.
+
+    At least one site of each stage is kept.
+    """
+    known = sorted(
+        (
+            (found, s, site.name)
+            for s, part in enumerate(analysis.stages)
+            for t, site in enumerate(part.stage.sites)
+            if part.damage is not None and (found := part.damage.cheapest(t, REMOVING))
+        ),
+        key=lambda entry: entry[0][1].mean,
+    )
+    left = [len(part.stage.sites) for part in analysis.stages]
+    chosen: dict[str, tuple[Action, DamageEstimate]] = {}
+    loss = 0.0
+    for found, s, name in known:
+        if left[s] > 1 and loss + found[1].mean <= SMALL_LOSS:
+            chosen[name] = found
+            loss += found[1].mean
+            left[s] -= 1
+    return chosen
 
 
 def next_command(analysis: Analysis, folder: str | Path) -> str | None:
@@ -136,6 +168,42 @@ def _below(mean: float, error: float) -> bool | None:
     return bool(mean < NEAR)
 
 
+def _about_damage(analysis: Analysis) -> Finding:
+    """What the recommended share costs, or the cheapest retrieval where none is recommended."""
+    chosen = cheap_sites(analysis)
+    count = sum(len(part.stage.sites) for part in analysis.stages)
+    loss = analysis.provenance.loss
+    now = "" if loss is None else f" (the loss is {readable(loss)})"
+    if chosen:
+        mean, error = total([estimate for _, estimate in chosen.values()])
+        stand_ins = sum(action == "affine" for action, _ in chosen.values())
+        how = f", {stand_ins} of them with a stand-in" if stand_ins else ""
+        return Finding(
+            "damage",
+            f"Skipping {len(chosen)} of {count} retrievals{how} costs about {readable(mean)} ± "
+            f"{readable(error, digits=1)} nats, as predicted site by site{now}: "
+            f"{_listed(chosen)}. A first share to try is {recommended_share(analysis):g} of all "
+            "retrievals.",
+            sites=tuple(chosen),
+        )
+    known = [
+        (found[1], site.name)
+        for part in analysis.stages
+        for t, site in enumerate(part.stage.sites)
+        if part.damage is not None and (found := part.damage.cheapest(t, REMOVING))
+    ]
+    if not known:
+        return Finding("damage", "No retrieval has an action whose damage was measured.")
+    estimate, name = min(known)
+    return Finding(
+        "damage",
+        f"Skipping any of the {count} retrievals costs more than {SMALL_LOSS} nats, as predicted"
+        f"{now}; the cheapest is {name}, {readable(estimate.mean)} ± "
+        f"{readable(estimate.se, digits=1)} nats.",
+        sites=(name,),
+    )
+
+
 def _summary(analysis: Analysis) -> Finding:
     all_verdicts = [
         (site.name, verdict)
@@ -156,11 +224,16 @@ def _summary(analysis: Analysis) -> Finding:
     if undecided:
         notes.append(f"{undecided} {'is' if undecided == 1 else 'are'} too uncertain to tell")
     tail = f" ({'; '.join(notes)})" if notes else ""
-    if (share := recommended_share(analysis)) is not None:
-        verb = "repeats" if len(near) == 1 else "repeat"
+    verb = "repeats" if len(near) == 1 else "repeat"
+    if analysis.has_damage:
+        text = (
+            f"{len(near) or 'None'} of {where} nearly {verb} the one before{tail}. That says what "
+            "is retrieved; the damage says what it is worth."
+        )
+    elif (share := recommended_share(analysis)) is not None:
         text = (
             f"{len(near)} of {where} nearly {verb} the one before{tail}. A first share to try is "
-            f"{share:g} of all retrievals."
+            f"{share:g} of all retrievals; what skipping them costs was not measured."
         )
     elif undecided:
         text = f"{where}: no redundancy is certain{tail}; analyse more samples before you plan."

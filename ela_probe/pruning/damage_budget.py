@@ -17,8 +17,6 @@ from ela_probe.pruning.site_budget import Positions, combined_optima
 from ela_probe.sites import Action
 from ela_probe.system.arrays import Floats
 
-REMOVING: tuple[Action, ...] = ("skip", "affine")
-
 
 class Choice(NamedTuple):
     """The cheapest action at a site, and its damage in nats; inf where no action is known."""
@@ -33,12 +31,10 @@ def cheapest_actions(analysis: Analysis, allowed: Collection[Action]) -> list[li
     for part in analysis.stages:
         choices = []
         for t in range(len(part.stage.sites)):
-            found = [Choice("skip", math.inf)]
-            for action in allowed:
-                estimate = None if part.damage is None else part.damage.of(t, action)
-                if estimate is not None and (t or action == "affine"):
-                    found.append(Choice(action, estimate.mean))
-            choices.append(min(found, key=lambda choice: choice.damage))
+            found = None if part.damage is None else part.damage.cheapest(t, allowed)
+            choices.append(
+                Choice("skip", math.inf) if found is None else Choice(found[0], found[1].mean)
+            )
         result.append(choices)
     return result
 

@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ela_probe.analysis.damage import REMOVING
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import PlanError
-from ela_probe.pruning.damage_budget import REMOVING, Choice, cheapest_actions, within_damage
+from ela_probe.pruning.damage_budget import Choice, cheapest_actions, within_damage
 from ela_probe.pruning.plan import (
     Constraints,
     Estimate,
