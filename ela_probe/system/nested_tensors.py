@@ -66,17 +66,22 @@ def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def with_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested containers with their first tensor changed; lists become tuples.
+    """The same nested tuples with their first tensor changed, and all else as it was.
+
+    A list on the way to it becomes a tuple; a value without a tensor is returned as it is.
 
     >>> with_first_tensor((torch.ones(1), torch.ones(1)), torch.neg)
     (tensor([-1.]), tensor([1.]))
     """
-    first = next(leaves_of(value), None)
-
-    def changed(item: Any) -> Any:
-        return change(item) if item is first and isinstance(item, Tensor) else item
-
-    return rebuilt(value, changed)
+    if isinstance(value, Tensor):
+        return change(value)
+    if not isinstance(value, tuple | list):
+        return value
+    place = next((i for i, item in enumerate(value) if next(leaves_of(item), None) is not None), -1)
+    if place < 0:
+        return value
+    changed = (*value[:place], with_first_tensor(value[place], change), *value[place + 1 :])
+    return type(value)(*changed) if is_named_tuple(value) else changed
 
 
 def as_tensors(inputs: Any) -> Any:
