@@ -3,6 +3,7 @@
 import typer
 
 from . import (
+    ablate,
     analyze,
     compare,
     costs,
@@ -60,7 +61,8 @@ def root(
 
 app.callback(help=fence_examples(root.__doc__ or ""))(root)
 VERBS = (
-    demo, train, discover, analyze, costs, plan, prune, finetune, compare, report, models, recipes
+    demo, train, discover, analyze, costs, plan, prune, finetune, compare, ablate, report, models,
+    recipes,
 )  # fmt: skip
 for module in VERBS:
     app.command(module.__name__.rpartition(".")[2])(expand_groups(module.command))

@@ -50,12 +50,27 @@ class Change(Strict):
         return math.sqrt(max(0.0, self.square / samples - mean**2) / (samples - 1))
 
 
+class PlanResult(Strict):
+    """A whole plan, measured: its loss in nats and its accuracy, and both after fine-tuning."""
+
+    name: str
+    planner: str
+    action: str
+    seed: int | None = None
+    skipped: int
+    predicted: Finite | None = None
+    loss: Finite
+    accuracy: Finite
+    tuned_loss: Finite | None = None
+    tuned_accuracy: Finite | None = None
+
+
 class Ablation(Strict):
     """The measured changes of a model's sites; saved after every batch, so that it can go on.
 
     checkpoint_sha256, data, split, limit, batch_size: what defines the run.
     batches, samples: done so far. loss, accuracy: sums over samples of the unchanged model.
-    complete: whether all batches are done.
+    complete: whether all batches are done. plans: those measured so far.
     """
 
     schema_version: int = 1
@@ -70,6 +85,7 @@ class Ablation(Strict):
     accuracy: Finite = 0.0
     complete: bool = False
     changes: tuple[Change, ...] = Field(())
+    plans: tuple[PlanResult, ...] = Field(())
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON. Raises OutputError."""

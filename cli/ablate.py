@@ -1,0 +1,191 @@
+"""`ela-probe ablate`."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console, inputs
+from .options import (
+    BatchSize,
+    CheckpointArgument,
+    DataOptions,
+    Device,
+    Json,
+    Limit,
+    ModelOptions,
+    Seed,
+    SplitName,
+)
+from .outputs import check_output_folder, writing_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ela_probe.pruning.ablation import Ablation
+
+RESULTS = ("ablation.json", "sites.csv", "plans.csv")
+
+
+def command(
+    *,
+    checkpoint: CheckpointArgument,
+    analysis: Annotated[
+        Path,
+        typer.Option(
+            help="The checkpoint's analysis, a folder that `analyze` wrote.",
+            callback=inputs.ANALYSIS_FOLDER.check,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder. Default: CHECKPOINT-ablation, beside it."),
+    ] = None,
+    data: DataOptions,
+    split: Annotated[SplitName, typer.Option(help="Samples to measure on.")] = "test",
+    limit: Limit = None,
+    batch_size: BatchSize = 256,
+    skip: Annotated[
+        float | None,
+        typer.Option(
+            help="Also measure whole plans that skip this share, by every planner.",
+            callback=inputs.share_of("--skip"),
+            show_default=False,
+        ),
+    ] = None,
+    random: Annotated[int, typer.Option(min=0, help="Random plans of each action.")] = 10,
+    tune_epochs: Annotated[
+        int, typer.Option(min=0, help="Fine-tune every plan for so many epochs, and measure again.")
+    ] = 0,
+    model: ModelOptions,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue after an interruption.")
+    ] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Measure what each action at each site really does to the loss: the truth behind estimates.
+
+    Every site is changed alone, and the loss measured on held-out samples; with --skip also whole
+    plans by every planner. Writes ablation.json, sites.csv and plans.csv, and prints how well each
+    measure of the analysis ranks the sites (Spearman's correlation) and how well the predicted
+    damage fits in size.
+
+        ela-probe ablate best.pt --analysis best-analysis --limit 2000
+        ela-probe ablate best.pt --analysis best-analysis --skip 0.5 --random 20 --tune-epochs 1
+    """
+    folder = output or checkpoint.parent / f"{checkpoint.stem}-ablation"
+    given_files = [checkpoint, inputs.path_of_data(data.data), *inputs.files_of(analysis)]
+    check_output_folder(folder, RESULTS, given_files)
+
+    from ela_probe.analysis.result import Analysis
+    from ela_probe.pipeline import ablate_checkpoint
+    from ela_probe.pruning.correlations import calibrations, correlations, site_table
+    from ela_probe.system.storage import output_directory, write_text
+    from ela_probe.training.config import TrainConfig
+
+    known = Analysis.load(analysis)
+    loaded = model.read(checkpoint)
+    samples = data.open(loaded)
+    tuning = None
+    if tune_epochs:
+        tuning = TrainConfig.for_finetuning(samples.spec.task, epochs=tune_epochs, seed=seed)
+    output_directory(folder)
+    with nullcontext() if resume else writing_folder(folder, RESULTS):
+        result = ablate_checkpoint(
+            loaded,
+            known,
+            output=folder,
+            data=samples,
+            split=split,
+            limit=limit,
+            batch_size=batch_size,
+            skip=skip,
+            random=random,
+            tuning=tuning,
+            device=device,
+            resume=resume,
+        )
+        table = site_table(known, result)
+        write_text(folder / "sites.csv", table.to_csv(index=False))
+        write_text(folder / "plans.csv", plan_table(result).to_csv(index=False))
+    found, lines = correlations(table, seed=seed), calibrations(table)
+    if json:
+        console.print_json(
+            {
+                "directory": folder,
+                "samples": result.samples,
+                "loss": result.loss / result.samples,
+                "accuracy": result.accuracy / result.samples,
+                "sites": table.to_dict("records"),
+                "correlations": [entry._asdict() for entry in found],
+                "calibrations": [entry._asdict() for entry in lines],
+                "plans": [plan.model_dump() for plan in result.plans],
+            }
+        )
+        return
+    describe(table, result)
+    console.print_table(
+        "Spearman's correlation with the measured loss change (95 % interval over sites)",
+        ("measure", "action", ">sites", ">correlation", ">from", ">to"),
+        [[c.measure, c.action, c.sites, *(f"{v:.2f}" for v in c[3:])] for c in found],
+    )
+    for line in lines:
+        console.print_paragraph(
+            f"• {line.action}: measured = {line.slope:.2f} x predicted + {line.intercept:.3f} nats "
+            f"(R² {line.r_squared:.2f}, {line.sites} sites)."
+        )
+    console.print_line(f"written to {folder}")
+
+
+def plan_table(result: "Ablation") -> "pd.DataFrame":
+    """One row for each plan."""
+    import pandas as pd
+
+    from ela_probe.pruning.ablation import PlanResult
+
+    rows = [plan.model_dump() for plan in result.plans]
+    return pd.DataFrame(rows, columns=list(PlanResult.model_fields))
+
+
+def describe(table: "pd.DataFrame", result: "Ablation") -> None:
+    """Print the measured changes of the sites, and the plans."""
+    from ela_probe.system.numbers import readable
+
+    console.print_table(
+        f"{result.samples:,} samples of {result.data} ({result.split}), loss "
+        f"{readable(result.loss / result.samples)}, accuracy "
+        f"{result.accuracy / result.samples:.2%}\n"
+        "change of the loss in nats when a site is changed alone: measured and predicted",
+        ("site", "action", ">measured", ">± se", ">predicted", ">accuracy"),
+        [
+            [
+                row["site"],
+                row["action"],
+                readable(row["loss_change"]),
+                readable(row["loss_change_se"], digits=1),
+                readable(row["damage"]),
+                f"{row['accuracy_change']:+.2%}",
+            ]
+            for row in table.to_dict("records")
+        ],
+    )
+    if not result.plans:
+        return
+    tuned = any(plan.tuned_loss is not None for plan in result.plans)
+    console.print_table(
+        "whole plans",
+        ("plan", ">skipped", ">loss", ">accuracy", *((">tuned", ">accuracy") if tuned else ())),
+        [
+            [
+                plan.name,
+                plan.skipped,
+                readable(plan.loss),
+                f"{plan.accuracy:.2%}",
+                *([readable(plan.tuned_loss), f"{plan.tuned_accuracy or 0:.2%}"] if tuned else []),
+            ]
+            for plan in result.plans
+        ],
+    )
