@@ -1,8 +1,7 @@
 """Damage and stand-ins: what actions would hand on, what that does to the loss, and the fit."""
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ela_probe import Analysis, SkipPlan, analyze, create_model, discover, prune
+from ela_probe import Analysis, analyze, discover, prune
 from ela_probe.adapters.handover import Alternatives, input_and_output
 from ela_probe.analysis.damage import MEASURED
 from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
@@ -18,61 +17,10 @@ from ela_probe.analysis.exact_sums import carry
 from ela_probe.analysis.handover_hooks import HandoverHooks
 from ela_probe.analysis.stand_ins import NormalEquations, fit_stand_ins
 from ela_probe.models.stand_in import affine
-from ela_probe.pruning.plan import encode_stand_in
-from ela_probe.sites import Action, Stage
-from tests.support.deit import SIDE, WIDTH, DeiT
+from ela_probe.sites import Stage
+from tests.support.damage_networks import NETWORKS, batch, network, only
 from tests.support.identities import assert_same
-from tests.support.lookalikes import GateNetwork, SoftNetwork
-from tests.support.lookalikes_stateful import NormNetwork, RefreshingNetwork
-from tests.support.networks import hooks, settled
-
-
-def attnres(block_size: int = 1) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = create_model("attnres3", dim=32, vocab_size=13, block_size=block_size)
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    **{n: partial(settled, f"{n}_resnet20") for n in ("mrla_b", "mrla_l", "dla_b", "dla_l", "dia")},
-    "attnres": attnres,
-    "attnres in blocks": partial(attnres, 2),
-    "published mrla_b": SoftNetwork,
-    "published mrla_l": GateNetwork,
-    "published dla_b": RefreshingNetwork,
-    "kcla": NormNetwork,
-    "deit, MRLA-B": partial(DeiT, base=True),
-    "deit, MRLA-L": partial(DeiT, base=False),
-}
-
-
-def network(name: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return NETWORKS[name]().double().eval()
-
-
-def batch(name: str, samples: int = 5) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    if name.startswith("attnres"):
-        tokens = torch.randint(0, 13, (samples, 9), generator=generator)
-        return tokens[:, :-1], tokens[:, 1:]
-    shape = (SIDE * SIDE, WIDTH) if name.startswith("deit") else (3, 16, 16)
-    images = torch.randn(samples, *shape, generator=generator)
-    return images.double(), torch.randint(0, 3, (samples,), generator=generator)
-
-
-def only(model: nn.Module, site: str, action: Action, stand_in: Tensor | None) -> SkipPlan:
-    """A plan with one action at one site."""
-    figures = (
-        {}
-        if action != "affine" or stand_in is None
-        else {site: {"stand_in": encode_stand_in(stand_in.numpy())}}
-    )
-    return SkipPlan.for_actions(discover(model).stages, {site: action}, figures=figures)
+from tests.support.networks import hooks
 
 
 @pytest.mark.parametrize("name", NETWORKS)
