@@ -17,8 +17,11 @@ from ela_probe.analysis.findings import findings, recommended_share
 from ela_probe.checkpoint import save_checkpoint
 from ela_probe.errors import PlanError
 from ela_probe.models.stand_in import StandIn
+from ela_probe.pruning.cost_model import StageCosts
 from ela_probe.pruning.damage_budget import Choice, within_damage
 from ela_probe.pruning.plan import Constraints, decode_stand_in, encode_stand_in
+from ela_probe.sites import Stage
+from tests.support.costs import costs_of, priced, seconds
 from tests.support.networks import settled
 from tests.support.planning import allowed, analysis_of, guards
 
@@ -174,6 +177,68 @@ def test_findings_speak_of_damage_first() -> None:
     costly = with_damage(analysis_of([4, 4]), {"skip": np.add(prices, 0.1).tolist()})
     assert "Skipping any of the 8 retrievals costs more than 0.02 nats" in findings(costly)[0].text
     assert recommended_share(costly) is None
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=2), st.integers(0, 2**31), guards)
+def test_a_plan_for_a_time_has_the_least_damage_of_all_that_fit(
+    sizes: list[int], seed: int, constraints: Constraints
+) -> None:
+    generator = np.random.default_rng(seed)
+    prices = {
+        action: [list(generator.choice([np.nan, 0.2, -0.1, 0.5, 1.0], size)) for size in sizes]
+        for action in MEASURED
+    }
+    analysis = with_damage(analysis_of(sizes, seed), prices)
+    stages = [part.stage for part in analysis.stages]
+    costs = costs_of(
+        [priced_with_stand_ins(stage, generator.uniform(0.01, 1, 6)) for stage in stages],
+        of=stages,
+    )
+    names = [site.name for stage in stages for site in stage.sites]
+    possible = [
+        ["keep", *(["skip", "affine", "recur"] if t else [])] for size in sizes for t in range(size)
+    ]
+    damages = {
+        (name, action): price
+        for action, by_stage in prices.items()
+        for name, price in zip(names, itertools.chain(*by_stage), strict=True)
+    }
+    plans = []
+    for chosen in itertools.product(*possible):
+        actions = dict(zip(names, chosen, strict=True))
+        damage = sum(damages[n, a] for n, a in actions.items() if a != "keep")
+        if np.isfinite(damage) and all(obeys(constraints, actions, stage) for stage in stages):
+            plans.append((costs.predict(actions) / costs.predict({}), damage))  # type: ignore[arg-type]
+    for time in (0.5, 0.8, 1.0):
+        fitting = [damage for ratio, damage in plans if ratio <= time + 1e-9]
+        if not fitting:
+            with pytest.raises(PlanError, match="the least is"):
+                make_plan(analysis, costs=costs, time=time, constraints=constraints)
+            continue
+        plan = make_plan(analysis, costs=costs, time=time, constraints=constraints)
+        assert plan.origin.planner == "damage"
+        assert plan.charge == pytest.approx(min(fitting), abs=1e-9)
+        assert plan.origin.predicted_ratio is not None
+        assert plan.origin.predicted_ratio <= time + 1e-9
+
+
+def priced_with_stand_ins(stage: Stage, prices: np.ndarray) -> StageCosts:
+    """Costs of a stage; the last price is that of a stand-in."""
+    costs = priced(stage, tuple(prices[:5]))
+    sites = tuple(
+        site.model_copy(update={"actions": (*site.actions, "affine")}) if t else site
+        for t, site in enumerate(costs.sites)
+    )
+    return costs.model_copy(update={"affine": seconds(float(prices[5])), "sites": sites})
+
+
+def obeys(constraints: Constraints, actions: dict[str, str], stage: Stage) -> bool:
+    own = [actions[site.name] for site in stage.sites]
+    formed = [action in ("keep", "recur") for action in own]
+    runs = [len(list(group)) for made, group in itertools.groupby(formed) if not made]
+    return max(runs, default=0) <= (constraints.max_run or len(own)) and (
+        own.count("keep") >= min(constraints.min_keep, len(own))
+    )
 
 
 @pytest.mark.parametrize("name", ["mrla_b", "mrla_l", "dia"])

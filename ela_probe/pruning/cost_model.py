@@ -50,7 +50,8 @@ class Terms(NamedTuple):
 
     keep, skip, recur: numbers of sites; a skipped site counts if something reads its source.
     source: the sources of all kept sites together. start: the sources, together, of the recurring
-    sites that continue a kept site rather than another recurring one.
+    sites that continue a kept site rather than another recurring one. affine: the number of
+    stand-ins; such a site also counts as skipped if something reads its source.
     """
 
     keep: int
@@ -58,6 +59,7 @@ class Terms(NamedTuple):
     recur: int
     source: int
     start: int
+    affine: int
 
 
 class SiteChoices(Strict):
@@ -72,8 +74,9 @@ class StageCosts(Strict):
     """Seconds that an action adds to a step, compared with dropping the site.
 
     With n sources left, a kept site costs keep + source · n. A recurring site costs recur, and
-    start · n more where it continues a kept one. None: not measured, because the adapter refuses
-    the action, no plan can contain it, or it never occurs apart from an earlier term.
+    start · n more where it continues a kept one. A stand-in costs affine more than skipping. None:
+    not measured, because the adapter refuses the action, no plan can contain it, or it never occurs
+    apart from an earlier term.
 
     recur_after_skip: whether a site can recur when the site before it is not formed.
     carried_over: as in `Stage`.
@@ -89,11 +92,14 @@ class StageCosts(Strict):
     skip: Seconds | None = None
     recur: Seconds | None = None
     start: Seconds | None = None
+    affine: Seconds | None = None
 
     def terms(self, actions: Actions) -> Terms:
         """The counts under these actions. As in `prune`, a source that nothing reads is dropped."""
+        asked: list[Action] = [actions.get(site.name, "keep") for site in self.sites]
         chosen = drop_unread(
-            [actions.get(site.name, "keep") for site in self.sites], carried_over=self.carried_over
+            ["skip" if action == "affine" else action for action in asked],
+            carried_over=self.carried_over,
         )
         source, start, dropped = 0, 0, 0
         follows_kept = True  # whether the last site that was formed is a kept one
@@ -104,7 +110,7 @@ class StageCosts(Strict):
             if action in FORMED:
                 follows_kept = action == "keep"
         keep, skip, recur = (chosen[1:].count(a) for a in ("keep", "skip", "recur"))
-        return Terms(keep, skip, recur, source, start)
+        return Terms(keep, skip, recur, source, start, asked[1:].count("affine"))
 
     def seconds(self, actions: Actions) -> float:
         """Seconds that the retrievals after the first add to a step.
@@ -115,10 +121,10 @@ class StageCosts(Strict):
         total = 0.0
         for name, count in self.terms(actions)._asdict().items():
             cost: Seconds | None = getattr(self, name)
-            if cost is None and count and name in ("keep", "skip", "recur"):
+            if cost is None and count and name in ("keep", "skip", "recur", "affine"):
                 raise PlanError(
-                    f"the costs of the action {name!r} in {self.name} were not measured, because "
-                    "the model's adapter refused it; measure again, or plan with another action"
+                    f"the costs of the action {name!r} in {self.name} were not measured; measure "
+                    "again with `ela-probe costs`, or plan with another action"
                 )
             total += 0.0 if cost is None else count * cost.value
         return total

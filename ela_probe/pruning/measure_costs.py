@@ -5,7 +5,7 @@ A linear model is fitted to these times. So any model that can be pruned can be 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from ela_probe.adapters.registry import adapter_for, cannot_prune
+from ela_probe.analysis.damage_probe import handovers_of
+from ela_probe.analysis.stand_ins import fit_stand_ins
 from ela_probe.discovery.discover import discover
 from ela_probe.errors import PlanError
 from ela_probe.evaluation.profiling import (
@@ -30,7 +32,7 @@ from ela_probe.pruning.cost_model import (
     StageCosts,
     Terms,
 )
-from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.plan import SkipPlan, encode_stand_in
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import Action, Stage, fingerprint
 from ela_probe.system.arrays import Floats
@@ -73,16 +75,20 @@ def measure_costs(
     if adapter_for(model) is None:
         raise cannot_prune(model)
     device = device or batch[0].device
+    found = discover(model)
+    inputs, labels = (part.to(device) for part in batch)
+    stand_ins = fit_stand_ins(
+        model, handovers_of(model, found), [inputs[:2]], device=device, progress=False
+    )  # only their shapes matter here
     stages = [
-        possible_actions(model, stage)
-        for stage in track(discover(model).stages, "trying what can be pruned", progress=progress)
+        possible_actions(model, stage, stand_ins)
+        for stage in track(found.stages, "trying what can be pruned", progress=progress)
     ]
     plans = list(plans_to_time(stages))
-    inputs, labels = (part.to(device) for part in batch)
     with torch.random.fork_rng(devices=cuda_devices(device)):
         steps = {}
         for number, actions in enumerate(plans):
-            pruned = pruned_or_none(model, actions)
+            pruned = pruned_or_none(model, actions, stand_ins)
             if pruned is not None:
                 steps[str(number)] = training_step(
                     pruned.to(device), to_memory_format(inputs, pruned), labels
@@ -109,7 +115,7 @@ def measure_costs(
     assert fitted[0] is not None
     lower, median, upper = np.percentile(seconds[0], [25, 50, 75])
     return CostModel(
-        fingerprint=fingerprint(discover(model).stages),
+        fingerprint=fingerprint(found.stages),
         model=name,
         machine=describe_machine(device),
         batch_shape=tuple(inputs.shape),
@@ -151,8 +157,8 @@ def plans_to_time(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
 
     In the base plan only the first retrieval of every stage is kept and the others are dropped.
     The plans after it change one stage of the base plan: all of it kept; its first half kept
-    (fewer sites, with few sources); its first half skipped; all recurring; every second one
-    recurring.
+    (fewer sites, with few sources); its first half skipped; the same with stand-ins; all recurring;
+    every second one recurring.
     """
     seen = set()
     base: dict[str, Action] = {site.name: "drop" for s in stages for site in s.sites[1:]}
@@ -165,6 +171,10 @@ def plans_to_time(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
             others,
             {**others, **{site.name: "drop" for site in rest[half:]}},
             {**others, **{site.name: "skip" for site in rest[: max(1, half)]}},
+            {
+                **others,
+                **{s.name: "affine" for s in rest[: max(1, half)] if "affine" in s.actions},
+            },
             {**others, **{site.name: "recur" for site in rest if "recur" in site.actions}},
             {**others, **{site.name: "recur" for site in rest[1::2] if "recur" in site.actions}},
         ]
@@ -175,12 +185,16 @@ def plans_to_time(stages: Sequence[StageCosts]) -> Iterator[dict[str, Action]]:
             yield plan
 
 
-def possible_actions(model: nn.Module, stage: Stage) -> StageCosts:
+def possible_actions(
+    model: nn.Module, stage: Stage, stand_ins: Mapping[str, Tensor] | None = None
+) -> StageCosts:
     """A stage without its costs yet: the actions that its adapter accepts, found by trying them."""
-    choices: tuple[Action, ...] = ("recur", "skip", "drop")
+    choices: tuple[Action, ...] = ("recur", "skip", "drop", "affine")
     sites = []
     for t, site in enumerate(stage.sites):
-        accepted = [a for a in choices if t and pruned_or_none(model, {site.name: a}) is not None]
+        accepted = [
+            a for a in choices if t and pruned_or_none(model, {site.name: a}, stand_ins) is not None
+        ]
         sites.append(SiteChoices(name=site.name, sources=site.sources, actions=("keep", *accepted)))
     pairs = (
         (a, b) for a, b in itertools.pairwise(sites) if "skip" in a.actions and "recur" in b.actions
@@ -196,15 +210,25 @@ def possible_actions(model: nn.Module, stage: Stage) -> StageCosts:
     )
 
 
-def pruned_or_none(model: nn.Module, actions: Actions) -> nn.Module | None:
+def pruned_or_none(
+    model: nn.Module, actions: Actions, stand_ins: Mapping[str, Tensor] | None = None
+) -> nn.Module | None:
     """The model pruned by these actions; None where its adapter refuses them.
+
+    Args:
+        stand_ins: by site name the coefficients of `affine`; without them it is refused.
 
     Raises:
         PlanError: the adapter refuses even to keep everything, so it can't prune at all.
     """
-    plan = SkipPlan.for_actions(discover(model).stages, actions)
+    known = stand_ins or {}
+    figures = {
+        site: {"stand_in": encode_stand_in(known[site].numpy())}
+        for site, action in actions.items()
+        if action == "affine" and site in known
+    }
     try:
-        return prune(model, plan)
+        return prune(model, SkipPlan.for_actions(discover(model).stages, actions, figures=figures))
     except PlanError:
         if not actions:
             raise

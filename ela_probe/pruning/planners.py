@@ -65,7 +65,8 @@ def make_plan(
             `threshold` nats), or a baseline: `random`, `alternate`, `deepest`.
         max_loss: for the planner `damage`, instead of `skip`: as many retrievals as possible for a
             predicted loss change of at most so many nats.
-        costs: the time of each action, as `measure_costs` returns it.
+        costs, time: the time of each action, as `measure_costs` returns it, and the share of the
+            unpruned step's time to reach: for the planners `cost` and `damage`, instead of `skip`.
         action: the action of a skipped site; by default the cheaper of `skip` and `affine` with
             the planner `damage`, and `skip` with the others. `skip` becomes `drop` where no later
             retrieval reads the site's source. `affine` needs an analysis with stand-ins. The
@@ -79,7 +80,7 @@ def make_plan(
             little time, the costs were measured on another model, or an argument is missing.
     """
     if planner is None:
-        planner = "damage" if analysis.has_damage else "budget"
+        planner = "damage" if analysis.has_damage else "budget" if costs is None else "cost"
     _check_arguments(
         analysis, planner, skip=skip, threshold=threshold, max_loss=max_loss, costs=costs,
         time=time, action=action, measure=measure,
@@ -87,7 +88,7 @@ def make_plan(
     target = Target(skip=min(max(skip, 0.01), 0.99), concentration=concentration)
     count = math.floor(skip * sum(len(part.stage.sites) for part in analysis.stages) + 0.5)
     if costs is not None and time is not None:
-        decided = within_time(analysis, costs, time, constraints)
+        decided = within_time(analysis, costs, time, constraints, by_damage=planner == "damage")
     elif planner == "damage":
         choices = cheapest_actions(analysis, REMOVING if action is None else [action])
         removed = within_damage(
@@ -144,10 +145,21 @@ def _check_arguments(
         raise PlanError(f"cannot skip a share of {skip}; expected at least 0 and less than 1")
     if (threshold is None) == (planner == "threshold"):
         raise PlanError("the planner 'threshold' needs a threshold in nats, and no other takes one")
-    if any((given is not None) != (planner == "cost") for given in (costs, time)):
+    timed = costs is not None or time is not None
+    if timed != (planner == "cost") and not (timed and planner == "damage"):
         raise PlanError(
             "the planner 'cost' needs costs, measured by `ela-probe costs`, and a time such as 0.8 "
-            "of the unpruned step's; no other planner takes them"
+            "of the unpruned step's; beside it only the planner 'damage' takes them"
+        )
+    if timed and (costs is None or time is None):
+        raise PlanError(
+            "a plan for a time needs costs, measured by `ela-probe costs`, and a time such as 0.8 "
+            "of the unpruned step's; got one without the other"
+        )
+    if timed and (max_loss is not None or action is not None):
+        raise PlanError(
+            "a plan for a time chooses the actions, and its loss follows; leave out max_loss and "
+            "action, or costs and time"
         )
     if planner == "cost" and (action, measure) != (None, "kl"):
         raise PlanError(

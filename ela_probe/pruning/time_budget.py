@@ -40,14 +40,37 @@ class Charges(NamedTuple):
     """The charges of a stage's actions, in nats.
 
     skip, recur: [T, T]; entry (i, t) is for site t when the last formed site before it is i.
-    lost: [T]; how much later sites lose when site t is not a source; inf where that is unknown.
-    carried_over: as in `Stage`.
+    affine: [T]. lost: [T]; how much later sites lose when site t is not a source. inf stands for an
+    action that can't be chosen. carried_over: as in `Stage`.
     """
 
     skip: Floats
     recur: Floats
     lost: Floats
+    affine: Floats
     carried_over: bool = False
+
+    @classmethod
+    def by_damage(cls, part: StageAnalysis) -> Charges:
+        """The charge of an action is its predicted damage; inf where that was not measured.
+
+        Damage doesn't say what later sites lose when a source is missing, so `drop` is only left
+        where nothing reads the source.
+        """
+        sites = len(part.stage.sites)
+        by_action: dict[Action, Floats] = {}
+        for action in ("skip", "recur", "affine"):
+            found = [
+                None if part.damage is None else part.damage.of(t, action) for t in range(sites)
+            ]
+            by_action[action] = np.array([np.inf if e is None else e.mean for e in found])
+        return cls(
+            np.tile(by_action["skip"], (sites, 1)),
+            np.tile(by_action["recur"], (sites, 1)),
+            np.full(sites, np.inf),
+            by_action["affine"],
+            part.stage.carried_over,
+        )
 
     @classmethod
     def of(cls, part: StageAnalysis) -> Charges:
@@ -63,14 +86,24 @@ class Charges(NamedTuple):
             for t, site in enumerate(sites):
                 weights = part.weights[t + 1 :, site.sources - 1]
                 lost[t] = -np.log(np.maximum(1.0 - weights, np.finfo(float).tiny)).sum()
-        return cls(part.divergences["kl"], part.divergences["shape"], lost, part.stage.carried_over)
+        return cls(
+            part.divergences["kl"],
+            part.divergences["shape"],
+            lost,
+            np.full(len(sites), np.inf),
+            part.stage.carried_over,
+        )
 
     def decisions(self, actions: Sequence[Action]) -> list[Decision]:
         """The actions of a stage with their references and charges."""
         decided, formed = [Decision("keep", None, 0.0)], 0
         last = last_formed(actions)
         for t, action in enumerate(actions[1:], start=1):
-            charge = {"keep": 0.0, "recur": self.recur[formed, t]}.get(action, self.skip[formed, t])
+            charge = {
+                "keep": 0.0,
+                "recur": self.recur[formed, t],
+                "affine": self.affine[t],
+            }.get(action, self.skip[formed, t])
             if action == "drop" and is_needed(t, last, carried_over=self.carried_over):
                 charge += self.lost[t]
             reference = t - 1 if action == "keep" else formed
@@ -136,10 +169,13 @@ def within_time(
     costs: CostModel,
     time: float,
     constraints: Constraints = Constraints(),
+    *,
+    by_damage: bool = False,
 ) -> list[list[Decision]]:
     """Per stage the decisions of the least total charge within a time.
 
     Args:
+        by_damage: charge the predicted damage instead of divergences.
         time: the predicted step takes at most this share of the predicted unpruned step's time.
 
     Raises:
@@ -151,7 +187,8 @@ def within_time(
             f"got a time of {time} of the unpruned step's; expected more than 0 and at most 1"
         )
     costs.check_sites([part.stage for part in analysis.stages])
-    charges = [Charges.of(part) for part in analysis.stages]
+    charged = Charges.by_damage if by_damage else Charges.of
+    charges = [charged(part) for part in analysis.stages]
     total = Frontier.of_one(0)
     for stage, charge in zip(costs.stages, charges, strict=True):
         total = total.beside(stage_frontier(stage, charge, constraints))
@@ -195,11 +232,24 @@ def stage_frontier(
     finished: list[Frontier] = []
 
     def finish(state: State, plans: Frontier) -> None:
-        """Drop all sites after the last formed one. It takes no time: nothing reads them."""
-        if state.kept >= enough and sites - 1 - state.formed <= run:
-            for t in range(state.formed + 1, sites):
-                plans = plans.then(t, "drop", seconds=0.0, charge=charges.skip[state.formed, t])
-            finished.append(plans)
+        """End the stage after its last formed site: nothing reads the sources of the others.
+
+        To drop them takes no time; a stand-in takes some.
+        """
+        if state.kept < enough or sites - 1 - state.formed > run:
+            return
+        for t in range(state.formed + 1, sites):
+            parts = []
+            if math.isfinite(charges.skip[state.formed, t]):
+                charge = charges.skip[state.formed, t]
+                parts.append(plans.then(t, "drop", seconds=0.0, charge=charge))
+            if costs.affine and math.isfinite(charges.affine[t]):
+                seconds = costs.affine.value
+                parts.append(plans.then(t, "affine", seconds=seconds, charge=charges.affine[t]))
+            if not parts:
+                return
+            plans = Frontier.best_of(parts)
+        finished.append(plans)
 
     for t in range(1, sites):
         reached: dict[State, list[Frontier]] = {}
@@ -240,9 +290,17 @@ def choices(
     yield "keep", keep + source * sources, 0.0
     if "recur" in site.actions and costs.recur and (costs.recur_after_skip or formed == t - 1):
         seconds = costs.recur.value + start * sources * (state.how == "keep")
-        yield "recur", seconds, float(charges.recur[formed, t])
-    if "skip" in site.actions and costs.skip:
+        if math.isfinite(charges.recur[formed, t]):
+            yield "recur", seconds, float(charges.recur[formed, t])
+    if "skip" in site.actions and costs.skip and math.isfinite(charges.skip[formed, t]):
         yield "skip", costs.skip.value, float(charges.skip[formed, t])
+    if (
+        "affine" in site.actions
+        and costs.skip
+        and costs.affine
+        and math.isfinite(charges.affine[t])
+    ):
+        yield "affine", costs.skip.value + costs.affine.value, float(charges.affine[t])
     if "drop" in site.actions and math.isfinite(charges.lost[t]):
         yield "drop", 0.0, float(charges.skip[formed, t] + charges.lost[t])
 
