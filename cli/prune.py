@@ -8,7 +8,7 @@ import typer
 from ela_probe.system.messages import quoted
 
 from . import console, inputs
-from .options import CheckpointArgument, Json, ModelOptions
+from .options import CheckpointArgument, DataOptions, Device, Json, ModelOptions
 from .outputs import check_output, writing
 
 
@@ -20,7 +20,18 @@ def command(
         Path | None,
         typer.Option("-o", "--output", help="Checkpoint. Default: CHECKPOINT-pruned, beside it."),
     ] = None,
+    check: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Measure how the loss changed on so many held-out samples, and compare it with "
+            "what the plan predicts.",
+            show_default=False,
+        ),
+    ] = None,
+    data: DataOptions,
     model: ModelOptions,
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Carry out a skip plan: remove the skipped retrievals and their parameters.
@@ -28,16 +39,19 @@ def command(
     The new checkpoint holds the plan; loading it rebuilds the pruned model.
 
         ela-probe prune runs/digits/best.pt --plan plan.json -o pruned.pt
+        ela-probe prune runs/digits/best.pt --plan plan.json --check 2000
     """
     path = output or checkpoint.with_name(f"{checkpoint.stem}-pruned{checkpoint.suffix}")
-    check_output(path, [checkpoint, plan])
+    check_output(path, [checkpoint, plan, inputs.path_of_data(data.data)])
 
     from ela_probe.models.registry import parameter_count
-    from ela_probe.pipeline import prune_checkpoint
+    from ela_probe.pipeline import check_loss, prune_checkpoint
     from ela_probe.pruning.plan import SkipPlan
+    from ela_probe.system.numbers import readable
 
     chosen = SkipPlan.load(plan)
     loaded = model.read(checkpoint)
+    samples = None if check is None else data.open(loaded)
     with writing(path):
         pruned = prune_checkpoint(loaded, chosen, output=path)
     if not chosen.changes:
@@ -50,6 +64,10 @@ def command(
             f"note: the plan was made from another checkpoint than {checkpoint.name}, with the "
             "same sites"
         )
+    checked = None
+    if check is not None:
+        checked = check_loss(loaded, pruned, check, data=samples, device=device)
+    predicted = chosen.origin.predicted_loss
     before, after = parameter_count(loaded.model), parameter_count(pruned.model)
     if json:
         console.print_json(
@@ -58,6 +76,8 @@ def command(
                 "skipped": chosen.skipped,
                 "share": chosen.share,
                 "parameters": {"before": before, "after": after},
+                "predicted_loss": None if predicted is None else predicted.model_dump(),
+                "checked": None if checked is None else checked._asdict(),
             }
         )
         return
@@ -65,5 +85,15 @@ def command(
         f"{len(chosen.skipped)} of {len(chosen.actions)} retrievals removed, parameters "
         f"{before:,} → {after:,}"
     )
+    if checked is not None:
+        foreseen = ""
+        if predicted is not None:
+            error = "" if predicted.se is None else f" ± {readable(predicted.se, digits=1)}"
+            foreseen = f"; the plan predicts {readable(predicted.mean)}{error}"
+        console.print_line(
+            f"loss {readable(checked.before)} → {readable(checked.after)} on {checked.samples:,} "
+            f"held-out samples: {readable(checked.change)} ± {readable(checked.se, digits=1)} "
+            f"nats{foreseen}"
+        )
     console.print_line(f"written to {path}")
     console.print_line(f"next: ela-probe finetune {quoted(path)}")

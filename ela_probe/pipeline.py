@@ -26,6 +26,7 @@ from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.errors import CheckpointError, DataError, OptionError, PlanError
 from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.evaluation.loss_change import LossChange, loss_change
 from ela_probe.forward import (
     call,
     eval_mode,
@@ -259,6 +260,31 @@ def prune_checkpoint(checkpoint: Checkpoint, plan: SkipPlan, *, output: Path) ->
         model=smaller,
         header=header.model_copy(update={"plans": plans, "metrics": {}}),
         sha256=hashlib.sha256(output.read_bytes()).hexdigest(),
+    )
+
+
+def check_loss(
+    checkpoint: Checkpoint,
+    pruned: Checkpoint,
+    samples: int,
+    *,
+    data: Data | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> LossChange:
+    """How pruning changed the loss, on held-out samples: of the validation split, else the test.
+
+    Args:
+        samples: at most so many.
+    """
+    data = data or data_for(checkpoint)
+    check_data(checkpoint.model, data)
+    try:
+        loader = data.loader("val", limit=samples)
+    except DataError:  # it has no validation samples
+        loader = data.loader("test", limit=samples)
+    return loss_change(
+        checkpoint.model, pruned.model, loader, resolve_device(device), progress=progress
     )
 
 

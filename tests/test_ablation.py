@@ -118,6 +118,16 @@ def test_the_command_measures_sites_and_plans(
     assert all(plan["skipped"] == 3 for plan in result["plans"] if plan["name"] != "unpruned")
     unpruned = next(plan for plan in result["plans"] if plan["name"] == "unpruned")
     assert unpruned["loss"] == pytest.approx(result["loss"], rel=1e-5)
+    plan = tmp_path / "plan.json"
+    run(capsys, "plan", tmp_path / "an", "--skip", 0.5, "-o", plan)
+    pruned = run(
+        capsys, "prune", best, "--plan", plan, "--check", 50, "--device", "cpu",
+        "-o", tmp_path / "pruned.pt",
+    )  # fmt: skip
+    assert pruned["checked"]["samples"] == 6  # the validation images
+    assert pruned["checked"]["change"] == pytest.approx(
+        pruned["checked"]["after"] - pruned["checked"]["before"]
+    )
     files = {path.name for path in (tmp_path / "ab").iterdir()}
     assert files == {"ablation.json", "sites.csv", "plans.csv"}
     again = run(capsys, *words, "--resume")
