@@ -1,17 +1,18 @@
 """`ela-probe plan`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ela_probe.system.messages import quoted
 
 from . import console, inputs
-from .options import Json, Seed
+from .options import Device, Json, Limit, Seed
 from .outputs import check_output, writing
 
 if TYPE_CHECKING:
+    from ela_probe.analysis.result import Analysis
     from ela_probe.pruning.cost_model import CostModel
     from ela_probe.pruning.plan import SkipPlan
 
@@ -100,6 +101,24 @@ def command(
     min_keep: Annotated[
         int, typer.Option(min=1, help="Keep at least this many sites of every stage.")
     ] = 1,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="For --planner damage: measure damage again on the partly pruned model, so many "
+            "times in all. Needs --checkpoint.",
+        ),
+    ] = 1,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --rounds: the analysed checkpoint.",
+            callback=inputs.CHECKPOINT.check,
+            show_default=False,
+        ),
+    ] = None,
+    limit: Limit = None,
+    device: Device = "auto",
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -111,11 +130,12 @@ def command(
 
         ela-probe plan runs/digits/best-analysis --skip 0.3
         ela-probe plan DIR --max-loss 0.02
+        ela-probe plan DIR --skip 0.5 --rounds 4 --checkpoint best.pt
         ela-probe plan DIR --planner threshold --threshold 0.05 -o plan.json
         ela-probe plan DIR --planner cost --costs costs.json --time 0.8
     """
     path = output or analysis / "plan.json"
-    check_output(path, [costs, *inputs.files_of(analysis)])
+    check_output(path, [costs, checkpoint, *inputs.files_of(analysis)])
 
     from pydantic import ValidationError
 
@@ -125,9 +145,11 @@ def command(
     from ela_probe.pruning.planners import make_plan
     from ela_probe.system.validation import explain
 
+    known = Analysis.load(analysis)
     try:
+        constraints = Constraints(max_run=max_run, min_keep=min_keep)
         made = make_plan(
-            Analysis.load(analysis),
+            known,
             skip=skip,
             planner=planner,
             threshold=threshold,
@@ -137,9 +159,21 @@ def command(
             action=action,
             measure=measure,
             concentration=concentration,
-            constraints=Constraints(max_run=max_run, min_keep=min_keep),
+            constraints=constraints,
             seed=seed,
         )
+        if rounds > 1:
+            made = in_rounds(
+                known,
+                made,
+                checkpoint,
+                rounds=rounds,
+                skip=skip,
+                action=action,
+                constraints=constraints,
+                limit=limit,
+                device=device,
+            )
     except ValidationError as error:
         raise PlanError(explain(error)) from error
     with writing(path):
@@ -152,6 +186,31 @@ def command(
     describe(made)
     console.print_line(f"written to {path}")
     console.print_line(f"next: ela-probe prune CHECKPOINT --plan {quoted(path)}")
+
+
+def in_rounds(
+    analysis: "Analysis",
+    at_once: "SkipPlan",
+    checkpoint: Path | None,
+    *,
+    skip: float,
+    action: str | None,
+    **options: Any,
+) -> "SkipPlan":
+    """The plan of several rounds. at_once: the plan of one round, which has checked the options."""
+    from ela_probe.checkpoint import read_checkpoint
+    from ela_probe.errors import OptionError
+    from ela_probe.pipeline import plan_in_rounds
+
+    origin = at_once.origin
+    by_share = origin.planner == "damage" and origin.max_loss is None and origin.time_budget is None
+    if checkpoint is None or not by_share:
+        raise OptionError(
+            "--rounds measures again on the partly pruned model: it needs --checkpoint, the "
+            "planner damage and a share, --skip, instead of --max-loss or --time"
+        )
+    loaded = read_checkpoint(checkpoint)
+    return plan_in_rounds(loaded, analysis, skip=skip, action=action, **options)  # type: ignore[arg-type]
 
 
 def load_costs(path: Path) -> "CostModel":

@@ -37,7 +37,7 @@ from ela_probe.forward import (
 )
 from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.pruning.ablation import Ablation, PlanResult, ablate_sites
-from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.plan import Constraints, Estimate, SkipPlan
 from ela_probe.pruning.planners import SkipAction, make_plan
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import check_same_sites, fingerprint
@@ -260,6 +260,109 @@ def prune_checkpoint(checkpoint: Checkpoint, plan: SkipPlan, *, output: Path) ->
         model=smaller,
         header=header.model_copy(update={"plans": plans, "metrics": {}}),
         sha256=hashlib.sha256(output.read_bytes()).hexdigest(),
+    )
+
+
+def plan_in_rounds(
+    checkpoint: Checkpoint,
+    analysis: Analysis,
+    *,
+    rounds: int,
+    skip: float = 0.3,
+    action: Literal["skip", "affine"] | None = None,
+    constraints: Constraints = Constraints(),
+    data: Data | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> SkipPlan:
+    """A plan by damage that is measured again on the partly pruned model after every round.
+
+    Damages do not quite add up; this way the later choices and their stand-ins are made for the
+    network that the earlier ones leave. The predicted loss change is the sum over the rounds.
+
+    Args:
+        analysis: of the checkpoint, with damage: the first round is planned from it.
+        rounds: how many; each adds an equal part of the retrievals to skip.
+        skip, action, constraints: as `make_plan` takes them, without `max_run`.
+        limit: samples of each new measurement, of the split that `analysis` was measured on.
+
+    Raises:
+        PlanError: as `make_plan`. OptionError: `rounds` below 1, or a `max_run`.
+    """
+    if rounds < 1 or constraints.max_run is not None:
+        raise OptionError(
+            f"got rounds={rounds} and max_run={constraints.max_run}; expected at least one round, "
+            "and no limit of skipped retrievals in a row: rounds can't keep it"
+        )
+    whole = sum(len(part.stage.sites) for part in analysis.stages)
+    count = math.floor(skip * whole + 0.5)
+    current, plans = analysis, list[SkipPlan]()
+    merged = make_plan(analysis, skip=0.0, planner="damage", constraints=constraints)
+    for number in range(1, rounds + 1):
+        due = round(count * number / rounds) - len(merged.skipped)
+        if due > 0:
+            left = sum(len(part.stage.sites) for part in current.stages)
+            plans.append(
+                make_plan(
+                    current, skip=due / left, planner="damage", action=action,
+                    constraints=constraints,
+                )
+            )  # fmt: skip
+            merged = merged_plan(analysis, plans, constraints)
+        if number < rounds and due > 0:
+            smaller = Checkpoint(
+                path=checkpoint.path, model=prune(checkpoint.model, merged),
+                header=checkpoint.header, sha256=checkpoint.sha256,
+            )  # fmt: skip
+            split = analysis.provenance.split or "train"
+            current = analyze_checkpoint(
+                smaller, data=data, split=split, limit=limit, device=device, progress=progress,  # type: ignore[arg-type]
+            )  # fmt: skip
+    return merged
+
+
+def merged_plan(
+    analysis: Analysis, plans: Sequence[SkipPlan], constraints: Constraints
+) -> SkipPlan:
+    """One plan for the analysed model from plans that were made one after another."""
+    changed = {
+        site.name: site
+        for plan in plans
+        for stage in plan.stages
+        for site in stage.sites
+        if site.action != "keep"
+    }
+    whole = make_plan(analysis, skip=0.0, planner="damage", constraints=constraints)
+    losses = [loss for plan in plans if (loss := plan.origin.predicted_loss) is not None]
+    errors = [loss.se for loss in losses if loss.se is not None]
+    predicted = Estimate(
+        mean=math.fsum(loss.mean for loss in losses),
+        se=math.fsum(errors) if len(errors) == len(losses) else None,
+    )
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "sites": tuple(
+                    site
+                    if (new := changed.get(site.name)) is None
+                    else new.model_copy(update={"sources": site.sources})
+                    for site in stage.sites
+                )
+            }
+        )
+        for stage in whole.stages
+    )
+    return SkipPlan.model_validate(
+        whole.model_copy(
+            update={
+                "stages": stages,
+                "charge": predicted.mean,
+                "origin": whole.origin.model_copy(
+                    update={"rounds": len(plans), "predicted_loss": predicted}
+                ),
+            }
+        ).model_dump()
     )
 
 

@@ -120,6 +120,14 @@ def test_the_command_measures_sites_and_plans(
     assert unpruned["loss"] == pytest.approx(result["loss"], rel=1e-5)
     plan = tmp_path / "plan.json"
     run(capsys, "plan", tmp_path / "an", "--skip", 0.5, "-o", plan)
+    words_of_rounds = ["--rounds", 3, "--checkpoint", best, "--device", "cpu"]
+    rounds = run(
+        capsys, "plan", tmp_path / "an", "--skip", 0.5, *words_of_rounds,
+        "-o", tmp_path / "rounds.json",
+    )  # fmt: skip
+    assert rounds["origin"]["rounds"] == 3
+    assert rounds["share"] == 0.5
+    run(capsys, "prune", best, "--plan", tmp_path / "rounds.json", "-o", tmp_path / "r.pt")
     pruned = run(
         capsys, "prune", best, "--plan", plan, "--check", 50, "--device", "cpu",
         "-o", tmp_path / "pruned.pt",

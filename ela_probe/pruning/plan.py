@@ -170,6 +170,9 @@ class Origin(Strict):
         None, description="the predicted seconds of a training step"
     )
     timed_on: str | None = Field(None, description="the device that the costs were measured on")
+    rounds: int | None = Field(
+        None, description="how often damage was measured, on models pruned further each time"
+    )
     max_loss: Finite | None = Field(
         None, description="the most that the plan may add to the loss, in nats, as asked for"
     )
