@@ -20,6 +20,7 @@ from ela_probe.models.stand_in import StandIn
 from ela_probe.pruning.cost_model import StageCosts
 from ela_probe.pruning.damage_budget import Choice, within_damage
 from ela_probe.pruning.plan import Constraints, decode_stand_in, encode_stand_in
+from ela_probe.pruning.planners import SkipAction
 from ela_probe.sites import Stage
 from tests.support.costs import costs_of, priced, seconds
 from tests.support.networks import settled
@@ -116,8 +117,9 @@ def test_damage_is_the_default_and_takes_the_cheaper_action() -> None:
 def test_plans_of_other_planners_predict_their_loss_too() -> None:
     prices = [[0.0, 0.1, 0.2, 0.4]]
     analysis = with_damage(analysis_of([4]), {"skip": prices, "affine": prices})
-    for action in ("skip", "affine"):
-        plan = make_plan(analysis, skip=0.5, planner="deepest", action=action)  # type: ignore[arg-type]
+    actions: list[SkipAction] = ["skip", "affine"]
+    for action in actions:
+        plan = make_plan(analysis, skip=0.5, planner="deepest", action=action)
         assert plan.origin.predicted_loss is not None
         assert plan.origin.predicted_loss.mean == pytest.approx(0.6)
 
@@ -158,7 +160,10 @@ def test_stand_ins_survive_text(rows: int, channels: int, seed: int) -> None:
 def test_a_stand_in_belongs_to_affine_and_to_nothing_else() -> None:
     plan = make_plan(analysis_of([3]), skip=0.3).model_dump()
     site = plan["stages"][0]["sites"][1]
-    for action, stand_in in (("affine", None), ("keep", encode_stand_in(np.ones((1, 2))))):
+    for action, stand_in in (
+        ("affine", None),
+        ("keep", encode_stand_in(np.ones((1, 2), dtype=np.float32))),
+    ):
         site |= {"action": action, "stand_in": stand_in}
         with pytest.raises(ValueError, match="expected one with 'affine' and with no other"):
             SkipPlan.model_validate(plan)
@@ -184,7 +189,7 @@ def test_a_plan_for_a_time_has_the_least_damage_of_all_that_fit(
     sizes: list[int], seed: int, constraints: Constraints
 ) -> None:
     generator = np.random.default_rng(seed)
-    prices = {
+    prices: dict[str, list[list[float]]] = {
         action: [list(generator.choice([np.nan, 0.2, -0.1, 0.5, 1.0], size)) for size in sizes]
         for action in MEASURED
     }

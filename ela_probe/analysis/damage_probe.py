@@ -16,7 +16,7 @@ from ela_probe.analysis.stand_ins import slices
 from ela_probe.discovery.discover import Discovery
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.errors import ProbeError
-from ela_probe.forward import unwrap
+from ela_probe.forward import uncompiled, unwrap
 from ela_probe.models.stand_in import affine
 from ela_probe.sites import Stage
 from ela_probe.system.processes import all_gather
@@ -28,11 +28,12 @@ def handovers_of(model: nn.Module, discovery: Discovery) -> dict[str, Handover]:
     if not isinstance(adapter, DamageAdapter):
         return {}
     model = unwrap(model)
-    return {
-        site: handover
-        for stage in discovery.stages
-        for site, handover in adapter.handovers(model, stage).items()
-    }
+    with uncompiled(model):
+        return {
+            site: handover
+            for stage in discovery.stages
+            for site, handover in adapter.handovers(model, stage).items()
+        }
 
 
 class DamageProbe:

@@ -35,7 +35,7 @@ class HandoverHooks:
         self._around = ExitStack()
 
     def __enter__(self) -> "HandoverHooks":
-        self._around.enter_context(uncompiled())
+        self._around.enter_context(uncompiled(self._model))
         sites: dict[str, list[str]] = {}
         for site, handover in self._handovers.items():
             for name in (*handover.reads, handover.module):

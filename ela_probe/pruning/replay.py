@@ -104,7 +104,7 @@ class RecordedPass:
                     module = self._model.get_submodule(name)
                     patched.append((module, vars(module).get("forward")))
                     instead = partial(forward, name, module.forward)
-                    module.forward = instead  # type: ignore[method-assign]
+                    module.forward = instead
             yield
         finally:
             for module, own in reversed(patched):
