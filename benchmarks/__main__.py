@@ -15,6 +15,7 @@ COMMANDS = (
     "analysis",
     "beta",
     "breakdown",
+    "damage",
     "depth",
     "divergence",
     "foreign",
