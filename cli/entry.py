@@ -12,14 +12,17 @@ from ela_probe.errors import ElaProbeError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a user's error, 130 for Ctrl-C."""
-    from .app import app
     from .encoding import tolerate_missing_characters
+    from .inputs import look_for_files
 
     tolerate_missing_characters()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
+        look_for_files(words)
+        from .app import app
+
         with _warnings_in_one_line():
             return int(app(words, prog_name="ela-probe", standalone_mode=False) or 0)
     except ElaProbeError as error:

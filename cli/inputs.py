@@ -1,12 +1,13 @@
 """Files and folders that a command reads are looked for before torch is imported.
 
-Typer calls `check` while it parses the options. Where a file of another kind was given, the
-message says what to type instead.
+`look_for_files` does that before Typer is imported too; Typer calls `check` while it parses the
+options. Where a file of another kind was given, the message says what to type instead.
 """
 
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,53 @@ SITES = Kind("sites file", "a TOML file (docs/adapters.md)", ("sites.toml",))
 COMPARISON = Kind("comparison", "JSON written by `ela-probe compare -o`", ("comparison.json",))
 CODE_FOLDER = Kind("--path", "the folder of the code", is_folder=True)
 RECIPE = Kind("recipe", "a YAML file, or a name that `ela-probe recipes` lists")
+
+
+# What the first word after a verb names, and the word after an option.
+FIRST_WORDS = {
+    **dict.fromkeys(("discover", "analyze", "costs", "prune", "finetune", "compare"), CHECKPOINT),
+    **dict.fromkeys(("plan", "report"), ANALYSIS_FOLDER),
+}
+OPTIONS = {
+    "--plan": PLAN,
+    "--costs": COSTS,
+    "--sites": SITES,
+    "--comparison": COMPARISON,
+    "--path": CODE_FOLDER,
+}
+
+
+def look_for_files(words: Sequence[str]) -> None:
+    """Raise ElaProbeError where a file that a command line plainly names does not exist.
+
+    Before Typer is imported, which takes longer than that. Of `analyze --limit 9 X.pt` only Typer
+    knows what X.pt is: it checks every path again.
+
+    Args:
+        words: of the command line, the verb first.
+    """
+    verb, *rest = words or [""]
+    if (verb not in FIRST_WORDS and verb != "train") or not {"-h", "--help"}.isdisjoint(rest):
+        return
+    first = [*takewhile(lambda word: not word.startswith("-"), rest)]
+    if verb in FIRST_WORDS:
+        for word in first if verb == "compare" else first[:1]:
+            FIRST_WORDS[verb].check(Path(word))
+    given = {option: value for option, value in pairwise(rest) if not value.startswith("-")}
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if equals and option.startswith("--"):
+            given[option] = value
+    for option, kind in OPTIONS.items():
+        if option in given:
+            kind.check(Path(given[option]))
+    check_recipe(given.get("--recipe"))
+    root = given.get("--data-root")
+    check_data(
+        given.get("--data"),
+        root=None if root is None else Path(root),
+        download="--download" in rest,
+    )
 
 
 def files_of(analysis: Path) -> list[Path]:

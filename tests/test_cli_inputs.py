@@ -92,19 +92,52 @@ def test_one_line_says_what_is_wrong(
     assert message.replace("{0}", str(given)) in err
 
 
+PARSED = ("percents", "percents of time", "percents of the demo", "nothing to resume")
+
+
 def test_no_heavy_module_is_imported_for_that(given: Path) -> None:
-    """So the answer comes at once. All cases in one process: an import by any one shows."""
-    commands = [[word.replace("{0}", str(given)) for word in words] for words, _ in CASES.values()]
+    """So the answer comes at once. All cases in one process: an import by any one shows.
+
+    A missing file is found before the command line is parsed: Typer imports pydantic.
+    """
+    quick = {case: "typer" for case in CASES if case not in PARSED} | dict.fromkeys(PARSED, "torch")
+    commands = [
+        ([word.replace("{0}", str(given)) for word in CASES[case][0]], lightest)
+        for case, lightest in quick.items()
+    ]
     code = (
         "import sys; from ela_probe_cli import main\n"
-        f"for words in {commands!r}:\n"
+        f"for words, lightest in {commands!r}:\n"
         "    assert main(words) == 2, words\n"
         "    heavy = {'torch', 'numpy', 'pandas', 'scipy', 'matplotlib', 'rich.console'}\n"
-        "    heavy &= set(sys.modules)\n"
+        "    heavy = (heavy | {lightest}) & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "--skip", "0.3", "{0}/nosuch"],
+        ["analyze", "--limit", "9", "{0}/nosuch"],
+        ["prune", "--plan={0}/nosuch", "{0}/best.pt"],
+        ["compare", "{0}/best.pt", "--repeats", "3", "{0}/nosuch"],
+        ["discover", "{0}/best.pt", "--sites={0}/nosuch"],
+    ],
+)
+def test_a_file_is_looked_for_wherever_it_stands(
+    words: list[str], given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.replace("{0}", str(given)) for word in words]) == 2
+    assert f"{given}/nosuch: no such" in capsys.readouterr().err
+
+
+def test_help_and_names_of_no_verb_look_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "nosuch", "--help"]) == 0
+    assert main(["nosuch", "nosuch.pt"]) == 2
+    assert "No such command" in capsys.readouterr().err
 
 
 # Options of which one makes another useless, and what the line says. No file is read for it.
