@@ -1,7 +1,7 @@
 """What a command does before it writes: the one rule for files that exist (docs/guide.md)."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ela_probe.system.outputs import Kept, keep_file, keep_folder, refuse_folder, refuse_inputs
@@ -36,14 +36,22 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing_folder(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """A block that writes results into a folder. Earlier ones are kept in a numbered folder."""
+    """A block that writes results into a folder. Earlier ones are kept in a numbered folder.
+
+    Where the block ends in an error and has made an empty folder, that is removed.
+    """
     if not console.is_first_process():
         yield
         return
-    kept = Kept()
+    kept, existed = Kept(), folder.exists()
     try:
         with keep_folder(folder, names) as kept:
             yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # it is not empty, or was never made
+                folder.rmdir()
+        raise
     finally:
         if kept.path is not None:
             console.print_note(f"note: the earlier results in {folder} are kept in {kept.path}")

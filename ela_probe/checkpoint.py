@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ela_probe.data.opening import AnySpec
 from ela_probe.errors import CheckpointError, ModelError
+from ela_probe.forward import without_compile
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
@@ -127,7 +128,7 @@ def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Check
     header = _header(path, file, spec)
     if spec is not None:
         header = header.model_copy(update={"model": header.model.found_in(spec.path)})
-    model = header.model.build()
+    model = without_compile(header.model.build())
     for plan in header.plans:
         model = prune(model, plan)
     notes = [file.note]
@@ -153,9 +154,22 @@ def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Check
             f"{more}{named}. Check the model's name and arguments (depth, num_classes, in_channels)"
         )
     _check_finite(path, state)
-    model.load_state_dict(state)
+    _load(model, state)
     note = "; ".join(note for note in notes if note) or None
     return Checkpoint(path, model.eval(), header, file.sha256, note)
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model the values of a state dict; one on the meta device, which has none, its tensors.
+
+    `copy_` into a meta tensor does nothing but warn.
+    """
+    expected = model.state_dict()
+    if any(tensor.is_meta for tensor in expected.values()):
+        typed = {name: value.to(expected[name].dtype) for name, value in state.items()}
+        model.load_state_dict(typed, assign=True)
+    else:
+        model.load_state_dict(state)
 
 
 def _header(path: Path, file: StoredFile, spec: ModelSpec | None) -> Header:

@@ -64,6 +64,30 @@ def test_a_bare_state_dict_loads_with_its_model(
         load_checkpoint(tmp_path / "bare.pth")
 
 
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return create_model("mrla_b_resnet14")
+
+
+def under_compile() -> nn.Module:
+    return torch.compile(create_model("mrla_b_resnet14"), backend="eager")  # type: ignore[return-value]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factory", ["on_meta", "under_compile"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_factory_may_build_on_meta_or_compile(
+    factory: str, dtype: torch.dtype, images: Tensor, tmp_path: Path
+) -> None:
+    """The loaded model is the plain one, with the weights of the file in its own types."""
+    model = settled("mrla_b_resnet14").to(dtype)
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    loaded = load_checkpoint(tmp_path / "bare.pth", spec=ModelSpec(name=f"{__name__}:{factory}"))
+    assert type(loaded) is type(model)
+    assert torch.equal(loaded(images), model.float()(images))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
 class Evil:
     """Unpickling this would create a file."""
 

@@ -177,6 +177,17 @@ def test_the_tour_runs_twice(
     assert {path.name for path in Path("runs").iterdir()} == {"digits", "digits-1"}
 
 
+def test_a_run_that_fails_at_once_leaves_no_folder(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(files)
+    words = ["train", "--data", "npz:set", "--epochs", 2, *CPU, "-o", "new"]
+    line = run(capsys, *words, "--model", "resnet14", "--ela", "skip=0.3,warmup=1", code=2)
+    assert "no layer attention found" in line
+    run(capsys, *words, "--model", "mrla_b_resnet14", "--precision", "16-mixed", code=2)
+    assert not Path("new").exists()
+
+
 def test_a_plan_that_changes_nothing_says_so(
     files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
