@@ -73,8 +73,9 @@ def test_a_network_with_a_compiled_part_is_probed_and_pruned_under_its_plain_nam
     torch.compiler.reset()
     times, backend = compiled_times()
     plain, module = Classifier(one_stage().double()), Classifier(one_stage().double())
-    part = module.net.conv1 = torch.compile(module.net.conv1, backend=backend)
-    settings = {"skip": 0.5, "warmup": 1, "ramp": 2, "every": 3}
+    network: Any = module.net
+    part = network.conv1 = torch.compile(network.conv1, backend=backend)
+    settings: dict[str, Any] = {"skip": 0.5, "warmup": 1, "ramp": 2, "every": 3}
     ela, other = ELA(**settings), ELA(**settings)
     fitted(module, ela, epochs=4, precision="64-true")
     fitted(plain, other, epochs=4, precision="64-true")
@@ -82,7 +83,7 @@ def test_a_network_with_a_compiled_part_is_probed_and_pruned_under_its_plain_nam
     assert ela.plan is not None
     assert other.plan is not None
     assert ela.plan.actions == other.plan.actions
-    assert module.net.conv1 is part
+    assert network.conv1 is part
     assert module.losses == pytest.approx(plain.losses, rel=1e-6)
     assert hooks(module.net) == []
     torch.compiler.reset()
