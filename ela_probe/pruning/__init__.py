@@ -2,5 +2,5 @@
 
 In: an Analysis, or measured costs.
 Out: a SkipPlan; a smaller model.
-May import: errors, sites, system, forward, adapters, discovery, evaluation, analysis.
+May import: errors, sites, system, forward, models, adapters, discovery, evaluation, analysis.
 """
