@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from ela_probe.models.attention_mechanisms import MECHANISMS
 from ela_probe.models.attnres import Sublayer
 from ela_probe.models.blocks import Block
 from ela_probe.models.resnet import Layout, ResNet
-from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.plan import SkipPlan, encode_stand_in
 from ela_probe.sites import Action
 from tests.support.identities import assert_same
 
@@ -40,11 +41,11 @@ TOKENS = {"dim": 8, "heads": 2, "kv_heads": 1, "vocab_size": 11}
 # By network, an action for each of its sites after the first.
 PLANS: dict[str, list[Action]] = {
     "mrla_b": ["skip", "recur", "recur"],
-    "mrla_l": ["skip", "drop", "keep"],
+    "mrla_l": ["affine", "drop", "keep"],
     "dla_b": ["skip", "drop", "keep"],
     "dla_l": ["skip", "keep", "drop"],
     "dia": ["skip", "drop", "keep"],
-    "attnres": ["recur", "skip", "keep", "drop", "keep", "recur"],
+    "attnres": ["recur", "affine", "keep", "drop", "keep", "recur"],
     "attnres_block": ["skip", "keep", "recur", "keep", "keep", "skip"],
 }
 WHOLE = [*MECHANISMS, "gpt", "attnres", "attnres_block"]
@@ -80,7 +81,13 @@ def built(name: str) -> nn.Module:
         (stage,) = discover(model).stages
         names = [site.name for site in stage.sites[1:]]
         actions = dict(zip(names, PLANS[whole], strict=True))
-        model = prune(model, SkipPlan.for_actions([stage], actions))
+        generator = np.random.default_rng(0)  # a stand-in has two rows here, and eight channels
+        stand_ins = {
+            name: {"stand_in": encode_stand_in(generator.normal(size=(2, 8)).astype(np.float32))}
+            for name, action in actions.items()
+            if action == "affine"
+        }
+        model = prune(model, SkipPlan.for_actions([stage], actions, figures=stand_ins))
     return model.double()
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ela_probe.models.stand_in import MAPS
 from ela_probe.sites import Action
 
 
@@ -52,7 +53,7 @@ class Handover:
         tensors: from what passed through these modules to the tensors [samples, ...] that
             `alternatives` takes. Each module runs once in a pass.
         alternatives: from these tensors, or the same samples of each, to what is handed on.
-        channel_axis: the axis of y that runs over channels.
+        channel_axis: the axis of y that runs over channels, from the end.
         has_shift: whether a stand-in also has a shift.
     """
 
@@ -61,12 +62,12 @@ class Handover:
     reads: tuple[str, ...]
     tensors: Callable[[Mapping[str, Passed]], Sequence[Tensor]]
     alternatives: Callable[..., Alternatives]
-    channel_axis: int = 1
+    channel_axis: int = MAPS
     has_shift: bool = True
 
 
 def input_and_output(
-    module: str, *, actions: tuple[Action, ...], channel_axis: int = 1
+    module: str, *, actions: tuple[Action, ...], channel_axis: int = MAPS
 ) -> Handover:
     """Of a module that hands on its first input where it retrieves nothing."""
     return Handover(
@@ -79,7 +80,7 @@ def input_and_output(
     )
 
 
-def added_retrieval(block: str, layer: str, *, channel_axis: int = 1) -> Handover:
+def added_retrieval(block: str, layer: str, *, channel_axis: int = MAPS) -> Handover:
     """Of a block that ends with x + (what a layer retrieves); x is the layer's first input."""
     return Handover(
         block,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Handover, added_retrieval
-from ela_probe.models.stand_in import StandIn, put_after
+from ela_probe.models.stand_in import MAPS, StandIn, put_after
 from ela_probe.sites import Stage
 
 
@@ -65,7 +65,7 @@ class AddedRetrievals:
     The first layer of a list of sources can't be removed: it also begins the list.
     """
 
-    channel_axis = 1
+    channel_axis = MAPS
 
     def handovers(self, model: nn.Module, stage: Stage) -> dict[str, Handover]:
         removable = stage.sites[1:] if stage.kind == "softmax" else stage.sites

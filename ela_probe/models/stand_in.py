@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ela_probe.system.nested_tensors import with_first_tensor
 
+MAPS = -3  # the axis of channels in [samples, channels, height, width]
+
 
 class StandIn(nn.Module):
     """Σ_k (1 + a_k) ⊙ x_k + b, by channel. With a = b = 0 it hands on the sum of what it gets.
@@ -16,10 +18,11 @@ class StandIn(nn.Module):
     Args:
         coefficients: [terms, channels], the a_k; with one more row at the end, b.
         terms: the number of tensors that it gets.
-        channel_axis: the axis of these tensors that runs over channels.
+        channel_axis: the axis of these tensors that runs over channels, from the end: −3 of feature
+            maps, −1 of tokens.
     """
 
-    def __init__(self, coefficients: Tensor, *, terms: int = 1, channel_axis: int = 1) -> None:
+    def __init__(self, coefficients: Tensor, *, terms: int = 1, channel_axis: int = MAPS) -> None:
         super().__init__()
         self.scale = nn.Parameter(coefficients[:terms].clone())
         self.shift = (
@@ -36,8 +39,7 @@ def affine(
     terms: tuple[Tensor, ...], scale: Tensor, shift: Tensor | None, *, channel_axis: int
 ) -> Tensor:
     """Σ_k (1 + scale_k) ⊙ terms_k + shift. scale: [terms, channels]; shift: [channels]."""
-    shape = [1] * terms[0].dim()
-    shape[channel_axis] = -1
+    shape = (-1, *[1] * (-channel_axis - 1))
     total = terms[0] * (1 + scale[0]).view(shape)
     for term, factor in zip(terms[1:], scale[1:], strict=True):
         total = torch.addcmul(total, term, (1 + factor).view(shape))
