@@ -129,7 +129,7 @@ def test_a_spec_opens_the_same_photographs_again(imagenet):
 
 
 def test_folders_that_are_no_imagenet(tmp_path):
-    with pytest.raises(DataError, match=r"lacks train/ or val/; expected .*/train/CLASS/IMAGE"):
+    with pytest.raises(DataError, match=r"has no folder train/; expected .*/train/CLASS/IMAGE"):
         open_data(f"imagenet:{tmp_path}")
     (tmp_path / "ILSVRC2012_img_val.tar").touch()
     with pytest.raises(DataError, match=r"unpack ILSVRC2012_img_val\.tar with torchvision"):

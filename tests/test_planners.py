@@ -83,7 +83,9 @@ def test_the_threshold_planner_skips_only_below_it(
             kept = t
 
 
-@pytest.mark.parametrize("planner", [p for p in PLANNERS if p not in ("threshold", "cost")])
+@pytest.mark.parametrize(
+    "planner", [p for p in PLANNERS if p not in ("threshold", "cost", "damage")]
+)
 @pytest.mark.parametrize("skip", [0.0, 0.25, 0.5, 0.75])
 def test_every_planner_skips_the_same_share_and_never_a_first_site(
     planner: str, skip: float

@@ -111,7 +111,7 @@ def analyze(
         notes.append(result["unmeasured"])
     notes += loss_note(result)
     found = {} if reader is None else reader.compute(discovery.stages)
-    if damage and not found:
+    if damage and not found and result.get("unmeasured") != NO_LABELS:
         notes.append(no_damage_reason(discovery, reader))
     analysis = probe.analysis(
         provenance=provenance.model_copy(

@@ -41,8 +41,8 @@ def affine(
     """Σ_k (1 + scale_k) ⊙ terms_k + shift. scale: [terms, channels]; shift: [channels]."""
     shape = (-1, *[1] * (-channel_axis - 1))
     total = terms[0] * (1 + scale[0]).view(shape)
-    for term, factor in zip(terms[1:], scale[1:], strict=True):
-        total = torch.addcmul(total, term, (1 + factor).view(shape))
+    for index, term in enumerate(terms[1:], start=1):
+        total = torch.addcmul(total, term, (1 + scale[index]).view(shape))
     return total if shift is None else total + shift.view(shape)
 
 
