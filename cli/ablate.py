@@ -81,7 +81,7 @@ def command(
     check_output_folder(folder, RESULTS, given_files)
 
     from ela_probe.analysis.result import Analysis
-    from ela_probe.pipeline import ablate_checkpoint
+    from ela_probe.pipeline.ablate import ablate_checkpoint
     from ela_probe.pruning.correlations import calibrations, correlations, site_table
     from ela_probe.system.storage import output_directory, write_text
     from ela_probe.training.config import TrainConfig

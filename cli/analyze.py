@@ -74,7 +74,7 @@ def command(
 
     from ela_probe.analysis.findings import next_command, recommended_share
     from ela_probe.discovery.declared import DeclaredAdapter
-    from ela_probe.pipeline import analyze_checkpoint
+    from ela_probe.pipeline.analyze import analyze_checkpoint
     from ela_probe.report.plots import save_figures
     from ela_probe.system.processes import is_first, shutdown
     from ela_probe.system.storage import output_directory

@@ -46,7 +46,7 @@ def command(
     import torch
 
     from ela_probe.evaluation.compare import CompareEntry, compare
-    from ela_probe.pipeline import check_data
+    from ela_probe.pipeline.inputs import check_data
     from ela_probe.system.device import resolve_device
     from ela_probe.system.storage import write_json
 

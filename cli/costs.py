@@ -48,7 +48,7 @@ def command(
 
     import torch
 
-    from ela_probe.pipeline import check_data
+    from ela_probe.pipeline.inputs import check_data
     from ela_probe.pruning.measure_costs import measure_costs
     from ela_probe.system.device import resolve_device
 

@@ -47,7 +47,9 @@ def run(
     from ela_probe.data.opening import open_data
     from ela_probe.evaluation.compare import CompareEntry, compare
     from ela_probe.models.registry import ModelSpec
-    from ela_probe.pipeline import analyze_checkpoint, finetune, prune_checkpoint, train
+    from ela_probe.pipeline.analyze import analyze_checkpoint
+    from ela_probe.pipeline.prune import prune_checkpoint
+    from ela_probe.pipeline.train import finetune, train
     from ela_probe.pruning.planners import make_plan
     from ela_probe.report.page import write_report
     from ela_probe.report.plots import save_figures

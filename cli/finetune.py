@@ -77,7 +77,7 @@ def command(
     check_output(path, given_files)
     check_output_folder(run, RUN_FILES, given_files)
 
-    from ela_probe.pipeline import finetune
+    from ela_probe.pipeline.train import finetune
     from ela_probe.system.processes import shutdown
     from ela_probe.training.config import TrainConfig
 

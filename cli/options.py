@@ -171,7 +171,7 @@ class DataOptions:
 
     def open(self, checkpoint: "Checkpoint", *, image_size: int | None = None) -> "Data":
         """Open the data for this checkpoint. Raises CheckpointError, DataError, OptionError."""
-        from ela_probe.pipeline import data_for
+        from ela_probe.pipeline.inputs import data_for
 
         return data_for(
             checkpoint,

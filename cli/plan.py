@@ -200,7 +200,7 @@ def in_rounds(
     """The plan of several rounds. at_once: the plan of one round, which has checked the options."""
     from ela_probe.checkpoint import read_checkpoint
     from ela_probe.errors import OptionError
-    from ela_probe.pipeline import plan_in_rounds
+    from ela_probe.pipeline.rounds import plan_in_rounds
 
     origin = at_once.origin
     by_share = origin.planner == "damage" and origin.max_loss is None and origin.time_budget is None

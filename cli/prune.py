@@ -45,7 +45,7 @@ def command(
     check_output(path, [checkpoint, plan, inputs.path_of_data(data.data)])
 
     from ela_probe.models.registry import parameter_count
-    from ela_probe.pipeline import check_loss, prune_checkpoint
+    from ela_probe.pipeline.prune import check_loss, prune_checkpoint
     from ela_probe.pruning.plan import SkipPlan
     from ela_probe.system.numbers import readable
 

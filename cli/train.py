@@ -27,7 +27,7 @@ from .options import (
 from .outputs import RUN_FILES, check_output_folder, writing_folder
 
 if TYPE_CHECKING:
-    from ela_probe.training.fitting import FitResult
+    from ela_probe.training.trainer import FitResult
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 ELA_HELP = (
@@ -167,7 +167,8 @@ def command(
     """
     inputs.check_data(data, root=data_root, download=download)
 
-    from ela_probe.pipeline import check_task, train
+    from ela_probe.pipeline.inputs import check_task
+    from ela_probe.pipeline.train import train
     from ela_probe.system.processes import shutdown
     from ela_probe.training.recipes import Recipe, read_recipe
 

@@ -81,7 +81,7 @@ def test_only_the_command_line_imports_the_public_face():
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("def f():\n    from ela_probe.pipeline import train", "ela_probe.pipeline"),
+        ("def f():\n    from ela_probe.pipeline import train", "ela_probe.pipeline.train"),
         ("if TYPE_CHECKING:\n    import ela_probe.pipeline", "ela_probe.pipeline"),
         ("from ela_probe import pipeline", "ela_probe.pipeline"),
         ("from ela_probe import prune", "ela_probe"),

@@ -10,7 +10,8 @@ from ela_probe_cli import main
 
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OutputError
-from ela_probe.pipeline import finetune, prune_checkpoint
+from ela_probe.pipeline.prune import prune_checkpoint
+from ela_probe.pipeline.train import finetune
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.training.config import TrainConfig
 from tests.support.commands import run

@@ -16,7 +16,7 @@ from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.exact_sums import carry
 from ela_probe.analysis.handover_hooks import HandoverHooks
 from ela_probe.analysis.stand_ins import NormalEquations, fit_stand_ins
-from ela_probe.models.stand_in import affine
+from ela_probe.pruning.ablation import handed_on
 from ela_probe.sites import Stage
 from tests.support.damage_networks import NETWORKS, batch, network, only
 from tests.support.identities import assert_same
@@ -67,17 +67,6 @@ def test_alternatives_are_what_a_pruned_model_hands_on(name: str) -> None:
             with torch.no_grad():
                 assert_same(replaced, pruned(inputs))
     assert not hooks(model)
-
-
-def handed_on(given: Alternatives, handover, action: str, stand_in: Tensor) -> Tensor:
-    if action == "skip":
-        return given.skipped
-    if action == "recur":
-        assert given.recurred is not None
-        return given.recurred
-    a = stand_in.double()
-    shift = a[-1] if handover.has_shift else None
-    return affine(given.terms, a[: len(given.terms)], shift, channel_axis=handover.channel_axis)
 
 
 class Additive(nn.Module):

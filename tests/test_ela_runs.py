@@ -13,7 +13,8 @@ from ela_probe_cli import main
 
 from ela_probe import SkipPlan, load_checkpoint
 from ela_probe.checkpoint import read_checkpoint
-from ela_probe.training.fitting import TrainingInterrupted, fit
+from ela_probe.pipeline import train as verb
+from ela_probe.training.trainer import TrainingInterrupted, fit
 from tests.support.image_sets import write_images
 from tests.support.networks import sites
 from tests.support.training import InterruptAt, equal_runs, train_command, trained
@@ -64,12 +65,11 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     prefix: Path, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch,
     epoch: int, batch: int,
 ) -> None:  # fmt: skip
-    import ela_probe.pipeline as pipeline
 
     def cut(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Any:
         return fit(*arguments, callbacks=[*callbacks, InterruptAt(epoch, batch)], **options)
 
-    monkeypatch.setattr(pipeline, "fit", cut)
+    monkeypatch.setattr(verb, "fit", cut)
     with pytest.raises(TrainingInterrupted):
         trained(prefix, tmp_path)
     monkeypatch.undo()

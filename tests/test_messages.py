@@ -11,7 +11,7 @@ from torch import nn
 from ela_probe.analysis.result import Analysis
 from ela_probe.data.example_inputs import RandomInputs
 from ela_probe.errors import AnalysisError, DataError
-from ela_probe.pipeline import check_inputs
+from ela_probe.pipeline.inputs import check_inputs
 from ela_probe.system.messages import class_and_first_line, first_line
 
 

@@ -13,7 +13,7 @@ from benchmarks.support.method import Method, all_methods, backbone_of
 from benchmarks.support.steps import step_in_training
 from ela_probe.errors import OptionError
 from ela_probe.models.registry import create_model
-from ela_probe.pipeline import train
+from ela_probe.pipeline.train import train
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.recipes import Recipe
 from tests.support.image_sets import write_images

@@ -13,7 +13,7 @@ from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
 from ela_probe.errors import OptionError
 from ela_probe.models.registry import ModelSpec
-from ela_probe.pipeline import finetune, train
+from ela_probe.pipeline.train import finetune, train
 from ela_probe.training.config import TrainConfig
 
 OPTIONS: dict[str, Any] = {

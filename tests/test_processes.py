@@ -30,7 +30,7 @@ from ela_probe.system.processes import (
     is_first,
     raise_together,
 )
-from ela_probe.training.fitting import fit
+from ela_probe.training.trainer import fit
 from tests.support.commands import run as command
 from tests.support.identities import assert_same
 from tests.support.image_sets import write_images

@@ -23,7 +23,7 @@ from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.system.device import resolve_device
 from ela_probe.system.progress import track
 from ela_probe.training.config import TrainConfig
-from ela_probe.training.fitting import TrainingInterrupted, fit
+from ela_probe.training.trainer import TrainingInterrupted, fit
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.05, warmup_epochs=1)
 

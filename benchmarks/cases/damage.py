@@ -14,7 +14,9 @@ from benchmarks.support.results import NOTHING, JsonPath, publish
 from ela_probe.analysis.result import Analysis
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import AnalysisError
-from ela_probe.pipeline import ablate_checkpoint, analyze_checkpoint, data_for
+from ela_probe.pipeline.ablate import ablate_checkpoint
+from ela_probe.pipeline.analyze import analyze_checkpoint
+from ela_probe.pipeline.inputs import data_for
 from ela_probe.pruning.ablation import Ablation, PlanResult
 from ela_probe.pruning.correlations import calibrations, correlations, site_table
 from ela_probe.system.device import resolve_device

@@ -16,7 +16,8 @@ from ela_probe.checkpoint import Checkpoint, read_checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.pipeline import analyze_checkpoint, data_for
+from ela_probe.pipeline.analyze import analyze_checkpoint
+from ela_probe.pipeline.inputs import data_for
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import as_plan, make_plan, skip_decisions
 from ela_probe.pruning.prune import prune

@@ -19,7 +19,7 @@ from ela_probe.evaluation.compare import stages_of
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.evaluation.profiling import count_flops
 from ela_probe.models.registry import ModelSpec, parameter_count
-from ela_probe.pipeline import train
+from ela_probe.pipeline.train import train
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import write_json
 from ela_probe.training.config import TrainConfig

@@ -11,7 +11,8 @@ from benchmarks.support.candidates import Candidate, PlannedCheckpoint
 from benchmarks.support.records import RESULT, read_record
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.pipeline import finetune, prune_checkpoint
+from ela_probe.pipeline.prune import prune_checkpoint
+from ela_probe.pipeline.train import finetune
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import write_json
 from ela_probe.training.config import TrainConfig

@@ -124,10 +124,13 @@ def _error(mean: float, square: float, n: int) -> float:
     return math.sqrt(max(0.0, square - mean * mean) / (n - 1)) if n > 1 else math.nan
 
 
-def total(estimates: Sequence[DamageEstimate]) -> tuple[float, float]:
+def total(estimates: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """The damage of several actions together and a bound of its standard error, in nats.
+
+    Args:
+        estimates: of each action the mean and its standard error.
 
     The estimates come from the same samples, so that their errors may all point the same way: the
     bound is the sum of their standard errors.
     """
-    return math.fsum(e.mean for e in estimates), math.fsum(e.se for e in estimates)
+    return math.fsum(mean for mean, _ in estimates), math.fsum(se for _, se in estimates)

@@ -175,7 +175,7 @@ def _about_damage(analysis: Analysis) -> Finding:
     loss = analysis.provenance.loss
     now = "" if loss is None else f" (the loss is {readable(loss)})"
     if chosen:
-        mean, error = total([estimate for _, estimate in chosen.values()])
+        mean, error = total([(e.mean, e.se) for _, e in chosen.values()])
         stand_ins = sum(action == "affine" for action, _ in chosen.values())
         how = f", {stand_ins} of them with a stand-in" if stand_ins else ""
         return Finding(

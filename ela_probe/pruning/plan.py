@@ -1,6 +1,7 @@
 """SkipPlan: an action for every retrieval of a model, as a small validated JSON file."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
+from ela_probe.analysis.damage import total
 from ela_probe.analysis.ebqm import Target
 from ela_probe.errors import PlanError
 from ela_probe.sites import FORMED, LISTED, Action, Kind, Stage, check_same_sites, fingerprint
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.documents import read_document
+from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
 from ela_probe.system.versions import __version__
@@ -24,6 +27,12 @@ class Estimate(Strict):
 
     mean: Finite
     se: Finite | None = None
+
+    @classmethod
+    def total(cls, estimates: Sequence["Estimate"]) -> "Estimate":
+        """Of several actions together; the error is a bound (`analysis.damage.total`)."""
+        mean, se = total([(e.mean, math.nan if e.se is None else e.se) for e in estimates])
+        return cls(mean=mean, se=finite_or_none(se))
 
 
 class FitSummary(Strict):

@@ -219,11 +219,7 @@ def as_plan(
     damages = [figures[name]["damage"] for name, action in actions.items() if action != "keep"]
     predicted = None
     if analysis.has_damage and None not in damages:
-        errors = [d.se for d in damages if d.se is not None]
-        predicted = Estimate(
-            mean=math.fsum(d.mean for d in damages),
-            se=math.fsum(errors) if len(errors) == len(damages) else None,
-        )
+        predicted = Estimate.total(damages)
     source = analysis.provenance
     return SkipPlan.for_actions(
         stages,

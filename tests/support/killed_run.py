@@ -15,8 +15,8 @@ from unittest import mock
 import pytorch_lightning as pl
 from ela_probe_cli import main
 
-import ela_probe.pipeline as pipeline
-from ela_probe.training.fitting import fit
+from ela_probe.pipeline import train as verb
+from ela_probe.training.trainer import fit
 
 
 def kill() -> None:
@@ -55,7 +55,7 @@ def kill_at_batch(epoch: int, batch: int) -> None:
     def cut(*arguments: Any, callbacks: list[pl.Callback], **options: Any) -> Any:
         return fit(*arguments, callbacks=[*callbacks, KillAt(epoch, batch)], **options)
 
-    mock.patch.object(pipeline, "fit", cut).start()
+    mock.patch.object(verb, "fit", cut).start()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ela_probe import SkipPlan
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
 from ela_probe.models.registry import ModelSpec
-from ela_probe.pipeline import train
+from ela_probe.pipeline.train import train
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
 from tests.support.networks import equal_states, network, sites

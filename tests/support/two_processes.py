@@ -13,13 +13,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-import ela_probe.pipeline as pipeline
 from ela_probe import ELA, SkipPlan
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
+from ela_probe.pipeline import train as verb
 from ela_probe.system.processes import Processes, all_gather, is_first, process_count, shutdown
 from ela_probe.training.config import TrainConfig
-from ela_probe.training.fitting import TrainingInterrupted, fit
+from ela_probe.training.trainer import TrainingInterrupted, fit
 from tests.support.networks import without_norms
 from tests.support.training import Classifier, InterruptAt, Watch, fitted, trained
 
@@ -82,7 +82,7 @@ def interrupted(prefix: Path, folder: Path) -> dict[str, Any]:
 
     told = ""
     try:
-        with mock.patch.object(pipeline, "fit", cut):
+        with mock.patch.object(verb, "fit", cut):
             trained(prefix, folder / "cut", processes=TWO)
     except TrainingInterrupted as interruption:
         told = str(interruption)
@@ -94,7 +94,7 @@ def tuned(last: Path, folder: Path) -> dict[str, Any]:
     found = {}
     config = TrainConfig(epochs=2, batch_size=8, lr=0.01)
     for strategy in ("ddp", "fsdp"):
-        result = pipeline.finetune(
+        result = verb.finetune(
             read_checkpoint(last),
             config,
             output=folder / f"{strategy}.pt",
@@ -103,7 +103,7 @@ def tuned(last: Path, folder: Path) -> dict[str, Any]:
             progress=False,
         )
         found[strategy] = [row["train_loss"] for row in result.history]
-    resumed = pipeline.finetune(
+    resumed = verb.finetune(
         read_checkpoint(last), config, output=folder / "fsdp.pt", device="cpu", resume=True,
         progress=False, processes=Processes(2, 1, "fsdp"),
     )  # fmt: skip

@@ -1,0 +1,121 @@
+"""The data or inputs that a verb runs a checkpoint on, and checks that the model takes them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ela_probe.checkpoint import Checkpoint
+from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
+from ela_probe.data.opening import Data, data_from_spec, open_data
+from ela_probe.errors import CheckpointError, DataError, OptionError
+from ela_probe.forward import call, eval_mode, first_samples, inputs_and_labels, logits_of, moved
+from ela_probe.models.registry import ModelSpec, family_of
+from ela_probe.system.messages import first_line
+
+Split = Literal["train", "val", "test"]
+
+
+def data_for(
+    checkpoint: Checkpoint,
+    source: str | None = None,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+) -> Data:
+    """Open the data that a checkpoint was trained on, or other data for its model.
+
+    Where the checkpoint names its data, other data get the same normalisation, classes and split.
+
+    Args:
+        source: data to open instead (`digits`, `npz:PREFIX`, ...).
+        root: folder of the torchvision data sets.
+        download: fetch a torchvision data set that is missing.
+        image_size: resize images to this height and width, in pixels.
+
+    Raises:
+        CheckpointError: there is no source, and the checkpoint names none.
+        OptionError: an image size for data without images.
+        DataError: the data are missing or damaged.
+    """
+    spec = checkpoint.header.data
+    if spec is None:
+        if source is None:
+            raise CheckpointError(
+                f"{checkpoint.path} does not say what data it belongs to; name it with --data "
+                "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
+                "or text:FILE), or analyze it on --example-inputs package.module:function or on "
+                "random inputs, --input-size C,H,W"
+            )
+        return open_data(source, root=root, download=download, image_size=image_size)
+    if source is not None or root is not None:
+        spec = spec.with_source(source or spec.source, root=root)
+    if image_size is not None:
+        if spec.task != "images":
+            raise OptionError(f"got --image-size {image_size}, but {spec.source} has no images")
+        spec = spec.model_copy(update={"image_size": image_size})
+    return data_from_spec(spec, download=download)
+
+
+def check_task(spec: ModelSpec, source: str) -> None:
+    """Raise DataError where a model of ours reads images and the source is text, or vice versa."""
+    family = family_of(spec.name)
+    task = "tokens" if source.startswith("text:") else "images"
+    if family is not None and family.reads != task:
+        raise DataError(
+            f"{spec.name} reads {family.reads}, but {source} holds {task}; choose other data with "
+            "--data, or another model (see `ela-probe models`)"
+        )
+
+
+def check_data(model: nn.Module, data: Data) -> None:
+    """Run the model on one blank sample of the data's shape.
+
+    Raises:
+        DataError: the model does not take such a sample, or has another number of classes.
+    """
+    inputs, labels = data.spec.example()
+    logits = logits_of(
+        _output_of(
+            model,
+            inputs,
+            f"{data.spec.sample} as in {data.spec.source}",
+            "choose other data with --data, or a model made for them",
+        )
+    )
+    if logits is not None and logits.shape != (*labels.shape, data.spec.num_classes):
+        raise DataError(
+            f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
+            f"a sample has shape {list(logits.shape[1:])}; choose other data with --data"
+        )
+
+
+def check_inputs(model: nn.Module, inputs: RandomInputs | ExampleInputs) -> None:
+    """Run the model on the first sample. Raises DataError where it does not take it."""
+    first = next(iter(inputs), None)
+    if first is None:
+        raise DataError(f"nothing to analyse: got no batch from {inputs}, expected at least one")
+    _output_of(
+        model,
+        first_samples(inputs_and_labels(first, labelled=inputs.labelled)[0], 1),
+        str(inputs),
+        "expected what its forward takes: see --input-size, --input-dtype, --example-inputs",
+    )
+
+
+@torch.no_grad()
+def _output_of(model: nn.Module, inputs: Any, name: str, advice: str) -> Any:
+    """The model's output for the inputs, in eval mode.
+
+    Raises:
+        DataError: the model does not take them; the message holds `name` and `advice`.
+    """
+    try:
+        with eval_mode(model):
+            return call(model, moved(inputs, model))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            f"the model does not take {name} ({first_line(error)}); {advice}"
+        ) from error
