@@ -20,11 +20,11 @@ notebook: $(VENV)/ready
 	cd notebooks && ../$(BIN)/jupyter lab $(JUPYTER_OPTIONS) 01_explore.ipynb
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 # The tests, and the lines that they don't reach: to look at, not a bar.
 coverage: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile \
 	  --cov --cov-report=term-missing --cov-report=html:build/coverage
 
 lint: $(VENV)/ready

@@ -23,6 +23,7 @@ from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.batches import SeededBatches, Share
 from ela_probe.data.opening import open_data
 from ela_probe.errors import DataError, OptionError
+from ela_probe.pipeline.analyze import analyze_checkpoint
 from ela_probe.system.processes import (
     Processes,
     all_gather,
@@ -36,9 +37,7 @@ from tests.support.identities import assert_same
 from tests.support.image_sets import write_images
 from tests.support.networks import without_norms
 from tests.support.training import batches, equal_runs, train_command
-from tests.support.two_processes import EXACT
-
-pytestmark = pytest.mark.xdist_group("processes")  # its fixtures are dear: one worker for all
+from tests.support.two_processes import EXACT, SAMPLINGS
 
 # What each reads
 
@@ -299,22 +298,26 @@ def same_analysis(one: Path, other: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    "words",
-    [["--batch-size", "8"], ["--batch-size", "5", "--every", "2"], ["--max-batches", "3"]],
-    ids=["all", "every", "most"],
-)
-def test_two_processes_analyse_as_one_does(
-    checkpoint: Path, tmp_path: Path, words: list[str]
-) -> None:
+def test_two_processes_analyse_as_one_does(checkpoint: Path, tmp_path: Path) -> None:
     """Seven batches for two processes: one has one more, and no sample counts twice."""
-    words = ["analyze", str(checkpoint), "--device", "cpu", "--no-figures", *words]
-    words += [] if "--batch-size" in words else ["--batch-size", "4"]
+    words = ["analyze", str(checkpoint), "--device", "cpu", "--no-figures", "--batch-size", "8"]
     assert main([*words, "-o", str(tmp_path / "one")]) == 0
     done = run_command([*words, "--devices", "2", "-o", tmp_path / "two", "--json"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["directory"] == str(tmp_path / "two")  # printed once
     assert same_analysis(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_two_processes_record_the_batches_that_one_would(
+    two: tuple[Path, dict[str, Any]], tmp_path: Path, sampling: str
+) -> None:
+    folder, _ = two
+    checkpoint = read_checkpoint(folder / "whole" / "last.pt")
+    alone = analyze_checkpoint(checkpoint, device="cpu", progress=False, **SAMPLINGS[sampling])
+    assert same_analysis(alone.save(tmp_path / "one"), folder / f"analysis-{sampling}")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from ela_probe import ELA, SkipPlan
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
 from ela_probe.pipeline import train as verb
+from ela_probe.pipeline.analyze import analyze_checkpoint
 from ela_probe.system.processes import Processes, all_gather, is_first, process_count, shutdown
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.trainer import TrainingInterrupted, fit
@@ -25,6 +26,10 @@ from tests.support.training import Classifier, InterruptAt, Watch, fitted, train
 
 TWO = Processes(2)
 EXACT = TrainConfig(epochs=2, batch_size=24, lr=0.05)
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "every": {"batch_size": 5, "every": 2},
+    "most": {"batch_size": 4, "max_batches": 3},
+}
 
 
 def everywhere_the_same(value: Any) -> bool:
@@ -120,6 +125,12 @@ def main(folder: Path, prefix: Path) -> None:
         "interrupted": interrupted(prefix, folder),
     }
     last = Path(found["interrupted"]["last"])
+    for name, sampling in SAMPLINGS.items():
+        analysis = analyze_checkpoint(
+            read_checkpoint(last), device="cpu", processes=TWO, progress=False, **sampling
+        )
+        if is_first():
+            analysis.save(folder / f"analysis-{name}")
     found["tuned"] = tuned(last, folder)
     found["skipped"] = SkipPlan.load(last.with_name("plan.json")).skipped
     if is_first():
