@@ -107,11 +107,19 @@ class DamageProbe:
         if losses.requires_grad:
             torch.autograd.backward(losses, torch.ones_like(losses))
         keep = torch.ones_like(losses, dtype=torch.bool) if counted is None else counted
-        empty = in_float64(torch.zeros_like(losses)).expand(len(MEASURED), -1)
+        self._add(keep)
+
+    def _add(self, keep: Tensor, scale: float = 1.0) -> None:
+        """Add what the last backward pass has found.
+
+        Args:
+            keep: [samples], whether a sample counts. scale: of every first-order change.
+        """
+        empty = in_float64(torch.zeros(keep.shape, device=keep.device)).expand(len(MEASURED), -1)
         found = [self._found.get(site, (empty, empty[0])) for site in self._handovers]
         self._found = {}
         if found and bool(keep.any()):
-            changes = torch.stack([c for c, _ in found])[..., keep]
+            changes = torch.stack([c for c, _ in found])[..., keep] * scale
             norms = torch.stack([norm for _, norm in found])[..., keep]
             if self.metric.device != changes.device:
                 self.metric.to(changes.device)
@@ -183,7 +191,7 @@ class DamageProbe:
         handover = self._handovers[site]
         parts = [
             self._changes(site, handover, handover.alternatives(*own), g)
-            for *own, g in slices([*tensors, gradient])
+            for *own, g in slices([_full(tensor) for tensor in (*tensors, gradient)])
         ]
         self._found[site] = (
             torch.cat([c for c, _ in parts], dim=-1),
@@ -210,10 +218,20 @@ class DamageProbe:
         return torch.stack([changes.get(action, zero) for action in MEASURED]), norms
 
 
+def _full(values: Tensor) -> Tensor:
+    """Half precision as float32, since a change is a difference of numbers close to each other."""
+    return values.float() if values.itemsize < 4 else values
+
+
 def _inner(gradient: Tensor, change: Tensor) -> Tensor:
     """⟨g, δ⟩ of every sample: [samples, ...] to [samples] in float64."""
-    return in_float64((gradient * change).flatten(1).sum(dim=1))
+    return in_float64(_by_sample(gradient * change))
 
 
 def _norm(values: Tensor) -> Tensor:
-    return in_float64(values.flatten(1).norm(dim=1))
+    return in_float64(_by_sample(values.square()).sqrt())
+
+
+def _by_sample(values: Tensor) -> Tensor:
+    """Σ over all axes but the first, in any memory format without a copy."""
+    return values.sum(dim=tuple(range(1, values.ndim)))

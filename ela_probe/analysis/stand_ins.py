@@ -21,9 +21,9 @@ from ela_probe.system.nested_tensors import mapped
 from ela_probe.system.processes import all_gather, is_first, raise_together
 from ela_probe.system.progress import track
 
-# How many samples a fit takes. The least squares of C channels have at most 3 C unknowns, and a
-# sample has hundreds of places.
-FIT_SAMPLES = 512
+# How many samples a fit takes: the least squares of a channel have at most 3 unknowns, and a sample
+# has tens or hundreds of places.
+FIT_SAMPLES = 128
 # The ridge, as a share of the largest second moment of a channel: it only matters for channels
 # that are constant, and for terms that are multiples of each other.
 RIDGE = 1e-10
@@ -44,15 +44,22 @@ class NormalEquations:
     @classmethod
     def of(cls, given: Alternatives, channel_axis: int) -> "NormalEquations":
         """The sums of one batch."""
-        columns = [_by_channel(term, channel_axis) for term in given.terms]
-        columns.append(torch.ones_like(columns[0]))
-        inputs = torch.stack(columns, dim=1)  # [C, K+1, numbers]
-        residual = _by_channel(given.output, channel_axis) - inputs[:, :-1].sum(dim=1)
-        return cls(
-            inputs.shape[-1],
-            inputs @ inputs.transpose(1, 2),
-            (inputs @ residual[:, :, None])[..., 0],
-        )
+        terms = [in_float64(term) for term in given.terms]
+        residual = in_float64(given.output)
+        for term in terms:
+            residual = residual - term
+        axes = [axis for axis in range(residual.ndim) if axis != channel_axis % residual.ndim]
+        channels = residual.shape[channel_axis]
+        count = residual.numel() // channels
+        moments = residual.new_empty(channels, len(terms) + 1, len(terms) + 1)
+        products = residual.new_empty(channels, len(terms) + 1)
+        for i, term in enumerate(terms):
+            for j, other in enumerate(terms[: i + 1]):
+                moments[:, i, j] = moments[:, j, i] = (term * other).sum(dim=axes)
+            moments[:, i, -1] = moments[:, -1, i] = term.sum(dim=axes)
+            products[:, i] = (term * residual).sum(dim=axes)
+        moments[:, -1, -1], products[:, -1] = count, residual.sum(dim=axes)
+        return cls(count, moments, products)
 
     def __add__(self, other: "NormalEquations") -> "NormalEquations":
         return NormalEquations(
@@ -76,11 +83,6 @@ class NormalEquations:
         if has_shift:
             rows.append(mean[:, 0] - (scale * means).sum(dim=1))
         return torch.stack(rows).float().cpu()
-
-
-def _by_channel(values: Tensor, channel_axis: int) -> Tensor:
-    """[C, numbers] in float64."""
-    return in_float64(values.movedim(channel_axis, 0).flatten(1))
 
 
 def fit_stand_ins(

@@ -45,6 +45,8 @@ def within_damage(
     budget: int | None = None,
     max_loss: float | None = None,
     constraints: Constraints = Constraints(),
+    must: Sequence[Positions] | None = None,
+    only: Sequence[Positions] | None = None,
 ) -> list[tuple[int, ...]]:
     """The sites of all stages together whose removal has the least total damage.
 
@@ -52,6 +54,8 @@ def within_damage(
         choices: as `cheapest_actions` returns them.
         budget: so many sites; or
         max_loss: as many sites as possible for a total damage of at most so many nats.
+        must: per stage the positions that are removed in any case; none by default.
+        only: per stage the only positions that may be removed; all by default.
 
     Returns: per stage the positions in ascending order.
 
@@ -62,11 +66,18 @@ def within_damage(
     shifted = constraints.model_copy(update={"min_keep": constraints.min_keep + 1})
     charges: list[Floats] = []
     may: list[Positions] = []
-    for stage in choices:
+    for s, stage in enumerate(choices):
         prices = np.array([0.0, *(choice.damage for choice in stage)])
-        may.append([t for t in range(1, len(prices)) if math.isfinite(prices[t])])
+        may.append(
+            [
+                t + 1
+                for t in range(len(stage))
+                if math.isfinite(prices[t + 1]) and (only is None or t in only[s])
+            ]
+        )
         charges.append(np.tile(np.where(np.isfinite(prices), prices, 0.0), (len(prices), 1)))
-    best = combined_optima(charges, shifted, may=may)
+    shifted_must = None if must is None else [[t + 1 for t in stage] for stage in must]
+    best = combined_optima(charges, shifted, must=shifted_must, may=may)
     count = sum(map(len, choices))
     if max_loss is not None:
         budget = max((k for k, (damage, _) in best.items() if damage <= max_loss), default=0)

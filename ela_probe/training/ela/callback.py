@@ -7,6 +7,7 @@ enter exponential averages, a plan is made, and the retrievals that it skips are
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.system.processes import is_first
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.ela.config import ELAConfig
+from ela_probe.training.ela.damage import TrainingDamage
 from ela_probe.training.ela.epoch import Epoch
 from ela_probe.training.ela.gradual_pruning import GradualPruning
 from ela_probe.training.ela.surgery import parameter_names, restore_parameter_order
@@ -214,6 +216,10 @@ class ELA(pl.Callback):
         with epoch.overhead:
             with pruning.network.uncompiled() as model:
                 epoch.probe = AttentionProbe(model)
+            if self.config.measures_damage:
+                epoch.damage = TrainingDamage(
+                    pruning.network.model, pruning.network.handovers(), clock=epoch.overhead
+                )
             epoch.every = self.config.probe_every(trainer.num_training_batches)
             epoch.scores = pruning.scores(done)
 
@@ -232,6 +238,8 @@ class ELA(pl.Callback):
                 before = model.register_forward_hook(lambda *_: epoch.overhead.start())
                 self._during_batch.callback(before.remove)
                 self._during_batch.enter_context(probe)
+                if epoch.damage is not None:
+                    self._during_batch.enter_context(epoch.damage)
                 after = model.register_forward_hook(lambda *_: epoch.overhead.stop())
                 self._during_batch.callback(after.remove)
         elif epoch.scores:
@@ -239,6 +247,13 @@ class ELA(pl.Callback):
                 names = pruning.draw(epoch.scores, trainer.current_epoch, batch_idx)
                 self._during_batch.callback(pruning.network.without(names))
                 epoch.random_skips += len(names)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the damage of a probed batch. Its loss is taken for a mean over its samples."""
+        if self._epoch is not None and self._epoch.damage is not None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else float(scaler.get_scale())
+            self._epoch.damage.add(trainer.accumulate_grad_batches / scale)
 
     def on_train_batch_end(
         self,
@@ -275,6 +290,9 @@ class ELA(pl.Callback):
         if epoch.probe is not None and epoch.probe.passes:
             with epoch.overhead:
                 found = epoch.probe.analysis().stages
+                if epoch.damage is not None:
+                    damage = epoch.damage.compute([part.stage for part in found])
+                    found = tuple(replace(p, damage=damage.get(p.stage.name)) for p in found)
                 changed = pruning.step(found, trainer.current_epoch + 1, trainer.optimizers)
                 if changed:
                     rewrap(trainer.strategy)

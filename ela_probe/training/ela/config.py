@@ -6,8 +6,10 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ela_probe.errors import OptionError
+from ela_probe.pruning.planners import SkipAction
 from ela_probe.system.validation import Settings
 
+Planner = Literal["score", "budget", "damage"]
 USUAL_INTERVAL = 100  # batches from one probed batch to the next
 FEWEST_PROBED = 2  # probed batches in a short epoch, if it has that many
 
@@ -27,11 +29,15 @@ class ELAConfig(Settings):
     freeze: int | None = Field(
         None, ge=1, description="epoch after which the plan stays; default: when the ramp ends"
     )
-    planner: Literal["score", "budget"] = Field(
-        "score", description="score (EBQM) or budget (least total divergence)"
+    planner: Planner = Field(
+        "score",
+        description="score (EBQM), budget (least total divergence) or damage (least predicted "
+        "loss change, from the gradients of training)",
     )
-    action: Literal["skip", "drop", "recur"] = Field(
-        "skip", description="what becomes of a retrieval: skip, drop or recur"
+    action: SkipAction = Field(
+        "skip",
+        description="what becomes of a retrieval: skip, drop, recur, or affine (a scale and a "
+        "shift per channel take its place and train on)",
     )
     decay: float = Field(
         0.7, ge=0, lt=1, description="weight of the past epochs in the averages over epochs"
@@ -56,6 +62,11 @@ class ELAConfig(Settings):
         False, description="true: until the freeze skip at random, by score, without removing"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of stochastic skipping")
+
+    @property
+    def measures_damage(self) -> bool:
+        """Whether damage is measured, or stand-ins are fitted."""
+        return self.planner == "damage" or self.action == "affine"
 
     @model_validator(mode="after")
     def _fits(self) -> "ELAConfig":

@@ -7,6 +7,7 @@ import torch
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.system.arrays import Floats
 from ela_probe.training.ela.clock import Clock
+from ela_probe.training.ela.damage import TrainingDamage
 
 
 class Epoch:
@@ -18,6 +19,7 @@ class Epoch:
         overhead: clock of probing and planning.
         step_clocks: of a compiled network, clocks of the probed steps (True) and the others.
         probe: None once the plan is final.
+        damage: measures damage with the probe; None where the settings don't need it.
         every: batches from one probed batch to the next.
         batches: how many batches there were so far.
         random_skips: retrievals skipped at random, in all batches together.
@@ -30,6 +32,7 @@ class Epoch:
         self.overhead = Clock(device)
         self.step_clocks = {True: Clock(device), False: Clock(device)}
         self.probe: AttentionProbe | None = None
+        self.damage: TrainingDamage | None = None
         self.every, self.batches, self.random_skips = 1, 0, 0
         self.scores: list[Floats] = []
 

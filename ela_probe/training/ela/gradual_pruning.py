@@ -12,7 +12,6 @@ from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.errors import CheckpointError
 from ela_probe.pruning.plan import Constraints, SkipPlan
-from ela_probe.pruning.prune import actions_of
 from ela_probe.system.arrays import Floats
 from ela_probe.system.processes import broadcast
 from ela_probe.training.ela.config import ELAConfig, Schedule
@@ -60,6 +59,8 @@ class GradualPruning:
         self._final_count = skip_count(config.skip, self.network.stages, self.constraints)
         for action in {config.action, "skip"} if config.stochastic else {config.action}:
             self.network.check_action(action)
+        if config.measures_damage:
+            self.network.handovers()
         self.plan: SkipPlan | None = None
         self.schedule: Schedule | None = None
         self._proposed: Names = frozenset()
@@ -112,6 +113,7 @@ class GradualPruning:
             analysis,
             self._final_count,
             planner=config.planner,
+            action=config.action,
             before=self._proposed,
             removed=self.removed,
             hysteresis=config.hysteresis,
@@ -126,6 +128,7 @@ class GradualPruning:
             analysis,
             due,
             planner=config.planner,
+            action=config.action,
             removed=self.removed,
             constraints=self.constraints,
         )
@@ -138,7 +141,7 @@ class GradualPruning:
             epoch=done,
             last=self.plan,
         )
-        self.network.prune_to(actions_of(plan, self.network.stages), optimizers)
+        self.network.prune_to(plan, optimizers)
         self.plan = plan
         return True
 
@@ -182,7 +185,7 @@ class GradualPruning:
             )
         if plan is not None:
             plan.check_sites(self.network.stages)
-            self.network.prune_to(actions_of(plan, self.network.stages))
+            self.network.prune_to(plan)
             self.plan = plan
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,5 +216,4 @@ class GradualPruning:
 
 def skipped_by(plan: SkipPlan | None) -> Names:
     """The sites whose retrieval a plan removes."""
-    """The names of all sites that a plan changes."""
     return frozenset() if plan is None else frozenset(plan.changes)

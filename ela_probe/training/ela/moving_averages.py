@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ela_probe.analysis.beta_fit import BINS, BetaStatistics
+from ela_probe.analysis.damage import MEASURED, SUMS, StageDamage
 from ela_probe.analysis.result import DIVERGENCES, StageAnalysis
 from ela_probe.errors import AnalysisError
 from ela_probe.sites import Stage
@@ -46,6 +47,10 @@ class StageAverage:
         self._beta = np.full((sites, 5 + BINS), np.nan)
         self._sources = np.zeros(sites, dtype=np.int64)
         self._before = np.full(sites, ABSENT, dtype=np.int64)
+        # means over samples of the terms of damage, and of the relative norms
+        self._damage = np.full((sites, len(MEASURED), len(SUMS)), np.nan)
+        self._norms = np.full(sites, np.nan)
+        self._stand_ins: list[NDArray[np.float32] | None] = [None] * sites
 
     @property
     def seen(self) -> bool:
@@ -79,6 +84,12 @@ class StageAverage:
         self._beta[kept] = self._averaged(
             self._beta[kept], np.stack([row_means(b) for b in found.beta]), follows[:, None]
         )
+        if found.damage is not None:
+            means = found.damage.sums / found.damage.samples
+            self._damage[kept] = self._averaged(self._damage[kept], means)
+            self._norms[kept] = self._averaged(self._norms[kept], found.damage.norms)
+            for t, stand_in in zip(kept, found.damage.stand_ins, strict=True):
+                self._stand_ins[t] = stand_in
 
     def _averaged(
         self, old: Floats, new: Floats, continues: Any = True, power: int = 1
@@ -90,7 +101,8 @@ class StageAverage:
         """The averages as an analysis of the whole stage.
 
         Counts (samples, rows, the n of a site) are those of an average epoch. A removed site has
-        the divergences that it had last, and no adjacent u (n = 0).
+        the divergences and the damage that it had last, and no adjacent u (n = 0). Stand-ins are
+        those of the last epoch.
 
         Raises:
             AnalysisError: no epoch was added.
@@ -111,16 +123,33 @@ class StageAverage:
                 for name, value in self._divergences.items()
             },
             beta=beta,
+            damage=self._damage_so_far(),
+        )
+
+    def _damage_so_far(self) -> StageDamage | None:
+        if np.isnan(self._damage).all():
+            return None
+        samples = max(1, round(float(self._samples[0])))
+        return StageDamage(
+            samples, self._damage * samples, self._norms.copy(), tuple(self._stand_ins)
         )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything as tensors."""
-        return {name: torch.from_numpy(value.copy()) for name, value in self._arrays().items()}
+        stand_ins = {
+            f"stand_in/{t}": value for t, value in enumerate(self._stand_ins) if value is not None
+        }
+        arrays = {**self._arrays(), **stand_ins}
+        return {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from the result of `state_dict`."""
         for name, value in self._arrays().items():
-            value[...] = state[name].cpu().numpy()
+            if name in state:  # one that an older version wrote has no damage
+                value[...] = state[name].cpu().numpy()
+        for t in range(len(self._stand_ins)):
+            kept = state.get(f"stand_in/{t}")
+            self._stand_ins[t] = None if kept is None else kept.cpu().numpy()
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {
@@ -130,6 +159,8 @@ class StageAverage:
             "beta": self._beta,
             "sources": self._sources,
             "before": self._before,
+            "damage": self._damage,
+            "norms": self._norms,
             **self._divergences,
         }
 

@@ -6,19 +6,21 @@ skip in the end, with hysteresis, and removes those of the proposal that are due
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 import numpy as np
 
 from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
+from ela_probe.pruning.damage_budget import cheapest_actions, within_damage
 from ela_probe.pruning.plan import Constraints, SkipPlan
-from ela_probe.pruning.planners import as_plan, skip_decisions
+from ela_probe.pruning.planners import SkipAction, as_plan, skip_decisions
 from ela_probe.pruning.site_budget import charge_matrices, within_budget
 from ela_probe.sites import Stage
 from ela_probe.system.arrays import Floats
+from ela_probe.training.ela.config import Planner
 
 Names = frozenset[str]
+KEPT = ("quantile", "score", "damage", "stand_in")
 
 
 def skip_count(share: float, stages: Sequence[Stage], constraints: Constraints) -> int:
@@ -42,7 +44,8 @@ def proposal(
     analysis: Analysis,
     count: int,
     *,
-    planner: Literal["score", "budget"],
+    planner: Planner,
+    action: SkipAction,
     before: Names,
     removed: Names,
     hysteresis: float,
@@ -53,19 +56,32 @@ def proposal(
     Args:
         analysis: the averages so far.
         count: number of sites to skip.
-        planner: what a site is charged.
+        planner, action: what a site is charged.
         before: the last proposal.
         removed: the sites that were removed already; they are part of every proposal.
         hysteresis: the discount as a fraction. A site replaces one of `before` only if it is
             better by more.
         constraints: guards of the plan.
     """
-    charges = charges_of(analysis, planner)
     names = site_names(analysis)
+    must = positions_by_stage(removed, names)
+    if planner == "damage":
+        choices = [
+            [
+                choice._replace(damage=choice.damage - hysteresis * abs(choice.damage))
+                if name in before and math.isfinite(choice.damage)
+                else choice
+                for name, choice in zip(stage, of_stage, strict=True)
+            ]
+            for stage, of_stage in zip(names, cheapest_actions(analysis, [action]), strict=True)
+        ]
+        return names_at(
+            within_damage(choices, budget=count, constraints=constraints, must=must), names
+        )
+    charges = charges_of(analysis, planner)
     for charge, stage in zip(charges, names, strict=True):
         charge[:, [name in before for name in stage]] *= 1 - hysteresis
-    chosen = within_budget(charges, count, constraints, must=positions_by_stage(removed, names))
-    return names_at(chosen, names)
+    return names_at(within_budget(charges, count, constraints, must=must), names)
 
 
 def due_part(
@@ -73,12 +89,22 @@ def due_part(
     analysis: Analysis,
     count: int,
     *,
-    planner: Literal["score", "budget"],
+    planner: Planner,
+    action: SkipAction,
     removed: Names,
     constraints: Constraints,
 ) -> Names:
     """The `count` sites of a proposal of least total charge, including all of `removed`."""
     names = site_names(analysis)
+    if planner == "damage":
+        chosen = within_damage(
+            cheapest_actions(analysis, [action]),
+            budget=count,
+            constraints=constraints,
+            must=positions_by_stage(removed, names),
+            only=positions_by_stage(proposed, names),
+        )
+        return names_at(chosen, names)
     chosen = within_budget(
         charges_of(analysis, planner),
         count,
@@ -94,7 +120,7 @@ def plan_skipping(
     analysis: Analysis,
     *,
     planner: str,
-    action: Literal["skip", "drop", "recur"],
+    action: SkipAction,
     constraints: Constraints,
     epoch: int,
     last: SkipPlan | None,
@@ -106,8 +132,8 @@ def plan_skipping(
         analysis: the averages so far.
         planner, action, constraints: noted in the plan.
         epoch: number of epochs done, noted in the plan.
-        last: the plan before. A removed site keeps the quantile and the score that it had when it
-            was removed.
+        last: the plan before. A removed site keeps what it had when it was removed: quantile,
+            score, damage and stand-in.
     """
     decided = [
         skip_decisions(part, sorted(positions), action)
@@ -122,7 +148,7 @@ def plan_skipping(
     stages = []
     for stage in plan.stages:
         sites = tuple(
-            site.model_copy(update={"quantile": old.quantile, "score": old.score})
+            site.model_copy(update={name: getattr(old, name) for name in KEPT})
             if (old := known.get(site.name)) is not None and old.action != "keep"
             else site
             for site in stage.sites
@@ -132,14 +158,13 @@ def plan_skipping(
     return plan.model_copy(update={"stages": tuple(stages), "origin": origin})
 
 
-def charges_of(analysis: Analysis, planner: Literal["score", "budget"]) -> list[Floats]:
+def charges_of(analysis: Analysis, planner: Planner) -> list[Floats]:
     """The planner's charges by stage; the highest for a stage without a fit, so without scores."""
     divergences = [part.divergences["kl"].copy() for part in analysis.stages]
     return charge_matrices(analysis, planner, divergences, analysis.target, 0.0, 0)
 
 
 def site_names(analysis: Analysis) -> list[list[str]]:
-    """The names of the sites by stage."""
     """Per stage the names of its sites."""
     return [[site.name for site in part.stage.sites] for part in analysis.stages]
 

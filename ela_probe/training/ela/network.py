@@ -1,15 +1,20 @@
 """Network: the network that ELA prunes in steps, its first sites, and the actions so far."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from ela_probe.adapters.registry import Adapter, adapter_for, cannot_prune
+from ela_probe.adapters.handover import Handover
+from ela_probe.adapters.registry import Adapter, DamageAdapter, adapter_for, cannot_prune
+from ela_probe.analysis.damage_probe import handovers_of
 from ela_probe.analysis.result import StageAnalysis
-from ela_probe.errors import ModelError
+from ela_probe.discovery.discover import Discovery
+from ela_probe.errors import ModelError, PlanError
 from ela_probe.forward import is_compiled_form, uncompiled, without_compile
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.pruning.prune import actions_of
 from ela_probe.sites import Action, Stage
 from ela_probe.training.ela.moving_averages import StageAverage
 from ela_probe.training.ela.surgery import apply_undoable, prune_in_training
@@ -52,7 +57,6 @@ class Network:
         self._applied: dict[str, Action] = {}
 
     def is_in(self, module: nn.Module) -> bool:
-        """Whether the network is a part of the module."""
         """Whether the network is the module or a part of it."""
         return any(part is self.model for part in module.modules())
 
@@ -62,32 +66,58 @@ class Network:
         for average in self.averages:
             average.update(parts[average.stage.name])
 
+    def handovers(self) -> dict[str, Handover]:
+        """Where the remaining sites hand on, by name.
+
+        Raises:
+            PlanError: the adapter doesn't say.
+        """
+        with self.uncompiled() as model:
+            stages = tuple(self.adapter.stages(model))
+            found = handovers_of(model, Discovery(stages, self.adapter))
+        if not found:
+            raise PlanError(
+                f"ELA: damage can't be measured, since the adapter {self.adapter.name} does not "
+                "say what a site hands on; choose the planner score or budget, and another action "
+                "than affine"
+            )
+        return found
+
     @contextmanager
     def uncompiled(self) -> Iterator[nn.Module]:
         """A block in which everything runs uncompiled, so that hooks fire; yields the model."""
         with uncompiled(self.model):
             yield self.model
 
-    def prune_to(
-        self, actions: Mapping[str, Action], optimizers: Sequence[torch.optim.Optimizer] = ()
-    ) -> None:
-        """Carry out those of the actions that were not carried out before. Raises PlanError."""
+    def prune_to(self, plan: SkipPlan, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
+        """Carry out what was not carried out before. Raises PlanError."""
+        actions = actions_of(plan, self.stages)
         new = {n: a for n, a in actions.items() if a != self._applied.get(n, "keep")}
         if not new:
             return
+        stand_ins = {
+            name: coefficients
+            for name, coefficients in plan.stand_ins.items()
+            if self._applied.get(name, "keep") == "keep"
+        }
         with self.uncompiled() as model:
-            prune_in_training(model, self.adapter, new, optimizers=optimizers)
+            prune_in_training(model, self.adapter, new, stand_ins=stand_ins, optimizers=optimizers)
         self._applied |= new
         if self.compiled:  # this also resets the number of recompilations, which is limited
             torch.compiler.reset()
 
     def without(self, names: Iterable[str], action: Action = "skip") -> Callable[[], None]:
         """Skip retrievals; call the returned function to undo that. Raises PlanError."""
-        actions = dict.fromkeys(names, action)
+        actions = dict.fromkeys(names, "skip" if action == "affine" else action)
         return apply_undoable(self.model, lambda: self.adapter.apply(self.model, actions))
 
     def check_action(self, action: Action) -> None:
         """Carry the action out at each site and undo it. Raises PlanError if it is refused."""
+        if action == "affine" and not isinstance(self.adapter, DamageAdapter):
+            raise PlanError(
+                f"ELA: got the action 'affine', but the adapter {self.adapter.name} has no "
+                "stand-ins; choose skip or drop"
+            )
         with self.uncompiled():
             for stage in self.stages:
                 for site in stage.sites[1:]:

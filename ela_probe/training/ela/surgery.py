@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ela_probe.adapters.registry import Adapter
 from ela_probe.errors import PlanError
+from ela_probe.pruning.prune import put_stand_ins
 from ela_probe.sites import Action
 
 REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -18,11 +21,13 @@ def prune_in_training(
     adapter: Adapter,
     actions: Mapping[str, Action],
     *,
+    stand_ins: Mapping[str, NDArray[np.float32]] | None = None,
     optimizers: Iterable[torch.optim.Optimizer] = (),
 ) -> None:
     """Prune a model in place, and remove the removed parameters from the optimizers.
 
-    The order and the state of the remaining parameters stay as they were.
+    The order and the state of the remaining parameters stay as they were. The parameters of
+    stand-ins join the group that lost most parameters, else the largest one.
 
     Raises:
         PlanError: the adapter refuses an action, or adds parameters; the model is unchanged.
@@ -37,6 +42,12 @@ def prune_in_training(
             f"the adapter {adapter.name!r} adds parameters when it prunes, which no optimizer "
             "holds; prune before training (`ela-probe prune`) instead of with ELA"
         )
+    optimizers = list(optimizers)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    home = max(
+        groups, default=None,
+        key=lambda group: (sum(id(p) in removed for p in group["params"]), len(group["params"])),
+    )  # fmt: skip
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             keep = [id(p) not in removed for p in group["params"]]
@@ -47,6 +58,13 @@ def prune_in_training(
             for key in ("params", "param_names"):
                 if key in group:
                     group[key] = [p for p, kept in zip(group[key], keep, strict=True) if kept]
+    put_stand_ins(model, adapter, stand_ins or {})
+    if home is not None:
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in remaining:
+                home["params"].append(parameter)
+                if "param_names" in home:
+                    home["param_names"].append(name)
 
 
 def apply_undoable(model: nn.Module, change: Callable[[], None]) -> Callable[[], None]:
