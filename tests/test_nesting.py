@@ -73,6 +73,7 @@ def test_plans_are_nested_reach_the_share_and_keep_the_guards(
         analysis = make_analysis(SITES, samples=8, seed=seed + epoch)
         options: dict[str, Any] = {
             "planner": planner,
+            "action": "skip",
             "removed": removed,
             "constraints": constraints,
         }
@@ -101,6 +102,7 @@ def test_a_rival_must_be_better_by_the_hysteresis(hysteresis: float, stays: bool
     first, second = names_of(analysis)[0][1:]
     options: dict[str, Any] = {
         "planner": "budget",
+        "action": "skip",
         "removed": frozenset(),
         "constraints": Constraints(),
     }
@@ -307,7 +309,7 @@ def test_settings_are_read_from_one_line() -> None:
         ("share=0.5", r"there is no 'share'; expected skip, warmup"),
         ("skip=1.5", r"skip '1.5': Input should be less than 1"),
         ("warmup=0", r"warmup '0'"),
-        ("action=keep", r"action 'keep': Input should be 'skip', 'drop' or 'recur'"),
+        ("action=keep", r"action 'keep': Input should be 'skip', 'drop', 'recur' or 'affine'"),
         ("stochastic=maybe", r"stochastic 'maybe'"),
         ("warmup=5,freeze=3", r"freeze 3 comes before the warm-up \(5\) ends"),
     ],

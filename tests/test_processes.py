@@ -217,7 +217,7 @@ def two(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["skip", "drop", "stochastic"])
+@pytest.mark.parametrize("how", ["skip", "drop", "affine", "stochastic"])
 def test_ela_in_anyones_trainer_under_ddp(two: tuple[Path, dict[str, Any]], how: str) -> None:
     found = two[1]["anyones"][how]
     assert found["same plan"]

@@ -47,6 +47,7 @@ def in_anyones_trainer() -> dict[str, Any]:
     for name, options, strategy in (
         ("skip", {}, "ddp"),
         ("drop", {"action": "drop"}, "ddp"),
+        ("affine", {"action": "affine", "planner": "damage"}, "ddp"),
         ("stochastic", {"stochastic": True, "ramp": 3}, "ddp_find_unused_parameters_true"),
     ):
         module, watch = Classifier(), Watch()
