@@ -81,13 +81,15 @@ def command(
     check_output_folder(folder, RESULTS, given_files)
 
     from ela_probe.analysis.result import Analysis
+
+    known = Analysis.load(analysis)
+    loaded = model.read(checkpoint)
+
     from ela_probe.pipeline.ablate import ablate_checkpoint
     from ela_probe.pruning.correlations import calibrations, correlations, site_table
     from ela_probe.system.storage import output_directory, write_text
     from ela_probe.training.config import TrainConfig
 
-    known = Analysis.load(analysis)
-    loaded = model.read(checkpoint)
     samples = data.open(loaded)
     tuning = None
     if tune_epochs:

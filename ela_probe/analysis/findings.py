@@ -332,10 +332,11 @@ def _about_fit(part: StageAnalysis) -> Finding:
     if fit.method == "moments":
         fitted += " by moments because maximum likelihood did not converge"
     if fit.ks > POOR_FIT:
+        planner = "budget" if part.damage is None else "damage"
         return Finding(
             "caution",
             f"{name}: {fitted}, fits poorly (Kolmogorov-Smirnov distance {fit.ks:.2f} > "
-            f"{POOR_FIT}); use its quantiles as a ranking only, and prefer the planner `budget`.",
+            f"{POOR_FIT}); use its quantiles as a ranking only, and prefer the planner `{planner}`.",
             name,
         )
     return Finding(
