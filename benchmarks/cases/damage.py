@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 
 from benchmarks.support.results import NOTHING, JsonPath, publish
@@ -125,7 +126,10 @@ def plan_rows(checkpoint: str, ablation: Ablation) -> list[dict[str, Any]]:
 def figures(
     own: Sequence[PlanResult], groups: Mapping[str, Sequence[PlanResult]]
 ) -> dict[str, Any]:
-    """Means over the plans of a group, and the share of random plans of its action it beats."""
+    """Means over the plans of a group, and how many random plans of its action are worse.
+
+    An equal one is the same plan: a small network has few of a size.
+    """
     rivals = groups.get(f"random-{own[0].action}", [])
     loss = statistics.fmean(plan.loss for plan in own)
     tuned = [plan.tuned_accuracy for plan in own if plan.tuned_accuracy is not None]
@@ -134,8 +138,11 @@ def figures(
         "predicted": round(statistics.fmean(predicted), 3) if predicted else NOTHING,
         "loss": round(loss, 3),
         "accuracy %": round(100 * statistics.fmean(plan.accuracy for plan in own), 1),
-        "beats random": (
-            f"{sum(loss < rival.loss for rival in rivals)} of {len(rivals)}"
+        "random: worse, equal, better": (
+            ", ".join(
+                str(sum(sign == np.sign(rival.loss - loss) for rival in rivals))
+                for sign in (1, 0, -1)
+            )
             if rivals and own is not rivals
             else NOTHING
         ),

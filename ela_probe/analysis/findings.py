@@ -336,7 +336,8 @@ def _about_fit(part: StageAnalysis) -> Finding:
         return Finding(
             "caution",
             f"{name}: {fitted}, fits poorly (Kolmogorov-Smirnov distance {fit.ks:.2f} > "
-            f"{POOR_FIT}); use its quantiles as a ranking only, and prefer the planner `{planner}`.",
+            f"{POOR_FIT}); use its quantiles as a ranking only, and prefer the planner "
+            f"`{planner}`.",
             name,
         )
     return Finding(
