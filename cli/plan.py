@@ -112,7 +112,8 @@ def command(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="For --rounds: the analysed checkpoint.",
+            help="The analysed checkpoint. With it the stand-ins of the plan are fitted to each "
+            "other, on its data, and --rounds is possible.",
             callback=inputs.CHECKPOINT.check,
             show_default=False,
         ),
@@ -174,6 +175,8 @@ def command(
                 limit=limit,
                 device=device,
             )
+        if checkpoint is not None:
+            made = refitted(checkpoint, made, device)
     except ValidationError as error:
         raise PlanError(explain(error)) from error
     with writing(path):
@@ -186,6 +189,14 @@ def command(
     describe(made)
     console.print_line(f"written to {path}")
     console.print_line(f"next: ela-probe prune CHECKPOINT --plan {quoted(path)}")
+
+
+def refitted(checkpoint: Path, made: "SkipPlan", device: str) -> "SkipPlan":
+    """The plan with stand-ins that are fitted to each other."""
+    from ela_probe.checkpoint import read_checkpoint
+    from ela_probe.pipeline.refit import refit_checkpoint
+
+    return refit_checkpoint(read_checkpoint(checkpoint), made, device=device)
 
 
 def in_rounds(

@@ -13,6 +13,7 @@ from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.errors import CheckpointError, PlanError
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.pipeline.inputs import Split, check_data, data_for
+from ela_probe.pipeline.refit import refit_checkpoint
 from ela_probe.pipeline.train import finetune
 from ela_probe.pruning.ablation import Ablation, PlanResult, ablate_sites
 from ela_probe.pruning.candidates import candidate_plans
@@ -107,6 +108,7 @@ def ablate_checkpoint(
     done = {plan.name for plan in result.plans}
     plans = {n: p for n, p in candidate_plans(analysis, skip, random).items() if n not in done}
     for name, plan in track(plans.items(), "whole plans", total=len(plans), progress=progress):
+        plan = refit_checkpoint(checkpoint, plan, data=data, device=device, progress=False)
         pruned = prune(model, plan)
         measured = evaluate(pruned, loader, where, progress=False)
         tuned: dict[str, Any] = {}

@@ -1,0 +1,123 @@
+"""Fitting the stand-ins of a plan one after the other, each on the model pruned so far.
+
+An analysis fits a stand-in as if it were the only one. In a plan, what a site gets was already
+changed by those before it. Here each stand-in is fitted, in forward order, to what the unpruned
+model hands on at its site, from what the model that is pruned before this site gets there.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ela_probe.adapters.handover import Alternatives, Handover
+from ela_probe.analysis.damage_probe import handovers_of
+from ela_probe.analysis.handover_hooks import HandoverHooks
+from ela_probe.analysis.stand_ins import FIT_SAMPLES, NormalEquations
+from ela_probe.discovery.discover import discover
+from ela_probe.errors import DataError
+from ela_probe.forward import call, first_samples, inputs_and_labels, sample_count, undisturbed
+from ela_probe.pruning.plan import SkipPlan, encode_stand_in
+from ela_probe.pruning.prune import prune
+from ela_probe.system.memory_format import to_memory_format
+from ela_probe.system.nested_tensors import mapped
+from ela_probe.system.progress import track
+
+
+def refit_stand_ins(
+    model: nn.Module,
+    plan: SkipPlan,
+    batches: Iterable[Any],
+    *,
+    samples: int = FIT_SAMPLES,
+    progress: bool = True,
+) -> SkipPlan:
+    """The plan with stand-ins that are fitted to each other; it takes 2 passes for each of them.
+
+    Args:
+        model: the unpruned model; it is run in eval mode, on its device.
+        batches: inputs, or pairs of inputs and labels, as `analyze` takes them. At most `samples`
+            samples are used.
+
+    Raises:
+        PlanError: as `prune`. DataError: no batches.
+    """
+    if not plan.stand_ins:
+        return plan
+    inputs = _inputs(model, batches, samples)
+    sites = [site.name for stage in plan.stages for site in stage.sites if site.action != "keep"]
+    fitted: dict[str, NDArray[np.float32]] = {}
+    for position, site in enumerate(
+        track(sites, "fitting stand-ins to each other", total=len(sites), progress=progress)
+    ):
+        if site not in plan.stand_ins:
+            continue
+        before = prune(model, _changing(plan, sites[:position], fitted)) if position else model
+        sums: NormalEquations | None = None
+        for given in inputs:
+            _, wanted = _handed_on(model, site, given)
+            handover, got = _handed_on(before, site, given)
+            both = Alternatives(wanted.output, got.terms)
+            found = NormalEquations.of(both, handover.channel_axis)
+            sums = found if sums is None else sums + found
+        assert sums is not None
+        fitted[site] = sums.solve(has_shift=handover.has_shift).numpy()
+    return _changing(plan, sites, fitted, as_planned=True)
+
+
+def _inputs(model: nn.Module, batches: Iterable[Any], samples: int) -> list[Any]:
+    """The inputs of the first samples, on the model's device."""
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    found, done = [], 0
+    for batch in batches:
+        given = first_samples(inputs_and_labels(batch)[0], samples - done)
+        done += sample_count(given)
+        found.append(mapped(given, lambda t: to_memory_format(t.to(where), model)))
+        if done >= samples:
+            break
+    if not found:
+        raise DataError("no batches to fit stand-ins to; expected at least one")
+    return found
+
+
+def _handed_on(model: nn.Module, site: str, given: Any) -> tuple[Handover, Alternatives]:
+    """What a site hands on in one pass."""
+    handover = handovers_of(model, discover(model))[site]
+    passed: list[Alternatives] = []
+
+    def arrive(_: str, tensors: Any, y: Tensor) -> None:
+        passed.append(handover.alternatives(*tensors))
+
+    with undisturbed(model), HandoverHooks(model, {site: handover}, arrive):
+        call(model, given)
+    return handover, passed[0]
+
+
+def _changing(
+    plan: SkipPlan,
+    sites: list[str],
+    fitted: dict[str, NDArray[np.float32]],
+    *,
+    as_planned: bool = False,
+) -> SkipPlan:
+    """The plan with only these sites changed, and with the stand-ins fitted so far.
+
+    `drop` becomes `skip` (unless `as_planned`), since later sites may still read the source.
+    """
+    stages = []
+    for stage in plan.stages:
+        own = []
+        for site in stage.sites:
+            changes: dict[str, Any] = {}
+            if site.name not in sites:
+                changes = {"action": "keep", "stand_in": None, "damage": None}
+            elif site.name in fitted:
+                changes = {"stand_in": encode_stand_in(fitted[site.name])}
+            elif site.action == "drop" and not as_planned:
+                changes = {"action": "skip"}
+            own.append(site.model_copy(update=changes))
+        stages.append(stage.model_copy(update={"sites": tuple(own)}))
+    return SkipPlan.model_validate(plan.model_copy(update={"stages": tuple(stages)}).model_dump())
