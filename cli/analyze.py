@@ -52,7 +52,7 @@ def command(
         bool,
         typer.Option(
             help="Measure what each action at each site would add to the loss: one backward pass a "
-            "batch, two to four times the time. Needs labels."
+            "batch, two to three times the time. Needs labels."
         ),
     ] = True,
     figures: Annotated[bool, typer.Option(help="Draw the figures.")] = True,

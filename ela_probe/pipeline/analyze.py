@@ -51,7 +51,7 @@ def analyze_checkpoint(
         split: the training samples by default, so that the test split plays no part in planning.
         limit: at most this many samples.
         damage: whether to measure what each action at each site would add to the loss, which needs
-            labels; it takes two to four times the time.
+            labels; it takes two to three times the time.
         every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`).
     """
     Sampling(every, max_batches, max_tokens)  # refuses bad values before data are read
