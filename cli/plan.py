@@ -13,6 +13,7 @@ from .outputs import check_output, writing
 
 if TYPE_CHECKING:
     from ela_probe.analysis.result import Analysis
+    from ela_probe.checkpoint import Checkpoint
     from ela_probe.pruning.cost_model import CostModel
     from ela_probe.pruning.plan import SkipPlan
 
@@ -163,11 +164,12 @@ def command(
             constraints=constraints,
             seed=seed,
         )
+        loaded = None if checkpoint is None else read_checkpoint(checkpoint)
         if rounds > 1:
             made = in_rounds(
                 known,
                 made,
-                checkpoint,
+                loaded,
                 rounds=rounds,
                 skip=skip,
                 action=action,
@@ -175,8 +177,8 @@ def command(
                 limit=limit,
                 device=device,
             )
-        if checkpoint is not None:
-            made = refitted(checkpoint, made, device)
+        if loaded is not None:
+            made = refitted(loaded, made, device)
     except ValidationError as error:
         raise PlanError(explain(error)) from error
     with writing(path):
@@ -191,25 +193,30 @@ def command(
     console.print_line(f"next: ela-probe prune CHECKPOINT --plan {quoted(path)}")
 
 
-def refitted(checkpoint: Path, made: "SkipPlan", device: str) -> "SkipPlan":
+def read_checkpoint(path: Path) -> "Checkpoint":
+    """As `ela_probe.checkpoint.read_checkpoint`, which is imported only when it is needed."""
+    from ela_probe.checkpoint import read_checkpoint as read
+
+    return read(path)
+
+
+def refitted(checkpoint: "Checkpoint", made: "SkipPlan", device: str) -> "SkipPlan":
     """The plan with stand-ins that are fitted to each other."""
-    from ela_probe.checkpoint import read_checkpoint
     from ela_probe.pipeline.refit import refit_checkpoint
 
-    return refit_checkpoint(read_checkpoint(checkpoint), made, device=device)
+    return refit_checkpoint(checkpoint, made, device=device)
 
 
 def in_rounds(
     analysis: "Analysis",
     at_once: "SkipPlan",
-    checkpoint: Path | None,
+    checkpoint: "Checkpoint | None",
     *,
     skip: float,
     action: str | None,
     **options: Any,
 ) -> "SkipPlan":
     """The plan of several rounds. at_once: the plan of one round, which has checked the options."""
-    from ela_probe.checkpoint import read_checkpoint
     from ela_probe.errors import OptionError
     from ela_probe.pipeline.rounds import plan_in_rounds
 
@@ -220,8 +227,7 @@ def in_rounds(
             "--rounds measures again on the partly pruned model: it needs --checkpoint, the "
             "planner damage and a share, --skip, instead of --max-loss or --time"
         )
-    loaded = read_checkpoint(checkpoint)
-    return plan_in_rounds(loaded, analysis, skip=skip, action=action, **options)  # type: ignore[arg-type]
+    return plan_in_rounds(checkpoint, analysis, skip=skip, action=action, **options)  # type: ignore[arg-type]
 
 
 def load_costs(path: Path) -> "CostModel":

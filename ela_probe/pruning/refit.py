@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ela_probe.adapters.handover import Alternatives, Handover
 from ela_probe.analysis.damage_probe import handovers_of
 from ela_probe.analysis.handover_hooks import HandoverHooks
-from ela_probe.analysis.stand_ins import FIT_SAMPLES, NormalEquations
+from ela_probe.analysis.stand_ins import FIT_SAMPLES, NormalEquations, slices
 from ela_probe.discovery.discover import discover
 from ela_probe.errors import DataError
 from ela_probe.forward import call, first_samples, inputs_and_labels, sample_count, undisturbed
@@ -56,13 +56,16 @@ def refit_stand_ins(
         if site not in plan.stand_ins:
             continue
         before = prune(model, _changing(plan, sites[:position], fitted)) if position else model
+        original = handovers_of(model, discover(model))[site]
+        handover = handovers_of(before, discover(before))[site]
         sums: NormalEquations | None = None
         for given in inputs:
-            _, wanted = _handed_on(model, site, given)
-            handover, got = _handed_on(before, site, given)
-            both = Alternatives(wanted.output, got.terms)
-            found = NormalEquations.of(both, handover.channel_axis)
-            sums = found if sums is None else sums + found
+            wanted = _handed_on(model, site, original, given).output
+            terms = _handed_on(before, site, handover, given).terms
+            for output, *own in slices([wanted, *terms]):
+                both = Alternatives(output, tuple(own))
+                found = NormalEquations.of(both, handover.channel_axis)
+                sums = found if sums is None else sums + found
         assert sums is not None
         fitted[site] = sums.solve(has_shift=handover.has_shift).numpy()
     return _changing(plan, sites, fitted, as_planned=True)
@@ -83,9 +86,8 @@ def _inputs(model: nn.Module, batches: Iterable[Any], samples: int) -> list[Any]
     return found
 
 
-def _handed_on(model: nn.Module, site: str, given: Any) -> tuple[Handover, Alternatives]:
+def _handed_on(model: nn.Module, site: str, handover: Handover, given: Any) -> Alternatives:
     """What a site hands on in one pass."""
-    handover = handovers_of(model, discover(model))[site]
     passed: list[Alternatives] = []
 
     def arrive(_: str, tensors: Any, y: Tensor) -> None:
@@ -93,7 +95,7 @@ def _handed_on(model: nn.Module, site: str, given: Any) -> tuple[Handover, Alter
 
     with undisturbed(model), HandoverHooks(model, {site: handover}, arrive):
         call(model, given)
-    return handover, passed[0]
+    return passed[0]
 
 
 def _changing(
