@@ -165,6 +165,11 @@ def command(
             seed=seed,
         )
         loaded = None if checkpoint is None else read_checkpoint(checkpoint)
+        if loaded is not None and known.provenance.checkpoint_sha256 not in (None, loaded.sha256):
+            raise PlanError(
+                f"{checkpoint} is not the checkpoint that {analysis} was made from (its SHA-256 "
+                "differs); give the analysed one, or run `ela-probe analyze` on this one"
+            )
         if rounds > 1:
             made = in_rounds(
                 known,
