@@ -35,6 +35,16 @@ class Estimate(Strict):
         return cls(mean=mean, se=finite_or_none(se))
 
 
+class MeasuredLoss(Estimate):
+    """A change of the loss that was measured, in nats: over how many samples, and of which split.
+
+    The standard error is that of the difference of the two losses of a sample.
+    """
+
+    samples: int = Field(ge=1)
+    split: str
+
+
 class FitSummary(Strict):
     """A fitted Beta distribution of the u of a stage or site."""
 
@@ -189,6 +199,11 @@ class Origin(Strict):
         None,
         description="what the plan adds to the loss, in nats: the sum of the sites' damages, and "
         "of their standard errors, a bound of its own",
+    )
+    measured_loss: MeasuredLoss | None = Field(
+        None,
+        description="what the plan as a whole adds to the loss, measured on samples that its "
+        "stand-ins were not fitted to",
     )
 
 
