@@ -11,10 +11,14 @@ from ela_probe.sites import Action
 
 
 class Passed(NamedTuple):
-    """The tensors that went into a module and came out of it, in one pass."""
+    """The tensors that went into a module and came out of it, in one pass.
+
+    arguments: those of the inputs that are positional arguments by themselves, not parts of one.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    arguments: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Handover:
     Attributes:
         module: the qualified name of the module whose first output tensor is y.
         actions: the actions other than `keep` whose effect on y is known here, and that pruning
-            can carry out. `drop` is one of them only where no later site reads the source.
+            can carry out if an adapter knows the model. `drop` is one of them only where no later
+            site reads the source.
         reads: the qualified names of all modules that `tensors` needs.
         tensors: from what passed through these modules to the tensors [samples, ...] that
             `alternatives` takes. Each module runs once in a pass.

@@ -67,7 +67,8 @@ class HandoverHooks:
     ) -> Any:
         if not self._inside:
             return None
-        self._passed[name] = Passed(tuple(tensors_of(inputs)), tuple(tensors_of(output)))
+        arguments = tuple(value.detach() for value in inputs if isinstance(value, Tensor))
+        self._passed[name] = Passed(tuple(tensors_of(inputs)), tuple(tensors_of(output)), arguments)
         replaced = None
         for site in sites:
             y = next(leaf for leaf in leaves_of(output) if isinstance(leaf, Tensor))
