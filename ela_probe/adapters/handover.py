@@ -1,10 +1,11 @@
 """What a site hands on to the network after it, and what other actions would hand on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ela_probe.models.stand_in import MAPS
 from ela_probe.sites import Action
@@ -60,6 +61,8 @@ class Handover:
         alternatives: from these tensors, or the same samples of each, to what is handed on.
         channel_axis: the axis of y that runs over channels, from the end.
         has_shift: whether a stand-in also has a shift.
+        within: opens a block in which the model has the module; None where it always has. Equal
+            values are opened once.
     """
 
     module: str
@@ -69,6 +72,7 @@ class Handover:
     alternatives: Callable[..., Alternatives]
     channel_axis: int = MAPS
     has_shift: bool = True
+    within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
 
 
 def input_and_output(

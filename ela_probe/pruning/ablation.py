@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Alternatives, Handover
-from ela_probe.analysis.handover_hooks import HandoverHooks
+from ela_probe.analysis.handover_hooks import HandoverHooks, with_modules_of
 from ela_probe.errors import DataError, PlanError
 from ela_probe.evaluation.evaluate import sample_losses
 from ela_probe.evaluation.labels import class_labels
@@ -135,7 +135,7 @@ def ablate_sites(
             continue
         inputs, labels = inputs_and_labels(batch)
         inputs = mapped(inputs, lambda t: to_memory_format(t.to(device), model))
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad(), with_modules_of(model, handovers):
             sums = sums.model_copy(update=_added(model, handovers, stand_ins, inputs, labels, sums))
         yield sums
 
