@@ -104,7 +104,9 @@ def _reason(module: str, sites: int, runs: Sequence[_Run], larger: Sequence[_Run
     if not module:
         return "the model itself retrieves, and no part of it can be left out"
     if sites > 1 or len(runs) != 1:
-        return f"{module} runs {len(runs)} times in a pass, for {sites} sites; expected one"
+        return (
+            f"{module} runs {len(runs)} times in a pass and serves {sites} sites, not once and one"
+        )
     (run,) = runs
     if run.instead is None:
         return (
