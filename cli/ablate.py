@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ela_probe.errors import OptionError
+
 from . import console, inputs
 from .options import (
     BatchSize,
@@ -54,6 +56,22 @@ def command(
             show_default=False,
         ),
     ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that `costs` wrote, for --time.",
+            callback=inputs.COSTS.check,
+            show_default=False,
+        ),
+    ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            help="Also measure plans whose training step takes this share of the time.",
+            callback=inputs.share_of("--time"),
+            show_default=False,
+        ),
+    ] = None,
     random: Annotated[int, typer.Option(min=0, help="Random plans of each action.")] = 10,
     tune_epochs: Annotated[
         int, typer.Option(min=0, help="Fine-tune every plan for so many epochs, and measure again.")
@@ -69,15 +87,18 @@ def command(
     """Measure what each action at each site really does to the loss: the truth behind estimates.
 
     Every site is changed alone, and the loss measured on held-out samples; with --skip also whole
-    plans by every planner. Writes ablation.json, sites.csv and plans.csv, and prints how well each
-    measure of the analysis ranks the sites (Spearman's correlation) and how well the predicted
-    damage fits in size.
+    plans of that share by every planner, with --costs and --time plans of equal time. Writes
+    ablation.json, sites.csv and plans.csv, and prints how well each measure of the analysis ranks
+    the sites (Spearman's correlation) and how well the predicted damage fits in size.
 
         ela-probe ablate best.pt --analysis best-analysis --limit 2000
         ela-probe ablate best.pt --analysis best-analysis --skip 0.5 --random 20 --tune-epochs 1
+        ela-probe ablate best.pt --analysis best-analysis --costs costs.json --time 0.85
     """
+    if (costs is None) != (time is None):
+        raise OptionError("got one of --costs and --time; expected both, or neither")
     folder = output or checkpoint.parent / f"{checkpoint.stem}-ablation"
-    given_files = [checkpoint, inputs.path_of_data(data.data), *inputs.files_of(analysis)]
+    given_files = [checkpoint, costs, inputs.path_of_data(data.data), *inputs.files_of(analysis)]
     check_output_folder(folder, RESULTS, given_files)
 
     from ela_probe.analysis.result import Analysis
@@ -87,6 +108,7 @@ def command(
 
     from ela_probe.pipeline.ablate import ablate_checkpoint
     from ela_probe.pruning.correlations import calibrations, correlations, site_table
+    from ela_probe.pruning.cost_model import CostModel
     from ela_probe.system.storage import output_directory, write_text
     from ela_probe.training.config import TrainConfig
 
@@ -105,6 +127,8 @@ def command(
             limit=limit,
             batch_size=batch_size,
             skip=skip,
+            costs=None if costs is None else CostModel.load(costs),
+            time=time,
             random=random,
             tuning=tuning,
             device=device,

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ela_probe import ModelSpec, discover, prune
 from ela_probe.analysis.damage_probe import handovers_of
+from ela_probe.analysis.result import Analysis
 from ela_probe.analysis.stand_ins import fit_stand_ins
 from ela_probe.checkpoint import save_checkpoint
 from ela_probe.data.opening import open_data
@@ -19,6 +20,7 @@ from ela_probe.pruning.ablation import Ablation, ablate_sites
 from ela_probe.pruning.correlations import calibrations, correlations
 from ela_probe.pruning.replay import RecordedPass
 from tests.support.commands import run
+from tests.support.costs import PRICES, costs_of, priced, seconds
 from tests.support.damage_networks import NETWORKS, batch, network, only
 from tests.support.image_sets import write_images
 from tests.support.networks import settled
@@ -118,6 +120,14 @@ def test_the_command_measures_sites_and_plans(
     assert all(plan["skipped"] == 3 for plan in result["plans"] if plan["name"] != "unpruned")
     unpruned = next(plan for plan in result["plans"] if plan["name"] == "unpruned")
     assert unpruned["loss"] == pytest.approx(result["loss"], rel=1e-5)
+    stages = [part.stage for part in Analysis.load(tmp_path / "an").stages]
+    priced_stages = [priced(stage, PRICES, affine=seconds(0.02)) for stage in stages]
+    costs_of(priced_stages, of=stages).save(tmp_path / "c.json")
+    timed = ["ablate", best, "--analysis", tmp_path / "an", "--device", "cpu", "--random", 1]
+    timed += ["--costs", tmp_path / "c.json", "-o", tmp_path / "timed"]
+    assert "expected both" in run(capsys, *timed, code=2)
+    names = [p["name"] for p in run(capsys, *timed, "--time", 0.9)["plans"]]
+    assert names == ["damage-time", "random-skip-time-0", "random-affine-time-0"]
     plan = tmp_path / "plan.json"
     run(capsys, "plan", tmp_path / "an", "--skip", 0.5, "-o", plan)
     words_of_rounds = ["--rounds", 3, "--checkpoint", best, "--device", "cpu"]

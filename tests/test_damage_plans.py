@@ -17,6 +17,7 @@ from ela_probe.analysis.findings import findings, recommended_share
 from ela_probe.checkpoint import save_checkpoint
 from ela_probe.errors import PlanError
 from ela_probe.models.stand_in import StandIn
+from ela_probe.pruning.candidates import random_plan_for_time
 from ela_probe.pruning.cost_model import StageCosts
 from ela_probe.pruning.damage_budget import Choice, within_damage
 from ela_probe.pruning.plan import Constraints, decode_stand_in, encode_stand_in
@@ -270,3 +271,34 @@ def test_stand_ins_are_saved_loaded_and_trained_on(name: str, tmp_path: Path) ->
         nn.functional.cross_entropy(pruned(images), labels).backward()
         optimizer.step()
         assert not torch.equal(stand_ins[0].scale, before)
+
+
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=2), st.integers(0, 2**31))
+def test_random_plans_for_a_time_remove_no_more_than_it_takes(sizes: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    prices = {a: [list(generator.uniform(0, 1, size)) for size in sizes] for a in MEASURED}
+    analysis = with_damage(analysis_of(sizes, seed), prices)
+    stages = [part.stage for part in analysis.stages]
+    costs = costs_of(
+        [priced_with_stand_ins(s, generator.uniform(0.01, 1, 6)) for s in stages], of=stages
+    )
+    for action in ("skip", "affine"):
+        names = [site.name for stage in stages for site in stage.sites[1:]]
+        subsets = itertools.chain(*(itertools.combinations(names, n) for n in range(1, 7)))
+        ratios = [
+            costs.predict(dict.fromkeys(subset, action)) / costs.predict({})  # type: ignore[arg-type]
+            for subset in subsets
+        ]
+        least, whole = min(ratios), ratios[-1]
+        if whole >= 1:  # in these costs, removing all takes longer than keeping all
+            continue
+        plan = random_plan_for_time(analysis, costs, (1 + whole) / 2, action, seed=seed)
+        assert set(plan.changes.values()) <= (
+            {"affine"} if action == "affine" else {"skip", "drop"}
+        )
+        assert costs.predict(plan.actions) / costs.predict({}) <= (1 + whole) / 2
+        assert plan.origin.planner == "random"
+        again = random_plan_for_time(analysis, costs, (1 + whole) / 2, action, seed=seed)
+        assert again.actions == plan.actions
+        with pytest.raises(PlanError, match="no random plan"):
+            random_plan_for_time(analysis, costs, least * 0.99, action, seed=seed)

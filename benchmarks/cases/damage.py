@@ -3,6 +3,7 @@
 Each checkpoint is analysed on training (or other) images and ablated on test images.
 """
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ela_probe.pipeline.analyze import analyze_checkpoint
 from ela_probe.pipeline.inputs import data_for
 from ela_probe.pruning.ablation import Ablation, PlanResult
 from ela_probe.pruning.correlations import calibrations, correlations, site_table
+from ela_probe.pruning.cost_model import CostModel
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import output_directory
 from ela_probe.training.config import TrainConfig
@@ -41,6 +43,13 @@ def run(
     analysis_limit: Annotated[int, typer.Option(min=2, help="At most so many.")] = 2000,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Test samples to measure on; default: all.")
+    ] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="What `ela-probe costs` wrote for this model, for --time.")
+    ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.99, help="Also plans for this share of the step's time."),
     ] = None,
     tune_epochs: Annotated[int, typer.Option(min=0, help="Fine-tune every plan.")] = 0,
     device: str = "auto",
@@ -70,7 +79,8 @@ def run(
             analysis.save(folder / "analysis")
         ablation = ablate_checkpoint(
             loaded, analysis, output=folder, limit=limit, skip=skip, random=random, tuning=tuning,
-            device=device, resume=(folder / "ablation.json").exists(),
+            costs=None if costs is None else CostModel.load(costs), time=time, device=device,
+            resume=(folder / "ablation.json").exists(),
         )  # fmt: skip
         table = site_table(analysis, ablation)
         by_measure += [
@@ -116,7 +126,7 @@ def plan_rows(checkpoint: str, ablation: Ablation) -> list[dict[str, Any]]:
     groups: dict[str, list[PlanResult]] = {}
     for plan in ablation.plans:
         random = plan.planner == "random"
-        groups.setdefault(f"random-{plan.action}" if random else plan.name, []).append(plan)
+        groups.setdefault(re.sub(r"-\d+$", "", plan.name) if random else plan.name, []).append(plan)
     return [
         {"checkpoint": checkpoint, "plan": name, "skipped": own[0].skipped, **figures(own, groups)}
         for name, own in groups.items()
@@ -130,11 +140,14 @@ def figures(
 
     An equal one is the same plan: a small network has few of a size.
     """
-    rivals = groups.get(f"random-{own[0].action}", [])
+    timed = "-time" if own[0].time_ratio is not None else ""
+    rivals = groups.get(f"random-{own[0].action}{timed}", [])
     loss = statistics.fmean(plan.loss for plan in own)
     tuned = [plan.tuned_accuracy for plan in own if plan.tuned_accuracy is not None]
     predicted = [plan.predicted for plan in own if plan.predicted is not None]
+    ratios = [plan.time_ratio for plan in own if plan.time_ratio is not None]
     return {
+        "step time": round(statistics.fmean(ratios), 3) if ratios else NOTHING,
         "predicted": round(statistics.fmean(predicted), 3) if predicted else NOTHING,
         "loss": round(loss, 3),
         "accuracy %": round(100 * statistics.fmean(plan.accuracy for plan in own), 1),

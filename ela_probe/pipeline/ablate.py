@@ -1,5 +1,6 @@
 """Measure what changing single sites, and whole plans, really does to the loss."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ela_probe.pipeline.inputs import Split, check_data, data_for
 from ela_probe.pipeline.refit import refit_checkpoint
 from ela_probe.pipeline.train import finetune
 from ela_probe.pruning.ablation import Ablation, PlanResult, ablate_sites
-from ela_probe.pruning.candidates import candidate_plans
+from ela_probe.pruning.candidates import candidate_plans, plans_for_time
+from ela_probe.pruning.cost_model import CostModel
+from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import check_same_sites, fingerprint
 from ela_probe.system.device import resolve_device
@@ -34,6 +37,8 @@ def ablate_checkpoint(
     limit: int | None = None,
     batch_size: int = 256,
     skip: float | None = None,
+    costs: CostModel | None = None,
+    time: float | None = None,
     random: int = 10,
     tuning: TrainConfig | None = None,
     device: str = "auto",
@@ -47,7 +52,9 @@ def ablate_checkpoint(
     Args:
         analysis: of this checkpoint; its stand-ins are used.
         split, limit: the samples to measure on, by default none that the analysis has seen.
-        skip: also measure plans for this share by every planner. None: sites only.
+        skip: also measure plans for this share by every planner.
+        costs, time: also measure plans for this share of the step's time: the one of least damage,
+            and random ones. Without `skip` and `time` only sites are measured.
         random: how many random plans of each action.
         tuning: also fine-tune every plan with these settings, and measure it again.
         resume: go on with `output/ablation.json`.
@@ -87,6 +94,9 @@ def ablate_checkpoint(
                 f"got {getattr(start, different[0])!r}; give the same again, or leave out --resume"
             )
         start = earlier
+    candidates = {} if skip is None else candidate_plans(analysis, skip, random)
+    if costs is not None and time is not None:
+        candidates |= plans_for_time(analysis, costs, time, random)
     stand_ins = {
         site.name: torch.from_numpy(coefficients)
         for part in analysis.stages
@@ -103,38 +113,69 @@ def ablate_checkpoint(
             result.save(path)
         result = result.model_copy(update={"complete": True})
         result.save(path)
-    if skip is None:
-        return result
-    done = {plan.name for plan in result.plans}
-    plans = {n: p for n, p in candidate_plans(analysis, skip, random).items() if n not in done}
+    finished = {plan.name: plan for plan in result.plans}
+    # Small networks have few plans: one that is drawn twice is measured once.
+    known = {
+        tuple(plan.changes.items()): finished[name]
+        for name, plan in candidates.items()
+        if name in finished
+    }
+    plans = {n: p for n, p in candidates.items() if n not in finished}
     for name, plan in track(plans.items(), "whole plans", total=len(plans), progress=progress):
-        plan = refit_checkpoint(checkpoint, plan, data=data, device=device, progress=False)
-        pruned = prune(model, plan)
-        measured = evaluate(pruned, loader, where, progress=False)
-        tuned: dict[str, Any] = {}
-        if tuning is not None:
-            small = Checkpoint(
-                path=checkpoint.path, model=pruned, sha256=checkpoint.sha256,
-                header=checkpoint.header.model_copy(
-                    update={"plans": (*checkpoint.header.plans, plan), "metrics": {}}
-                ),
+        changes = tuple(plan.changes.items())
+        if changes not in known:
+            known[changes] = _measure_plan(
+                checkpoint, plan, loader, file=output / f"{name}.pt", tuning=tuning, data=data,
+                device=device,
             )  # fmt: skip
-            file = output / f"{name}.pt"
-            finetune(small, tuning, output=file, data=data, device=device, progress=False)
-            again = evaluate(read_checkpoint(file).model, loader, where, progress=False)
-            tuned = {"tuned_loss": again["loss"], "tuned_accuracy": again["accuracy"]}
-        predicted = plan.origin.predicted_loss
-        entry = PlanResult(
-            name=name,
-            planner=plan.origin.planner,
-            action="affine" if plan.stand_ins else "skip",
-            seed=plan.origin.seed,
-            skipped=len(plan.skipped),
-            predicted=None if predicted is None else predicted.mean,
-            loss=measured["loss"],
-            accuracy=measured["accuracy"],
-            **tuned,
-        )
+        origin = plan.origin
+        predicted = None if origin.predicted_loss is None else origin.predicted_loss.mean
+        entry = known[changes].model_copy(
+            update={
+                "name": name, "planner": origin.planner, "seed": origin.seed,
+                "time_ratio": origin.predicted_ratio, "predicted": predicted,
+            }
+        )  # fmt: skip
         result = result.model_copy(update={"plans": (*result.plans, entry)})
         result.save(path)
     return result
+
+
+def _measure_plan(
+    checkpoint: Checkpoint,
+    plan: SkipPlan,
+    loader: Iterable[Any],
+    *,
+    file: Path,
+    tuning: TrainConfig | None,
+    data: Data,
+    device: str,
+) -> PlanResult:
+    """Prune by a plan whose stand-ins are fitted to each other; measure before and after tuning.
+
+    Args:
+        file: of the tuned checkpoint.
+    """
+    plan = refit_checkpoint(checkpoint, plan, data=data, device=device, progress=False)
+    pruned, where = prune(checkpoint.model, plan), resolve_device(device)
+    measured = evaluate(pruned, loader, where, progress=False)
+    tuned: dict[str, Any] = {}
+    if tuning is not None:
+        small = Checkpoint(
+            path=checkpoint.path, model=pruned, sha256=checkpoint.sha256,
+            header=checkpoint.header.model_copy(
+                update={"plans": (*checkpoint.header.plans, plan), "metrics": {}}
+            ),
+        )  # fmt: skip
+        finetune(small, tuning, output=file, data=data, device=device, progress=False)
+        again = evaluate(read_checkpoint(file).model, loader, where, progress=False)
+        tuned = {"tuned_loss": again["loss"], "tuned_accuracy": again["accuracy"]}
+    return PlanResult(
+        name=file.stem,
+        planner=plan.origin.planner,
+        action="affine" if plan.stand_ins else "skip",
+        skipped=len(plan.skipped),
+        loss=measured["loss"],
+        accuracy=measured["accuracy"],
+        **tuned,
+    )

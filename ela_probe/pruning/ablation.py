@@ -49,13 +49,17 @@ class Change(Strict):
 
 
 class PlanResult(Strict):
-    """A whole plan, measured: its loss in nats and its accuracy, and both after fine-tuning."""
+    """A whole plan, measured: its loss in nats and its accuracy, and both after fine-tuning.
+
+    time_ratio: its predicted step time relative to the unpruned one; None without costs.
+    """
 
     name: str
     planner: str
     action: str
     seed: int | None = None
     skipped: int
+    time_ratio: Finite | None = None
     predicted: Finite | None = None
     loss: Finite
     accuracy: Finite
