@@ -17,7 +17,8 @@ from ela_probe.errors import AnalysisError, ProbeError
 from tests.support.strategies import retrievals
 
 STATES = (
-    "samples", "rows", "weight_sums", "pair_sums", "entropy_sums", "beta_sums", "zeros", "histogram",
+    "samples", "rows", "weight_sums", "pair_sums", "entropy_sums", "beta_sums", "zeros",
+    "histogram",
 )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def _planner_of(
         raise PlanError("a plan by threshold does not record it; give the threshold in nats")
     settings: dict[str, Any] = {
         "planner": origin.planner,
-        "skip": len(plan.skipped) / len(plan.actions),
+        "skip": len(plan.changes) / len(plan.actions),
         "threshold": threshold if origin.planner == "threshold" else None,
         "max_loss": origin.max_loss,
         "measure": origin.measure,
