@@ -71,6 +71,11 @@ class StageAnalysis:
         what = f"{counted(len(self.stage.sites), 'site')}, {self.stage.kind} weights"
         return f"StageAnalysis({self.stage.name}: {what}, {counted(self.samples, 'sample')})"
 
+    def _repr_html_(self) -> str:
+        from ela_probe.analysis.rich_display import stage_html
+
+        return stage_html(self)
+
     def __post_init__(self) -> None:
         for name in ("entropy", "entropy_se"):
             values = np.broadcast_to(getattr(self, name), len(self.stage.sites))
@@ -221,6 +226,11 @@ class Analysis:
             f"Analysis({source.model or 'a model'} on {source.data or 'data'}: {retrievals} in "
             f"{counted(len(self.stages), 'stage')}, {counted(source.samples, 'sample')})"
         )
+
+    def _repr_html_(self) -> str:
+        from ela_probe.analysis.rich_display import analysis_html
+
+        return analysis_html(self)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
