@@ -43,7 +43,7 @@ class AnalysisPlots:
     def damage(
         self, *, ablation: Ablation | None = None, ax: Axes | None = None
     ) -> tuple[Figure, Axes]:
-        """What each action adds to the loss, predicted and measured (`plots.damage_along_depth`)."""
+        """What each action adds to the loss (`plots.damage_along_depth`)."""
         return plots.damage_along_depth(self._analysis, ablation=ablation, ax=ax)
 
     def damage_against_divergence(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import cast
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ela_probe.analysis.result import Analysis, StageAnalysis
-from ela_probe.report.figure_style import MUTED, POINTS, fit_ticks
+from ela_probe.report.figure_style import MUTED, POINTS, axes_inches, fit_ticks
 from ela_probe.report.site_labels import shared_name, short, short_labels
 
 
@@ -50,9 +48,7 @@ def depth_axis(axes: Axes, analysis: Analysis, *, first: bool = True) -> None:
 
 def _stage_names(axes: Axes, parts: Sequence[StageAnalysis], count: int) -> list[str]:
     """The names of the stages, cut to what differs or left out where they would overlap."""
-    figure = cast(Figure, axes.figure)
-    width = axes.get_position(original=True).width * figure.get_figwidth()
-    letters = 72 * width / (0.65 * POINTS) / count  # that fit above one site
+    letters = 72 * axes_inches(axes)[0] / (0.65 * POINTS) / count  # that fit above one site
     names = [part.stage.name for part in parts]
     for texts in ([short(name, 20) for name in names], short_labels(names)):
         fits = [

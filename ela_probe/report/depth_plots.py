@@ -62,6 +62,8 @@ def adjacent_divergence(analysis: Analysis, *, ax: Axes | None = None) -> tuple[
         size = 4.5 if count < 40 else 2.5
         for near, fill, text in ((False, INK, None), (True, "white", f"below {NEAR}: repeats it")):
             own = x[(kl[x] < NEAR) == near]
+            if not own.size:
+                continue
             axes.plot(
                 own, kl[own], "o", markersize=size, markerfacecolor=fill, markeredgecolor=INK,
                 markeredgewidth=0.8, label=text, clip_on=False,

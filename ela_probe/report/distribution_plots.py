@@ -34,7 +34,6 @@ from ela_probe.report.log_odds import (
     rebin,
     view,
 )
-from ela_probe.report.site_labels import short
 from ela_probe.system.numbers import readable
 
 # u of the divergence below which a retrieval nearly repeats the one before it, in log-odds.
@@ -52,7 +51,7 @@ def beta_histogram(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figu
     the u of 0.05 nats.
     """
     with drawing(ax, (6.0, 5.0)) as (figure, axes):
-        title(axes, f"{short(part.stage.name)}: u of neighbours, 1 − exp(−kl)", _note(part))
+        title(axes, "u of neighbours, 1 − exp(−kl)", _note(part), of=part.stage.name)
         reason = no_fit_reason(part)
         histogram, n = part.pooled.histogram, part.pooled.n
         if not n:
@@ -93,7 +92,7 @@ def beta_quantiles(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figu
     truly drawn from the fit, each quantile for itself.
     """
     with drawing(ax, (5.4, 5.0)) as (figure, axes):
-        title(axes, f"{short(part.stage.name)}: u against its Beta fit", _note(part))
+        title(axes, "u against its Beta fit", _note(part), of=part.stage.name)
         fit, n = part.fit, part.pooled.n
         if fit is None:
             empty(axes, f"no fit: {no_fit_reason(part)}")

@@ -22,6 +22,7 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
 from ela_probe.analysis.result import StageAnalysis
+from ela_probe.report.site_labels import short
 from ela_probe.sites import Action
 from ela_probe.system.arrays import Floats
 from ela_probe.system.numbers import counted, readable
@@ -68,15 +69,28 @@ def drawing(ax: Axes | None, size: tuple[float, float]) -> Iterator[tuple[Figure
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
             ax = figure.add_subplot()
-        yield cast(Figure, ax.figure), ax
         for text in cast("list[Text]", ax.findobj(Text)):
-            text.set_parse_math(False)  # also where `ax` was made without the theme
+            text.set_parse_math(False)  # where `ax` was made without the theme
+        yield cast(Figure, ax.figure), ax
         if own and (engine := cast(Figure, ax.figure).get_layout_engine()) is not None:
             engine.execute(ax.figure)  # a square axes with a legend needs two rounds
 
 
-def title(axes: Axes, text: str, note: str) -> None:
-    """A bold title, and a muted note below it."""
+def axes_inches(axes: Axes) -> tuple[float, float]:
+    """Width and height of axes, before a layout engine moves them."""
+    figure, box = cast(Figure, axes.figure), axes.get_position(original=True)
+    return box.width * figure.get_figwidth(), box.height * figure.get_figheight()
+
+
+def title(axes: Axes, text: str, note: str, *, of: str = "") -> None:
+    """A bold title, and a muted note below it.
+
+    Args:
+        of: the name of what is shown, in front of the title; cut so that the title fits.
+    """
+    if of:
+        letters = int(72 * axes_inches(axes)[0] / (0.78 * POINTS))  # bold ones
+        text = f"{short(of, max(9, letters - len(text) - 2))}: {text}"
     axes.set_title(text, loc="left", weight="bold", pad=20)
     axes.annotate(
         note, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points",
@@ -95,9 +109,9 @@ def legend_below(axes: Axes, handles: Sequence[Artist] = (), labels: Sequence[st
     if not handles:
         return
     figure = cast(Figure, axes.figure)
-    width = 72 * axes.get_position(original=True).width * figure.get_figwidth()
+    width = 72 * axes_inches(axes)[0]
     column = POINTS * (0.55 * max(map(len, labels)) + 3.5)
-    axis = axes.xaxis.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    axis = axes.xaxis.get_tightbbox()
     pixels = 0.0 if axis is None else axes.bbox.y0 - axis.y0
     below = offset_copy(axes.transAxes, figure, y=-72 * pixels / figure.dpi, units="points")
     axes.legend(
@@ -150,6 +164,7 @@ def heatmap(
         cbar_kws={"label": label, "extend": extend, "shrink": 0.8, "aspect": 30},
         xticklabels=False,
         yticklabels=False,
+        rasterized=not few,  # an SVG of 187 x 187 paths would have megabytes
     )
     return cast(Colorbar, axes.collections[0].colorbar)
 
@@ -168,9 +183,7 @@ def fit_ticks(axes: Axes, axis: str, places: Sequence[float], labels: Sequence[s
     Args:
         axis: x or y. places: in data coordinates. labels: of every place.
     """
-    figure = cast(Figure, axes.figure)
-    box = axes.get_position(original=True)
-    width, height = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
+    width, height = axes_inches(axes)
     if axes.get_aspect() != "auto":  # equal scales
         width = height = min(width, height)
     room = 72 * 0.9 * (width if axis == "x" else height) / max(1, len(labels))  # points a label

@@ -17,6 +17,7 @@ from matplotlib.colors import SymLogNorm
 from numpy.typing import ArrayLike
 
 from ela_probe.analysis.findings import NEAR
+from ela_probe.report.figure_style import POINTS, axes_inches
 from ela_probe.system.arrays import Floats
 from ela_probe.system.numbers import readable
 
@@ -24,8 +25,10 @@ from ela_probe.system.numbers import readable
 DECADES = 100.0
 # The narrowest linear part, as a share of the largest value.
 FINEST = 1e-6
-# How far apart labels must be, as a share of the axis: above each other, and side by side.
-GAP, WIDE_GAP = 0.05, 0.09
+# How far apart labels must be: above each other on a colour bar, as a share of it; and on an axis y
+# or x, in points.
+GAP = 0.06
+SPACING = {"y": 1.4 * POINTS, "x": 3.5 * POINTS}
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class NatsScale:
         """
         scale = {"linthresh": self.linear, "linscale": self._linscale}
         low, high = self.inverse(-margin if self.bottom < 0 else 0.0), self.inverse(1 + margin)
-        places, labels = self.ticks(WIDE_GAP if axis == "x" else GAP)
+        length = 72 * 0.75 * axes_inches(axes)[axis == "y"]  # a layout engine may make it shorter
+        places, labels = self.ticks(SPACING[axis] / length)
         if axis == "x":
             axes.set_xscale("symlog", **scale)
             axes.set_xlim(low, high)

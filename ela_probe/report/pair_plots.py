@@ -27,7 +27,7 @@ from ela_probe.report.figure_style import (
     title,
 )
 from ela_probe.report.nats_scale import NatsScale
-from ela_probe.report.site_labels import shared_name, short, short_labels
+from ela_probe.report.site_labels import shared_name, short_labels
 from ela_probe.sites import Action
 
 WORDS = {
@@ -65,7 +65,7 @@ def divergence_heatmap(
         raise OptionError(f"no measure is called {measure!r}; expected one of {', '.join(WORDS)}")
     names = [site.name for site in part.stage.sites]
     with drawing(ax, (6.0, 5.2)) as (figure, axes):
-        title(axes, f"{short(part.stage.name)}: {WORDS[measure]}", sample_note(part))
+        title(axes, WORDS[measure], sample_note(part), of=part.stage.name)
         if len(names) < 2:
             empty(axes, "one retrieval only: nothing to compare")
             return figure, axes
@@ -89,7 +89,7 @@ def weights_heatmap(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Fig
     names = [site.name for site in part.stage.sites]
     sizes = part.stage.sizes
     with drawing(ax, (6.0, 5.0)) as (figure, axes):
-        title(axes, f"{short(part.stage.name)}: mean weights", sample_note(part))
+        title(axes, "mean weights", sample_note(part), of=part.stage.name)
         beyond = np.arange(part.weights.shape[1])[None, :] >= np.array(sizes)[:, None]
         # The first retrieval of a stage has a single source, whose weight is always 1.
         informative = part.weights[~beyond & (np.array(sizes) > 1)[:, None]]
@@ -132,7 +132,7 @@ def site_dendrogram(
     names = [site.name for site in part.stage.sites]
     height = min(9.0, max(3.0, 1.6 + 0.2 * len(names)))
     with drawing(ax, (6.0, height)) as (figure, axes):
-        title(axes, f"{short(part.stage.name)}: sites that retrieve alike", sample_note(part))
+        title(axes, "sites that retrieve alike", sample_note(part), of=part.stage.name)
         if len(names) < 2:
             empty(axes, "one retrieval only: nothing to compare")
             return figure, axes
