@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,6 +172,30 @@ def test_quantiles_of_a_beta_sample_lie_on_the_diagonal_and_in_the_band() -> Non
     assert len(observed) == 99
     assert np.abs(expected - observed)[10:].max() < 0.3
     assert plots.beta_quantiles(make_analysis((1,)).stages[0])[1].texts
+
+
+def test_the_history_of_sites_has_a_cell_for_every_epoch_and_frames_what_was_removed() -> None:
+    table = pd.DataFrame(
+        [
+            {"epoch": e, "stage": "s", "site": f"s.{t}", "kl": None if t == 0 else 0.1 * t + e,
+             "action": "skip" if t == 2 and e > 3 else "keep", "damage": None}
+            for e in range(1, 6) for t in range(3)
+        ]
+    )  # fmt: skip
+    _, ax = plots.site_history(table)
+    drawn: Any = np.ma.asarray(ax.collections[0].get_array()).reshape(3, 5)
+    np.testing.assert_allclose(drawn[2], [0.2 + e for e in range(1, 6)])
+    assert np.ma.getmaskarray(drawn)[0].all()
+    (frame,) = ax.patches
+    assert isinstance(frame, Rectangle)
+    assert (round(frame.get_x()), round(frame.get_y()), round(frame.get_width())) == (3, 2, 2)
+    assert "damage was not measured" in [
+        text.get_text() for text in plots.site_history(table, "damage")[1].texts
+    ]
+    with pytest.raises(OptionError, match="'loss'; expected one of kl"):
+        plots.site_history(table, "loss")
+    with pytest.raises(OptionError, match=r"without kl; expected the rows of ela\.csv"):
+        plots.site_history(table.drop(columns="kl"))
 
 
 def test_exact_zeros_and_saturated_values_are_a_note_and_no_spikes() -> None:

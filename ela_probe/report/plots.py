@@ -21,6 +21,7 @@ from ela_probe.report.depth_plots import (
 )
 from ela_probe.report.distribution_plots import beta_histogram, beta_quantiles
 from ela_probe.report.figure_style import ACTIONS, FIT, MASS, SHAPE
+from ela_probe.report.history_plots import site_history, skipping_history
 from ela_probe.report.pair_plots import (
     WORDS,
     divergence_heatmap,
@@ -45,8 +46,10 @@ __all__ = [
     "divergence_heatmap",
     "save_figures",
     "site_dendrogram",
+    "site_history",
     "skip_plan",
     "skip_scores",
+    "skipping_history",
     "weights_heatmap",
 ]
 
