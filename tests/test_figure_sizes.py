@@ -78,7 +78,7 @@ def test_every_size_is_readable(sized: tuple[Analysis, SkipPlan], name: str) -> 
     if legend is not None and name != "plan":
         under = axes.xaxis.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
         assert legend.get_window_extent().y1 <= under.y0 + 1
-    texts = [text for text in figure.findobj(Text) if text.get_text()]  # type: ignore[attr-defined]
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
     assert not any(text.get_parse_math() for text in texts if "$" in text.get_text())
 
 

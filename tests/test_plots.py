@@ -89,7 +89,7 @@ def test_a_divergence_of_zero_is_a_dot_and_a_first_site_is_a_band() -> None:
         analysis.stages[0].divergences[name][1, 2] = 0.0
     _, ax = plots.adjacent_divergence(analysis)
     near = next(line for line in ax.lines if str(line.get_label()).startswith(f"below {NEAR}"))
-    assert (2, 0.0) in {(x, y) for x, y in near.get_xydata()}  # type: ignore[union-attr]
+    assert [2.0, 0.0] in np.asarray(near.get_xydata()).tolist()
     kl = analysis.sites["kl"].to_numpy()
     assert len(near.get_xdata()) == (kl < NEAR).sum()  # type: ignore[arg-type]
     bands = [p for p in ax.patches if p not in {b for c in ax.containers[:2] for b in c}]
@@ -104,7 +104,8 @@ def test_damage_is_drawn_for_every_action_and_beside_what_was_measured() -> None
     _, ax = plots.damage_along_depth(analysis, ablation=ablation)
     labels = ax.get_legend_handles_labels()[1]
     assert labels == ["skip, predicted", "skip, measured", "affine, predicted", "recur, predicted"]
-    predicted, measured = (np.asarray(c.lines[0].get_ydata()) for c in ax.containers[:2])
+    drawn: list[Any] = list(ax.containers[:2])
+    predicted, measured = (np.asarray(bars.lines[0].get_ydata()) for bars in drawn)
     expected = [p.damage.of(t, "skip").mean for p in analysis.stages for t in range(len(p.beta))]
     np.testing.assert_allclose(predicted, expected)
     assert np.isnan(measured[0])

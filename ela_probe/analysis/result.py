@@ -170,7 +170,8 @@ class StageAnalysis:
         """
         if self.fit is None:
             return np.full(len(self.beta), np.nan)
-        return mean_quantile(self.fit, np.stack([b.histogram for b in self.beta]))
+        histograms = np.stack([b.histogram for b in self.beta]).astype(np.float64)
+        return mean_quantile(self.fit, histograms)
 
     def adjacent(self, measure: str) -> Floats:
         """[T] divergence of each site from the one before it; NaN for the first."""

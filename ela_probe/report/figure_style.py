@@ -71,9 +71,10 @@ def drawing(ax: Axes | None, size: tuple[float, float]) -> Iterator[tuple[Figure
             ax = figure.add_subplot()
         for text in cast("list[Text]", ax.findobj(Text)):
             text.set_parse_math(False)  # where `ax` was made without the theme
-        yield cast(Figure, ax.figure), ax
-        if own and (engine := cast(Figure, ax.figure).get_layout_engine()) is not None:
-            engine.execute(ax.figure)  # a square axes with a legend needs two rounds
+        figure = cast(Figure, ax.figure)
+        yield figure, ax
+        if own and (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)  # a square axes with a legend needs two rounds
 
 
 def axes_inches(axes: Axes) -> tuple[float, float]:

@@ -143,7 +143,7 @@ def site_dendrogram(
         found = hierarchy.dendrogram(tree, no_plot=True)
         for depths, places in zip(found["dcoord"], found["icoord"], strict=True):
             axes.plot(depths, [(x - 5) / 10 for x in places], color=SHAPE, linewidth=1.2)
-        order = found["leaves"]
+        order = list(found["leaves"] or [])
         labels = short_labels(names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         fit_ticks(axes, "y", range(len(names)), [labels[t] for t in order])
@@ -171,7 +171,7 @@ def _action_legend(axes: Axes, actions: list[Action]) -> None:
 
 def _action_strips(axes: Axes, *, columns: list[Action], rows: list[Action]) -> None:
     """A box of its action's colour for every column and row, between the cells and the labels."""
-    inches = axes.figure.dpi_scale_trans + ScaledTranslation(0, 0, axes.transAxes)
+    inches = axes.figure.dpi_scale_trans + ScaledTranslation(0, 0, axes.transAxes)  # type: ignore[arg-type]
     points = Affine2D().scale(1 / 72) + inches
     below = blended_transform_factory(axes.transData, points)
     beside = blended_transform_factory(points, axes.transData)
