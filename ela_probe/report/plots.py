@@ -71,6 +71,7 @@ def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
             path = directory / f"{name}.{ending}"
             with replacing(path) as temporary, rc_context({"svg.fonttype": "none"}):
                 figure.savefig(temporary, format=ending, dpi=150, metadata=metadata)
+            figure.set_layout_engine("none")  # the second file keeps the layout of the first
             paths.append(path)
     return paths
 
