@@ -249,6 +249,8 @@ def without(part: StageAnalysis, removed: int, *, shorter: bool) -> StageAnalysi
         weights=part.weights[left][:, : sites[-1].sources],
         divergences={name: value[np.ix_(left, left)] for name, value in part.divergences.items()},
         beta=tuple(part.beta[t] for t in left),
+        entropy=part.entropy[left],
+        entropy_se=part.entropy_se[left],
     )
 
 

@@ -16,7 +16,10 @@ from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.errors import AnalysisError, ProbeError
 from tests.support.strategies import retrievals
 
-STATES = ("samples", "rows", "weight_sums", "pair_sums", "beta_sums", "zeros", "histogram")
+STATES = (
+    "samples", "rows", "weight_sums", "pair_sums", "entropy_sums", "beta_sums", "zeros",
+    "histogram",
+)  # fmt: skip
 
 
 def metric_of(batches: list[list[Tensor]]) -> RedundancyMetric:

@@ -137,11 +137,17 @@ def fit_beta(sample: BetaStatistics) -> BetaFit | None:
     )
 
 
-def mean_quantile(fit: BetaFit, histogram: Counts) -> float:
-    """Mean of the fitted CDF over a binned sample (design: the quantile of a site)."""
+def mean_quantile(fit: BetaFit, histogram: Counts) -> Floats:
+    """Mean of the fitted CDF over a binned sample (design: the quantile of a site).
+
+    Args:
+        histogram: [..., BINS] counts of one sample or of several.
+
+    Returns: [...]; NaN for an empty sample.
+    """
     cdf = fit.cdf(EDGES)
-    total = histogram.sum()
-    return float((histogram * (cdf[1:] + cdf[:-1]) / 2).sum() / total)
+    total = histogram.sum(axis=-1)
+    return np.asarray(histogram @ ((cdf[1:] + cdf[:-1]) / 2) / np.where(total > 0, total, np.nan))
 
 
 def _newton(start: Floats, target: Floats) -> Floats | None:

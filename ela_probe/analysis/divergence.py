@@ -123,22 +123,39 @@ def mean_kl(retrievals: Sequence[Tensor]) -> Tensor:
     return (total.diagonal()[:, None] - total).clamp_min_(0.0).triu_(1)
 
 
-def pairs(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Pairwise:
+def pairs(
+    weights: Tensor,
+    sizes: Sequence[int],
+    scratch: Scratch | None = None,
+    *,
+    logs: Tensor | None = None,
+) -> Pairwise:
     """As `pairwise`, for retrievals packed by `packing.pack`.
 
     Args:
         weights: [sites, sources, rows] float64.
         scratch: the result lies in its buffers and is overwritten when they are used again.
+        logs: `logarithms` of the weights, if they are known already.
 
     Returns: [pairs, rows] tensors, for the pairs i < j in the order of the upper triangle.
     """
     scratch = scratch or Scratch()
-    logs = logarithms(weights, sizes, scratch)
+    logs = logarithms(weights, sizes, scratch) if logs is None else logs
     divergence = kl_pairs(weights, logs, sizes, scratch)
     kept = _kept(weights, sizes, scratch)
     mixed = _js_pairs(weights, logs, kept, sizes, scratch)
     lost = torch.minimum(kept.log_().neg_(), divergence, out=kept)
     return Pairwise(divergence, lost, mixed)
+
+
+def entropies(weights: Tensor, logs: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """−Σ_s w log w of packed weights, [sites, rows] in nats; 0 for a site with a single source.
+
+    Args:
+        weights: [sites, sources, rows]. logs: `logarithms` of them.
+    """
+    terms = (scratch or Scratch()).take("products", weights.shape, weights.device)
+    return folded(torch.mul(weights, logs, out=terms)).neg().clamp_min_(0.0)
 
 
 def logarithms(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = None) -> Tensor:

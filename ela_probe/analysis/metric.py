@@ -44,6 +44,7 @@ class RedundancyMetric(Metric):
     rows: Tensor
     weight_sums: Tensor
     pair_sums: Tensor
+    entropy_sums: Tensor
     beta_sums: Tensor
     zeros: Tensor
     histogram: Tensor
@@ -75,6 +76,7 @@ class RedundancyMetric(Metric):
             "rows": (),
             "weight_sums": (2, sites, sources),
             "pair_sums": (2, 2, len(PAIR_MEASURES), sites, sites),  # integer, power, measure, i, j
+            "entropy_sums": (2, 2, sites),  # integer, power, site
             "beta_sums": (2, 4, sites),  # integer; log u, log(1-u), u, u²; site
             "zeros": (sites,),
             "histogram": (sites, BINS),
@@ -132,11 +134,15 @@ class RedundancyMetric(Metric):
         weights, broken = pack(chunk, scratch)
         if check and bool(broken.any()):
             raise self._broken_at(int(broken.nonzero()[0]))
-        pairs = divergence.pairs(weights, self.sizes, scratch)
+        logs = divergence.logarithms(weights, self.sizes, scratch)
+        entropies = divergence.entropies(weights, logs, scratch)
+        pairs = divergence.pairs(weights, self.sizes, scratch, logs=logs)
         # Heads and tokens of a sample are not independent, so a sample's mean is one observation.
         samples = len(chunk[0])
         kl, mass, js = (_over_heads(part, samples) for part in pairs)
-        means = torch.stack([kl, mass, kl - mass, js]) / (weights.shape[-1] // max(1, samples))
+        heads = weights.shape[-1] // max(1, samples)
+        means = torch.stack([kl, mass, kl - mass, js]) / heads
+        entropy = _over_heads(entropies, samples) / heads
         sites = len(self.sizes)
         pair_sums = weights.new_zeros(2, 2, len(PAIR_MEASURES), sites * sites, dtype=torch.int64)
         pair_sums.index_add_(-1, self.pair_places, exact_sum(torch.stack([means, means.square()])))
@@ -145,6 +151,7 @@ class RedundancyMetric(Metric):
             "broken": broken.long(),
             "weight_sums": exact_sum(_over_heads(weights, samples)),
             "pair_sums": pair_sums.unflatten(-1, (sites, sites)),
+            "entropy_sums": exact_sum(torch.stack([entropy, entropy.square()])),
             "beta_sums": torch.nn.functional.pad(sums, (1, 0)),
             "zeros": torch.nn.functional.pad(zeros, (1, 0)),
         }, bins
@@ -155,8 +162,9 @@ class RedundancyMetric(Metric):
         Returns:
             samples, rows: counts. weights: [T, S] mean weights. For each of kl, mass, shape and
             js: [T, T] mean over samples and, under `<name>_se`, its standard error (NaN for one
-            sample), in nats, upper triangle. kl_of_means: [T, T]. beta_sums: [4, T] (log u,
-            log(1-u), u, u²), zeros: [T], histogram: [T, bins] of the adjacent u of each site.
+            sample), in nats, upper triangle. kl_of_means: [T, T]. entropy, entropy_se: [T] of each
+            site's weights, in nats. beta_sums: [4, T] (log u, log(1-u), u, u²), zeros: [T],
+            histogram: [T, bins] of the adjacent u of each site.
 
         Raises:
             AnalysisError: nothing was recorded.
@@ -176,19 +184,18 @@ class RedundancyMetric(Metric):
             "zeros": self.zeros.clone(),
             "histogram": self.histogram.clone(),
         }
-        first, second = value_of(self.pair_sums) / samples
-        degrees = torch.where(samples > 1, samples - 1, torch.nan)
-        errors = ((second - first.square()).clamp_min(0.0) / degrees).sqrt()
+        means, errors = _means_and_errors(self.pair_sums, samples)
         for index, name in enumerate(PAIR_MEASURES):
-            result[name] = first[index]
+            result[name] = means[index]
             result[f"{name}_se"] = errors[index]
-        means = divergence.pad(
+        result["entropy"], result["entropy_se"] = _means_and_errors(self.entropy_sums, samples)
+        mean_weights = divergence.pad(
             [
                 divergence.normalise(row[None, :size])
                 for row, size in zip(result["weights"], self.sizes, strict=True)
             ]
         )
-        result["kl_of_means"] = divergence.pairwise(means, self.sizes).kl[0]
+        result["kl_of_means"] = divergence.pairwise(mean_weights, self.sizes).kl[0]
         return result
 
     def _check_shapes(self, retrievals: Sequence[Tensor]) -> None:
@@ -207,6 +214,16 @@ class RedundancyMetric(Metric):
             f"{self.names[site]}: weights are NaN, infinite or negative; the model's parameters "
             "or inputs are broken (look for NaN in the checkpoint), or these are not weights"
         )
+
+
+def _means_and_errors(sums: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over samples and their standard errors, each [...], from exact sums [2, 2, ...].
+
+    sums: integer; power 1 or 2.
+    """
+    first, second = value_of(sums) / samples
+    degrees = torch.where(samples > 1, samples - 1, torch.nan)
+    return first, ((second - first.square()).clamp_min(0.0) / degrees).sqrt()
 
 
 def _over_heads(values: Tensor, samples: int) -> Tensor:

@@ -22,6 +22,7 @@ from ela_probe.analysis.beta_fit import (
 )
 from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
+from ela_probe.analysis.measures import newest_share
 from ela_probe.errors import AnalysisError, ElaProbeError
 from ela_probe.sites import Site, Stage
 from ela_probe.system.accessors import Accessor
@@ -48,7 +49,9 @@ class StageAnalysis:
     weights: [T, S] mean weights. divergences: by name (kl, shape, mass, js, each with a `_se`,
     and kl_of_means) [T, T] means over samples in nats, upper triangle. beta: [T] statistics of
     each site's adjacent u = 1 − exp(−kl(t−1, t)); empty for the first site. damage: what each
-    action at each site would add to the loss; None where it was not measured.
+    action at each site would add to the loss; None where it was not measured. entropy, entropy_se:
+    [T] mean over samples of the entropy of each site's weights in nats, and its standard error; NaN
+    where an analysis of an older version did not measure it. A single NaN stands for T of them.
 
     Raises AnalysisError if a weight, a divergence or a sum is NaN or infinite. A standard error is
     NaN where it is unknown, as for a single sample.
@@ -61,14 +64,25 @@ class StageAnalysis:
     divergences: dict[str, Floats]
     beta: tuple[BetaStatistics, ...]
     damage: StageDamage | None = None
+    entropy: Floats = field(default_factory=lambda: np.array(np.nan))
+    entropy_se: Floats = field(default_factory=lambda: np.array(np.nan))
 
     def __repr__(self) -> str:
         what = f"{counted(len(self.stage.sites), 'site')}, {self.stage.kind} weights"
         return f"StageAnalysis({self.stage.name}: {what}, {counted(self.samples, 'sample')})"
 
+    def _repr_html_(self) -> str:
+        from ela_probe.analysis.rich_display import stage_html
+
+        return stage_html(self)
+
     def __post_init__(self) -> None:
+        for name in ("entropy", "entropy_se"):
+            values = np.broadcast_to(getattr(self, name), len(self.stage.sites))
+            object.__setattr__(self, name, values.copy())
         arrays = {name: a for name, a in self.divergences.items() if not name.endswith("_se")}
         arrays["weights"] = self.weights
+        arrays["entropy"] = np.where(np.isnan(self.entropy), 0.0, self.entropy)
         arrays["beta sums"] = np.array([[b.log_u, b.log_1mu, b.u, b.uu] for b in self.beta])
         for name, values in arrays.items():
             broken = np.argwhere(~np.isfinite(values))
@@ -112,6 +126,7 @@ class StageAnalysis:
             {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
             beta,
             StageDamage.from_arrays(arrays),
+            *(arrays.get(name, np.array(np.nan)).reshape(-1) for name in ("entropy", "entropy_se")),
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -124,6 +139,8 @@ class StageAnalysis:
             "zeros": np.array([b.zeros for b in self.beta]),
             "histogram": np.stack([b.histogram for b in self.beta]),
             **self.divergences,
+            "entropy": self.entropy,
+            "entropy_se": self.entropy_se,
             **({} if self.damage is None else self.damage.arrays()),
         }
 
@@ -153,9 +170,8 @@ class StageAnalysis:
         """
         if self.fit is None:
             return np.full(len(self.beta), np.nan)
-        return np.array(
-            [mean_quantile(self.fit, b.histogram) if b.n else np.nan for b in self.beta]
-        )
+        histograms = np.stack([b.histogram for b in self.beta]).astype(np.float64)
+        return mean_quantile(self.fit, histograms)
 
     def adjacent(self, measure: str) -> Floats:
         """[T] divergence of each site from the one before it; NaN for the first."""
@@ -212,6 +228,11 @@ class Analysis:
             f"{counted(len(self.stages), 'stage')}, {counted(source.samples, 'sample')})"
         )
 
+    def _repr_html_(self) -> str:
+        from ela_probe.analysis.rich_display import analysis_html
+
+        return analysis_html(self)
+
     @cached_property
     def pairs(self) -> pd.DataFrame:
         """One row for every pair i < j of a stage: divergences in nats with standard errors."""
@@ -242,7 +263,7 @@ class Analysis:
 
         rows = []
         for part in self.stages:
-            scores = skip_scores(part.quantiles, self.target)
+            scores, newest = skip_scores(part.quantiles, self.target), newest_share(part)
             for t, site in enumerate(part.stage.sites):
                 fit = part.site_fits[t]
                 row: dict[str, Any] = {
@@ -255,6 +276,9 @@ class Analysis:
                 row |= {m: part.adjacent(m)[t] for m in MEASURES}
                 row |= {
                     "kl_se": part.adjacent("kl_se")[t],
+                    "entropy": part.entropy[t],
+                    "entropy_se": part.entropy_se[t],
+                    "newest_share": newest[t],
                     "n": part.beta[t].n,
                     "alpha": fit.alpha if fit else np.nan,
                     "beta": fit.beta if fit else np.nan,

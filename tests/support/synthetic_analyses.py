@@ -4,12 +4,15 @@ Each stage repeats a pattern of retrievals: `new` (unlike the one before), `repe
 weights, a new source that is hardly read) and `extend` (the same weights plus a new source).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import cycle, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.sites import Kind, Site, Stage
@@ -60,6 +63,19 @@ def make_analysis(
         device="cpu", seconds=1.5, versions={"ela-probe": "0.1.0"},
     )  # fmt: skip
     return Analysis(tuple(parts), known)
+
+
+def with_damage(analysis: Analysis) -> Analysis:
+    """The analysis with random damages of every action at every site."""
+    generator = np.random.default_rng(0)
+    parts = []
+    for part in analysis.stages:
+        mean = np.exp(generator.normal(-4, 2, (len(part.stage.sites), len(MEASURED))))
+        sums = 50 * np.stack([mean, mean**2, mean, mean**2 * 1.5], axis=-1)
+        count = len(part.stage.sites)
+        damage = StageDamage(50, sums, np.ones(count), (None,) * count)
+        parts.append(dataclasses.replace(part, damage=damage))
+    return dataclasses.replace(analysis, stages=tuple(parts))
 
 
 def random_weights(

@@ -43,6 +43,8 @@ class StageAverage:
         self._weights = np.full((sites, stage.sizes[-1]), np.nan)
         # variances of the means in place of their standard errors
         self._divergences = {name: np.full((sites, sites), np.nan) for name in DIVERGENCES}
+        # mean and variance of the mean, as of the divergences
+        self._entropy, self._entropy_se = np.full((2, sites), np.nan)
         # per row: zeros, log u, ..., then the histogram
         self._beta = np.full((sites, 5 + BINS), np.nan)
         self._sources = np.zeros(sites, dtype=np.int64)
@@ -79,6 +81,10 @@ class StageAverage:
             self._divergences[name][pairs] = self._averaged(
                 self._divergences[name][pairs], value**power, both, power
             )
+        self._entropy[kept] = self._averaged(self._entropy[kept], found.entropy, continues)
+        self._entropy_se[kept] = self._averaged(
+            self._entropy_se[kept], found.entropy_se**2, continues, 2
+        )
         counts = np.array([float(beta.n) for beta in found.beta])
         self._rows[kept] = self._averaged(self._rows[kept], counts, follows)
         self._beta[kept] = self._averaged(
@@ -124,6 +130,8 @@ class StageAverage:
             },
             beta=beta,
             damage=self._damage_so_far(),
+            entropy=self._entropy.copy(),
+            entropy_se=np.sqrt(self._entropy_se),
         )
 
     def _damage_so_far(self) -> StageDamage | None:
@@ -161,6 +169,8 @@ class StageAverage:
             "before": self._before,
             "damage": self._damage,
             "norms": self._norms,
+            "entropy": self._entropy,
+            "entropy_se": self._entropy_se,
             **self._divergences,
         }
 
