@@ -8,18 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ela_probe import ELA, SkipPlan, prune
 from ela_probe.errors import (
     CheckpointError,
 )
-from tests.support.networks import equal_states, hooks, one_stage, shapes, sites
-from tests.support.training import (
-    Classifier,
-    Watch,
-    fitted,
-)
+from tests.support.networks import equal_states, hooks, shapes, sites
+from tests.support.training import Classifier, Watch, fitted, resumed_exactly
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*:FutureWarning")
 
@@ -147,17 +142,6 @@ def test_stochastic_skipping_is_drawn_by_its_seed_and_ends_with_the_freeze() -> 
 def test_lightnings_own_checkpoints_resume_exactly_on_a_fresh_module(
     tmp_path: Path, kind: str
 ) -> None:
-    settings: dict[str, Any] = {"skip": 0.75, "warmup": 1, "ramp": 3, "action": "drop"}
-    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    whole, ela = Classifier(one_stage(), kind=kind), ELA(**settings)
-    fitted(whole, ela, keep, epochs=6, enable_checkpointing=True)
-    for epoch in (0, 1, 2, 4):
-        resumed, again = Classifier(one_stage(), kind=kind), ELA(**settings)
-        fitted(resumed, again, epochs=6, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
-        assert again.plan == ela.plan
-        assert equal_states(whole, resumed)
-        assert whole.losses[-len(resumed.losses) :] == resumed.losses
-        for one, other in zip(ela.analysis.stages, again.analysis.stages, strict=True):
-            np.testing.assert_array_equal(one.divergences["kl"], other.divergences["kl"])
+    whole, ela = resumed_exactly(tmp_path, kind, skip=0.75, warmup=1, ramp=3, action="drop")
     with pytest.raises(CheckpointError, match=r"pruned further than the checkpoint's, by stages\."):
         fitted(whole, ela, epochs=6, ckpt_path=tmp_path / "epoch=0.ckpt")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from ela_probe import ELA, SkipPlan, prune
@@ -15,8 +14,8 @@ from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.damage import MEASURED
 from ela_probe.errors import PlanError
 from ela_probe.models.stand_in import StandIn
-from tests.support.networks import equal_states, network, one_stage, shapes
-from tests.support.training import Classifier, Watch, batches, fitted
+from tests.support.networks import network, shapes
+from tests.support.training import Classifier, Watch, batches, fitted, resumed_exactly
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*:FutureWarning")
 
@@ -108,18 +107,10 @@ def test_the_least_damage_is_removed() -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_lightnings_own_checkpoints_resume_exactly(tmp_path: Path, kind: str) -> None:
-    settings: dict[str, Any] = {"skip": 0.5, "warmup": 1, "ramp": 3, "action": "affine"}
-    settings["planner"] = "damage"
-    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    whole, ela = Classifier(one_stage(), kind=kind), ELA(**settings)
-    fitted(whole, ela, keep, epochs=6, enable_checkpointing=True)
+    whole, _ = resumed_exactly(
+        tmp_path, kind, skip=0.5, warmup=1, ramp=3, planner="damage", action="affine"
+    )
     assert stand_ins(whole.net)
-    for epoch in (0, 1, 2, 4):
-        resumed, again = Classifier(one_stage(), kind=kind), ELA(**settings)
-        fitted(resumed, again, epochs=6, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
-        assert again.plan == ela.plan
-        assert equal_states(whole, resumed)
-        assert whole.losses[-len(resumed.losses) :] == resumed.losses
 
 
 def test_an_adapter_that_does_not_say_what_a_site_hands_on_is_refused(

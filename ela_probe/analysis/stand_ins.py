@@ -5,7 +5,7 @@ without its retrieval (`models.stand_in`). So a and b are the regression of r = 
 x_k by channel, over samples and places, from streamed sums in float64 (design of this project).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,23 +116,36 @@ def fit_stand_ins(
             found = NormalEquations.of(handover.alternatives(*part), handover.channel_axis)
             sums[site] = sums[site] + found if site in sums else found
 
-    done = 0
     if device is not None:
         model.to(device)
-    where = device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    shown = track(batches, "fitting stand-ins", progress=progress and is_first())
+    fields: dict[str, Any] = {"labelled": labelled, "inputs": inputs, "labels": labels}
     with raise_together(), undisturbed(model), HandoverHooks(model, wanted, arrive):
-        for batch in track(batches, "fitting stand-ins", progress=progress and is_first()):
-            given, _ = inputs_and_labels(batch, labelled=labelled, inputs=inputs, labels=labels)
-            given = first_samples(given, samples - done)
-            done += sample_count(given)
-            call(model, mapped(given, lambda t: to_memory_format(t.to(where), model)))
-            if done >= samples:
-                break
+        for given in inputs_of_first(model, shown, samples, **fields):
+            call(model, given)
     return {
         site: sum(everywhere[1:], start=everywhere[0]).solve(has_shift=wanted[site].has_shift)
         for site in wanted
         if (everywhere := [found[site] for found in all_gather(sums) if site in found])
     }
+
+
+def inputs_of_first(
+    model: nn.Module, batches: Iterable[Any], samples: int, **fields: Any
+) -> Iterator[Any]:
+    """The inputs of the first samples, batch by batch, where the model is.
+
+    Args:
+        fields: what `inputs_and_labels` takes besides a batch.
+    """
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    done = 0
+    for batch in batches:
+        given = first_samples(inputs_and_labels(batch, **fields)[0], samples - done)
+        done += sample_count(given)
+        yield mapped(given, lambda t: to_memory_format(t.to(where), model))
+        if done >= samples:
+            return
 
 
 # How many numbers of a tensor are worked on at a time: a few such parts fit into a core's cache.

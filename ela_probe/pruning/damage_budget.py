@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ela_probe.analysis.result import Analysis
-from ela_probe.errors import PlanError
 from ela_probe.pruning.plan import Constraints
-from ela_probe.pruning.site_budget import Positions, combined_optima
+from ela_probe.pruning.site_budget import combined_optima, within_budget
 from ela_probe.sites import Action
 from ela_probe.system.arrays import Floats
 
@@ -39,14 +38,17 @@ def cheapest_actions(analysis: Analysis, allowed: Collection[Action]) -> list[li
     return result
 
 
+def damage_charges(choices: Sequence[Sequence[Choice]]) -> list[Floats]:
+    """Per stage the charges that `within_budget` takes: the damages, whatever is kept before."""
+    return [np.tile([choice.damage for choice in stage], (len(stage), 1)) for stage in choices]
+
+
 def within_damage(
     choices: Sequence[Sequence[Choice]],
     *,
     budget: int | None = None,
     max_loss: float | None = None,
     constraints: Constraints = Constraints(),
-    must: Sequence[Positions] | None = None,
-    only: Sequence[Positions] | None = None,
 ) -> list[tuple[int, ...]]:
     """The sites of all stages together whose removal has the least total damage.
 
@@ -54,40 +56,16 @@ def within_damage(
         choices: as `cheapest_actions` returns them.
         budget: so many sites; or
         max_loss: as many sites as possible for a total damage of at most so many nats.
-        must: per stage the positions that are removed in any case; none by default.
-        only: per stage the only positions that may be removed; all by default.
 
     Returns: per stage the positions in ascending order.
 
     Raises:
         PlanError: the guards and the actions allow fewer sites than `budget`.
     """
-    # A kept site stands before the first one, so that the first may be chosen too.
-    shifted = constraints.model_copy(update={"min_keep": constraints.min_keep + 1})
-    charges: list[Floats] = []
-    may: list[Positions] = []
-    for s, stage in enumerate(choices):
-        prices = np.array([0.0, *(choice.damage for choice in stage)])
-        may.append(
-            [
-                t + 1
-                for t in range(len(stage))
-                if math.isfinite(prices[t + 1]) and (only is None or t in only[s])
-            ]
-        )
-        charges.append(np.tile(np.where(np.isfinite(prices), prices, 0.0), (len(prices), 1)))
-    shifted_must = None if must is None else [[t + 1 for t in stage] for stage in must]
-    best = combined_optima(charges, shifted, must=shifted_must, may=may)
-    count = sum(map(len, choices))
-    if max_loss is not None:
-        budget = max((k for k, (damage, _) in best.items() if damage <= max_loss), default=0)
-    assert budget is not None
-    if budget not in best:
-        unknown = sum(not math.isfinite(choice.damage) for stage in choices for choice in stage)
-        raise PlanError(
-            f"cannot skip {budget} of {count} retrievals: {unknown} have no action whose damage is "
-            f"known, and max_run={constraints.max_run}, min_keep={constraints.min_keep} allow "
-            f"{max(best)} at most; ask for a share of {math.floor(100 * max(best) / count) / 100} "
-            "or less, or loosen the guards"
-        )
-    return [tuple(t - 1 for t in stage) for stage in best[budget][1]]
+    charges = damage_charges(choices)
+    may = [range(len(stage)) for stage in choices]
+    if max_loss is None:
+        assert budget is not None
+        return within_budget(charges, budget, constraints, may=may)
+    best = combined_optima(charges, constraints, may=may)
+    return best[max(k for k, (damage, _) in best.items() if k == 0 or damage <= max_loss)][1]

@@ -9,21 +9,23 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Alternatives, Handover
 from ela_probe.analysis.damage_probe import handovers_of
 from ela_probe.analysis.handover_hooks import HandoverHooks
-from ela_probe.analysis.stand_ins import FIT_SAMPLES, NormalEquations, slices
+from ela_probe.analysis.stand_ins import (
+    FIT_SAMPLES,
+    NormalEquations,
+    inputs_of_first,
+    slices,
+)
 from ela_probe.discovery.discover import discover
 from ela_probe.errors import DataError
-from ela_probe.forward import call, first_samples, inputs_and_labels, sample_count, undisturbed
+from ela_probe.forward import call, undisturbed
 from ela_probe.pruning.plan import SkipPlan, encode_stand_in
 from ela_probe.pruning.prune import prune
-from ela_probe.system.memory_format import to_memory_format
-from ela_probe.system.nested_tensors import mapped
 from ela_probe.system.progress import track
 
 
@@ -47,7 +49,9 @@ def refit_stand_ins(
     """
     if not plan.stand_ins:
         return plan
-    inputs = _inputs(model, batches, samples)
+    inputs = list(inputs_of_first(model, batches, samples))
+    if not inputs:
+        raise DataError("no batches to fit stand-ins to; expected at least one")
     sites = [site.name for stage in plan.stages for site in stage.sites if site.action != "keep"]
     fitted: dict[str, NDArray[np.float32]] = {}
     for position, site in enumerate(
@@ -69,21 +73,6 @@ def refit_stand_ins(
         assert sums is not None
         fitted[site] = sums.solve(has_shift=handover.has_shift).numpy()
     return _changing(plan, sites, fitted, as_planned=True)
-
-
-def _inputs(model: nn.Module, batches: Iterable[Any], samples: int) -> list[Any]:
-    """The inputs of the first samples, on the model's device."""
-    where = next((p.device for p in model.parameters()), torch.device("cpu"))
-    found, done = [], 0
-    for batch in batches:
-        given = first_samples(inputs_and_labels(batch)[0], samples - done)
-        done += sample_count(given)
-        found.append(mapped(given, lambda t: to_memory_format(t.to(where), model)))
-        if done >= samples:
-            break
-    if not found:
-        raise DataError("no batches to fit stand-ins to; expected at least one")
-    return found
 
 
 def _handed_on(model: nn.Module, site: str, handover: Handover, given: Any) -> Alternatives:

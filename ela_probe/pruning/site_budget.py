@@ -34,9 +34,10 @@ def within_budget(
 
     Args:
         charges: a [T, T] matrix for each stage; charge[i, t] with i < t is the price of skipping
-            site t after the last kept site i. Site 0 is always kept.
+            site t after the last kept site i, and charge[0, t] also where none is kept before it.
+            What costs inf is not skipped.
         must: per stage the positions that are skipped in any case; none by default.
-        may: per stage the only positions that may be skipped; all by default.
+        may: per stage the only positions that may be skipped; all but the first by default.
 
     Returns: per stage the skipped positions in ascending order.
 
@@ -46,8 +47,14 @@ def within_budget(
     best = combined_optima(charges, constraints, must=must, may=may)
     if budget not in best:
         sites = sum(len(charge) for charge in charges)
+        unknown = sum(int(np.isinf(charge[0]).sum()) for charge in charges)
+        kept = (
+            f"{unknown} have no action whose damage is known"
+            if unknown
+            else "the first of every stage is kept"
+        )
         raise PlanError(
-            f"cannot skip {budget} of {sites} retrievals: the first of every stage is kept, and "
+            f"cannot skip {budget} of {sites} retrievals: {kept}, and "
             f"max_run={constraints.max_run}, min_keep={constraints.min_keep} allow "
             f"{max(best)} at most; ask for a share of {math.floor(100 * max(best) / sites) / 100} "
             "or less, or loosen the guards"
@@ -93,21 +100,23 @@ def stage_optima(
     `must` and `may` as for `within_budget`, for this stage.
     """
     sites = len(charge)
+    if may is None:
+        may = range(1, sites)
     run = sites if constraints.max_run is None else constraints.max_run
     most = sites - min(constraints.min_keep, sites)
-    # reached[j][k]: site j is kept and k sites before it are skipped.
-    reached: list[Optima] = [{0: (0.0, ())}]
-    for j in range(1, sites + 1):  # j == sites: a virtual kept site after the last one
-        entries: Optima = {}
-        for i in range(max(0, j - 1 - run), j) if j not in must else ():
-            if may is not None and not all(t in may for t in range(i + 1, j)):
+    # reached[j][k]: site j is kept and k sites before it are skipped. Virtual sites are kept before
+    # the first one and after the last one.
+    reached: dict[int, Optima] = {-1: {0: (0.0, ())}}
+    for j in range(sites + 1):
+        reached[j] = {}
+        for i in range(max(-1, j - 1 - run), j) if j not in must else ():
+            cost = float(charge[max(0, i), i + 1 : j].sum())
+            if cost == math.inf or not all(t in may for t in range(i + 1, j)):
                 continue
-            cost = float(charge[i, i + 1 : j].sum())
             for k, (earlier, skipped) in reached[i].items():
                 count, total = k + j - i - 1, earlier + cost
-                if count <= most and (count not in entries or total < entries[count][0]):
-                    entries[count] = (total, (*skipped, *range(i + 1, j)))
-        reached.append(entries)
+                if count <= most and (count not in reached[j] or total < reached[j][count][0]):
+                    reached[j][count] = (total, (*skipped, *range(i + 1, j)))
     return reached[sites]
 
 

@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ela_probe import SkipPlan
+from ela_probe import ELA, SkipPlan
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pipeline.train import train
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
-from tests.support.networks import equal_states, network, sites
+from tests.support.networks import equal_states, network, one_stage, sites
 
 SETTINGS = ELAConfig(skip=0.5, warmup=1, ramp=3)
 RUN = TrainConfig(epochs=5, batch_size=8, lr=0.05, warmup_epochs=1)
@@ -97,6 +99,26 @@ def fitted(
     )  # fmt: skip
     trainer.fit(module, batches() if loader is None else loader, ckpt_path=ckpt_path)
     return trainer
+
+
+def resumed_exactly(folder: Path, kind: str, **settings: Any) -> tuple[Classifier, ELA]:
+    """Check that a run goes on from each of its checkpoints as if it had never stopped.
+
+    Returns: the module and the callback of the whole run of 6 epochs; its checkpoints are
+    `folder/epoch=0.ckpt` and so on.
+    """
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    whole, ela = Classifier(one_stage(), kind=kind), ELA(**settings)
+    fitted(whole, ela, keep, epochs=6, enable_checkpointing=True)
+    for epoch in (0, 1, 2, 4):
+        resumed, again = Classifier(one_stage(), kind=kind), ELA(**settings)
+        fitted(resumed, again, epochs=6, ckpt_path=folder / f"epoch={epoch}.ckpt")
+        assert again.plan == ela.plan
+        assert equal_states(whole, resumed)
+        assert whole.losses[-len(resumed.losses) :] == resumed.losses
+        for one, other in zip(ela.analysis.stages, again.analysis.stages, strict=True):
+            np.testing.assert_array_equal(one.divergences["kl"], other.divergences["kl"])
+    return whole, ela
 
 
 class Watch(pl.Callback):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ela_probe.analysis.result import Analysis
 from ela_probe.errors import PlanError
-from ela_probe.pruning.damage_budget import cheapest_actions, within_damage
+from ela_probe.pruning.damage_budget import cheapest_actions, damage_charges
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import SkipAction, as_plan, skip_decisions
 from ela_probe.pruning.site_budget import charge_matrices, within_budget
@@ -64,24 +64,13 @@ def proposal(
         constraints: guards of the plan.
     """
     names = site_names(analysis)
-    must = positions_by_stage(removed, names)
-    if planner == "damage":
-        choices = [
-            [
-                choice._replace(damage=choice.damage - hysteresis * abs(choice.damage))
-                if name in before and math.isfinite(choice.damage)
-                else choice
-                for name, choice in zip(stage, of_stage, strict=True)
-            ]
-            for stage, of_stage in zip(names, cheapest_actions(analysis, [action]), strict=True)
-        ]
-        return names_at(
-            within_damage(choices, budget=count, constraints=constraints, must=must), names
-        )
-    charges = charges_of(analysis, planner)
+    charges = charges_of(analysis, planner, action)
     for charge, stage in zip(charges, names, strict=True):
-        charge[:, [name in before for name in stage]] *= 1 - hysteresis
-    return names_at(within_budget(charges, count, constraints, must=must), names)
+        charge *= 1 - hysteresis * np.sign(charge) * [name in before for name in stage]
+    # Only a stand-in can take the place of a stage's first retrieval, and only damage prices it.
+    may = [range(0 if planner == "damage" else 1, len(stage)) for stage in names]
+    must = positions_by_stage(removed, names)
+    return names_at(within_budget(charges, count, constraints, must=must, may=may), names)
 
 
 def due_part(
@@ -96,17 +85,8 @@ def due_part(
 ) -> Names:
     """The `count` sites of a proposal of least total charge, including all of `removed`."""
     names = site_names(analysis)
-    if planner == "damage":
-        chosen = within_damage(
-            cheapest_actions(analysis, [action]),
-            budget=count,
-            constraints=constraints,
-            must=positions_by_stage(removed, names),
-            only=positions_by_stage(proposed, names),
-        )
-        return names_at(chosen, names)
     chosen = within_budget(
-        charges_of(analysis, planner),
+        charges_of(analysis, planner, action),
         count,
         constraints,
         must=positions_by_stage(removed, names),
@@ -158,8 +138,10 @@ def plan_skipping(
     return plan.model_copy(update={"stages": tuple(stages), "origin": origin})
 
 
-def charges_of(analysis: Analysis, planner: Planner) -> list[Floats]:
+def charges_of(analysis: Analysis, planner: Planner, action: SkipAction) -> list[Floats]:
     """The planner's charges by stage; the highest for a stage without a fit, so without scores."""
+    if planner == "damage":
+        return damage_charges(cheapest_actions(analysis, [action]))
     divergences = [part.divergences["kl"].copy() for part in analysis.stages]
     return charge_matrices(analysis, planner, divergences, analysis.target, 0.0, 0)
 
