@@ -1,0 +1,268 @@
+// The pictures of pairs, fits, changes and training. `CHOICE` is what the reader has selected.
+"use strict";
+
+const MEASURES = ["kl", "shape", "mass", "js"];
+const CHOICE = { analysis: 0, stage: 0, measure: "kl", earlier: 0, later: 1 };
+
+const chosenStage = () => DATA.analyses[CHOICE.analysis].stages[CHOICE.stage];
+
+function pairsOf(stage) {
+  return stage.sites.flatMap((_, j) =>
+    d3.range(j).map((i) => {
+      const place = pairIndex(i, j);
+      const numbers = Object.fromEntries(
+        Object.entries(stage.pairs).map(([name, values]) => [name, values[place]]),
+      );
+      return { i, j, earlier: stage.sites[i], later: stage.sites[j], ...numbers };
+    }),
+  );
+}
+
+const pairWords = (p) =>
+  `kl ${readable(p.kl)} ± ${readable(2 * p.kl_se, 2)} nats: shape ${readable(p.shape)}, ` +
+  `mass ${readable(p.mass)}; js ${readable(p.js)}`;
+
+/** The heatmap of a stage. Its scale is the same for all stages. */
+function heatmap(stage, measure, width, mark = null) {
+  const size = Math.min(width, 640);
+  const count = stage.sites.length;
+  const step = Math.ceil(count / Math.max(2, Math.floor(size / 36)));
+  const ticks = d3.range(0, count).filter((t) => t % step === 0);
+  const long = Math.max(...stage.labels.map((label) => label.length)) > 4;
+  const everywhere = DATA.analyses.flatMap((a) => a.stages.flatMap((s) => s.pairs[measure]));
+  const scale = symlog(everywhere, DATA.near);
+  const points = pairsOf(stage);
+  const axis = { domain: d3.range(count), tickFormat: (t) => stage.labels[t], tickSize: 0, padding: 0 };
+  const margin = long ? 90 : 44;
+  return plotOf(size, {
+    height: size, marginLeft: margin, marginBottom: margin, marginTop: 10,
+    x: { ...axis, label: "later site", tickRotate: long ? -60 : 0 },
+    y: { ...axis, label: "earlier site" },
+    color: { ...scale, scheme: "viridis", reverse: true, legend: true, label: `${measure} [nats]` },
+    marks: [
+      Plot.axisX(ticks, { label: "later site", labelAnchor: "center", tickSize: 0, tickRotate: long ? -60 : 0 }),
+      Plot.axisY(ticks, { label: "earlier site", labelAnchor: "center", tickSize: 0 }),
+      Plot.cell(points, { x: "j", y: "i", fill: measure, inset: count < 40 ? 0.5 : 0 }),
+      Plot.cell(mark ? [mark] : [], {
+        x: "later", y: "earlier", stroke: "#ff3b30", strokeWidth: 2.5, fill: "none",
+      }),
+      Plot.tip(points, Plot.pointer({
+        x: "j", y: "i", maxRadius: 30,
+        title: (p) => `${p.earlier}\n→ ${p.later}\n${pairWords(p).replace(/[:;] /g, "\n")}`,
+      })),
+    ],
+  });
+}
+
+PICTURES.pairs = {
+  draw(width) {
+    const drawn = heatmap(chosenStage(), CHOICE.measure, width, CHOICE);
+    drawn.addEventListener("click", () => {
+      if (drawn.value) choose({ earlier: drawn.value.i, later: drawn.value.j });
+    });
+    return drawn;
+  },
+  says() {
+    const stage = chosenStage();
+    const points = pairsOf(stage).map((p) => ({ ...p, name: `${p.earlier} → ${p.later}` }));
+    return `${CHOICE.measure} of the pairs of ${stage.name}: ${extremes(points, (p) => p[CHOICE.measure], "nats")}`;
+  },
+  table() {
+    const stage = chosenStage();
+    const near = d3.sort(pairsOf(stage), (p) => p[CHOICE.measure]);
+    return {
+      name: `pairs-${stage.name}`,
+      columns: ["earlier", "later", "kl", "standard error", "shape", "mass", "js"],
+      rows: near.map((p) => [p.earlier, p.later, p.kl, p.kl_se, p.shape, p.mass, p.js]),
+    };
+  },
+};
+
+PICTURES.weights = {
+  rows() {
+    const stage = chosenStage();
+    const [earlier, later] = [stage.weights[CHOICE.earlier] ?? [], stage.weights[CHOICE.later] ?? []];
+    return d3.range(Math.max(earlier.length, later.length)).map((source) => ({
+      source, earlier: earlier[source] ?? null, later: later[source] ?? null,
+    }));
+  },
+  draw(width) {
+    const rows = this.rows();
+    const stage = chosenStage();
+    const names = [`earlier: ${stage.labels[CHOICE.earlier]}`, `later: ${stage.labels[CHOICE.later]}`];
+    const bar = (name, from, to, label) =>
+      Plot.rectY(rows.filter((row) => row[name] !== null), {
+        x1: (row) => row.source + from, x2: (row) => row.source + to, y: name, fill: () => label,
+      });
+    return plotOf(Math.min(width, 640), {
+      height: 300, marginLeft: 50, marginBottom: 40,
+      x: { domain: [-0.6, rows.length - 0.4], label: stage.kind === "channel" ? "channel" : "source",
+        ticks: d3.ticks(0, rows.length - 1, Math.min(rows.length, 10)).filter(Number.isInteger),
+        tickFormat: "d" },
+      y: { label: "mean weight", domain: [0, Math.max(1e-9, ...rows.flatMap((r) => [r.earlier, r.later]))] },
+      color: { domain: names, range: [BLUE, ORANGE], legend: true },
+      marks: [
+        bar("earlier", -0.4, 0, names[0]), bar("later", 0, 0.4, names[1]), Plot.ruleY([0]),
+        Plot.tip(rows, Plot.pointerX({
+          x: "source", y: (row) => Math.max(row.earlier, row.later),
+          title: (row) => `source ${row.source}\nearlier ${readable(row.earlier)}\nlater ${readable(row.later)}`,
+        })),
+      ],
+    });
+  },
+  says() {
+    const stage = chosenStage();
+    const top = (row) => (row ? d3.maxIndex(row) : "none");
+    return (
+      `Mean weights by source. ${stage.sites[CHOICE.earlier]} reads most from source ` +
+      `${top(stage.weights[CHOICE.earlier])}, ${stage.sites[CHOICE.later] ?? "none"} from source ` +
+      `${top(stage.weights[CHOICE.later])}.`
+    );
+  },
+  table() {
+    return {
+      columns: ["source", "earlier", "later"],
+      rows: this.rows().map((row) => [row.source, row.earlier, row.later]),
+    };
+  },
+};
+
+const logistic = (x) => 1 / (1 + Math.exp(-x));
+const logOddsAxis = (low, high, label) => {
+  const near = [1e-12, 1e-9, 1e-6, 1e-4, 0.001, 0.01, 0.1];
+  const all = [...near, 0.5, ...near.slice(3).map((u) => 1 - u)];
+  const ticks = all.map((u) => Math.log(u / (1 - u))).filter((x) => x >= low && x <= high);
+  return {
+    domain: [low, high], label, ticks: ticks.length > 2 ? ticks : 5,
+    tickFormat: (x) => readable(logistic(x), logistic(x) > 0.9 ? 5 : 2),
+  };
+};
+
+DATA.analyses[0].stages.forEach((stage, s) => {
+  const fit = stage.fit;
+  const fitted = fit.alpha ? `Beta(${readable(fit.alpha, 3)}, ${readable(fit.beta, 3)})` : null;
+  const sentence = fitted
+    ? `${fitted}, fitted to ${readable(fit.n)} values; Kolmogorov-Smirnov distance ${readable(fit.ks, 2)}.`
+    : `No fit: ${fit.reason}.`;
+  PICTURES[`fit-${s}`] = {
+    draw(width) {
+      const bars = fit.bars ?? [];
+      if (!bars.length) return element("p", { class: "note" }, sentence);
+      return plotOf(Math.min(width, 560), {
+        height: 260, marginLeft: 50, marginBottom: 40,
+        x: logOddsAxis(bars[0][0], bars[bars.length - 1][1], "u (log-odds scale)"),
+        y: { label: "share per unit of log-odds" },
+        marks: [
+          Plot.rectY(bars, { x1: (b) => b[0], x2: (b) => b[1], y: (b) => b[2], fill: BLUE, fillOpacity: 0.55 }),
+          Plot.line(fit.curve ?? [], { stroke: ORANGE, strokeWidth: 2 }), Plot.ruleY([0]),
+          Plot.text([sentence], { frameAnchor: "top-left", lineWidth: 30, dx: 4, dy: 2, fill: "currentColor" }),
+        ],
+      });
+    },
+    says: () => `Histogram of u of neighbours in ${stage.name}. ${sentence}`,
+    table: () => ({
+      columns: ["u from", "u to", "share per unit of log-odds"],
+      rows: (fit.bars ?? []).map(([a, b, h]) => [logistic(a), logistic(b), h]),
+    }),
+  };
+  PICTURES[`quantiles-${s}`] = {
+    draw(width) {
+      const rows = fit.quantiles ?? [];
+      if (!rows.length) return element("p", { class: "note" }, sentence);
+      const [low, high] = d3.extent(rows.flatMap((row) => [row[1], row[2]]));
+      return plotOf(Math.min(width, 560), {
+        height: 260, marginLeft: 60, marginBottom: 40,
+        x: logOddsAxis(low, high, "fitted u"), y: logOddsAxis(low, high, "observed u"),
+        marks: [
+          Plot.link([0], { x1: low, y1: low, x2: high, y2: high, strokeOpacity: 0.5 }),
+          Plot.dot(rows, { x: (row) => row[1], y: (row) => row[2], r: 2.5, fill: BLUE, stroke: null }),
+        ],
+      });
+    },
+    says: () => `Observed against fitted quantiles of u in ${stage.name}. ${sentence}`,
+    table: () => ({
+      columns: ["share below", "fitted u", "observed u"],
+      rows: (fit.quantiles ?? []).map(([p, f, o]) => [p, logistic(f), logistic(o)]),
+    }),
+  };
+});
+
+/** Arrows along depth from the first to the second analysis. */
+function changePicture(figure, constant, words) {
+  return {
+    points: (DATA.changes ?? []).flatMap((change) => {
+      const [first, second, reach] = change[figure];
+      const site = AT.get(change.site);
+      return first === null || second === null ? [] : [{ ...site, first, second, reach }];
+    }),
+    draw(width) {
+      const depth = alongDepth(SITES, width);
+      const clear = (p) => p.reach !== null && Math.abs(p.second - p.first) > p.reach;
+      return plotOf(width, {
+        ...depth.frame, height: 300, x: depth.axis,
+        y: { ...symlog(this.points.flatMap((p) => [p.first, p.second]), constant), label: `${figure} [nats]` },
+        marks: [
+          ...depth.marks, Plot.ruleY([0]),
+          Plot.arrow(this.points, {
+            x1: "x", x2: "x", y1: "first", y2: "second", headLength: 6,
+            stroke: (p) => (p.second > p.first ? ORANGE : BLUE), strokeWidth: 2,
+            strokeOpacity: (p) => (clear(p) ? 1 : 0.35),
+          }),
+          Plot.dot(this.points, { x: "x", y: "first", r: 2.5, fill: "currentColor" }),
+          Plot.tip(this.points, Plot.pointerX({
+            x: "x", y: "second",
+            title: (p) => `${p.name}\n${readable(p.first)} → ${readable(p.second)}\n± ${readable(p.reach, 2)}`,
+          })),
+        ],
+      });
+    },
+    says() {
+      const rose = this.points.filter((p) => p.second > p.first).length;
+      return `${words}: larger in the second analysis at ${rose} of ${this.points.length} retrievals.`;
+    },
+    table() {
+      return {
+        columns: ["site", "first", "second", "two standard errors"],
+        rows: this.points.map((p) => [p.name, p.first, p.second, p.reach]),
+      };
+    },
+  };
+}
+
+PICTURES["changed-kl"] = changePicture("kl", DATA.near, "Divergence from the one before");
+PICTURES["changed-damage"] = changePicture("damage", DATA.smallLoss, "Damage");
+
+/** Lines over the epochs of the training run. */
+function historyPicture(columns, label) {
+  const rows = DATA.history ?? [];
+  const known = columns.filter((column) => rows.some((row) => row[column] != null));
+  const points = known.flatMap((column) =>
+    rows.map((row) => ({ epoch: row.epoch, value: row[column] ?? null, column })),
+  ).filter((point) => point.value !== null);
+  return {
+    draw: (width) =>
+      plotOf(width, {
+        height: 240, marginLeft: 56,
+        x: { label: "epoch", tickFormat: "d", ticks: Math.min(rows.length, 12) }, y: { label, grid: true },
+        color: { domain: known, range: [BLUE, ORANGE], legend: known.length > 1 },
+        marks: [
+          Plot.lineY(points, { x: "epoch", y: "value", stroke: "column", marker: points.length < 80 }),
+          Plot.tip(points, Plot.pointer({
+            x: "epoch", y: "value", title: (p) => `epoch ${p.epoch}\n${p.column} ${readable(p.value)}`,
+          })),
+        ],
+      }),
+    says() {
+      const last = known.map((c) => [c, rows.map((row) => row[c]).findLast((v) => v != null)]);
+      return `${label} over ${rows.length} epochs; at the end ${last.map(([c, v]) => `${c} is ${readable(v)}`).join(", ")}.`;
+    },
+    table: () => ({
+      columns: ["epoch", ...known],
+      rows: rows.map((row) => [row.epoch, ...known.map((c) => row[c] ?? null)]),
+    }),
+  };
+}
+
+PICTURES["history-loss"] = historyPicture(["train_loss", "val_loss"], "loss [nats]");
+PICTURES["history-accuracy"] = historyPicture(["train_accuracy", "val_accuracy"], "accuracy");
+PICTURES["history-skipped"] = historyPicture(["skipped"], "share skipped");
