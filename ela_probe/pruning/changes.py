@@ -94,8 +94,7 @@ class AnalysisChanges(Strict):
             f"{counted(len(self.sites), 'retrieval')} {_verb(len(self.sites), 'is', 'are')} in "
             f"both analyses; {len(self.first_only)} only in {self.first}, "
             f"{len(self.second_only)} only in {self.second}.",
-            "Divergence from the one before: "
-            + _moved([s.kl for s in self.sites], self.kl_ranks),
+            "Divergence from the one before: " + _moved([s.kl for s in self.sites], self.kl_ranks),
         ]
         if any(s.damage.change is not None for s in self.sites):
             found.append("Damage: " + _moved([s.damage for s in self.sites], self.damage_ranks))
@@ -190,10 +189,11 @@ def _figures(analysis: Analysis) -> dict[str, tuple[Estimate | None, Estimate | 
 
 def _ranks(changes: list[Change]) -> float | None:
     """Spearman's rank correlation of the first with the second figures."""
-    pairs = [(c.first, c.second) for c in changes if c.change is not None]
-    if len(pairs) < FEWEST or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+    known = [c for c in changes if c.change is not None]
+    first, second = [c.first or 0.0 for c in known], [c.second or 0.0 for c in known]
+    if len(known) < FEWEST or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    return finite_or_none(float(stats.spearmanr(*zip(*pairs, strict=True)).statistic))
+    return finite_or_none(float(stats.spearmanr(first, second).statistic))
 
 
 def _moved(changes: list[Change], ranks: float | None) -> str:

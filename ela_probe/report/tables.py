@@ -80,26 +80,24 @@ def number(value: Any) -> str | None:
 
 def site_table(analysis: Analysis) -> Table:
     """One row for each site, coloured by its verdict."""
-    columns = [
-        "site", "stage", "verdict", "kl", "± 2 se", "shape", "mass", "js", "entropy", "newest", "q",
-        "score",
-    ]  # fmt: skip
-    actions = [
-        action
-        for action in ("skip", "affine")
-        if analysis.has_damage and bool(analysis.sites[f"damage_{action}"].notna().any())
-    ]
-    for action in actions:
-        columns += [f"damage: {action}", f"± 2 se: {action}"]
+    shown: dict[str, tuple[str, float]] = {}  # the columns of `Analysis.sites`, with a factor
+    for action in ("skip", "affine") if analysis.has_damage else ():
+        shown[f"damage: {action}"] = (f"damage_{action}", 1)
+        shown[f"± 2 se: {action}"] = (f"damage_{action}_se", 2)
+    shown |= {
+        "kl": ("kl", 1), "± 2 se": ("kl_se", 2), "shape": ("shape", 1), "mass": ("mass", 1),
+        "js": ("js", 1), "entropy": ("entropy", 1), "newest": ("newest_share", 1),
+        "q": ("quantile", 1), "score": ("score", 1),
+    }  # fmt: skip
+    frame = analysis.sites
+    shown = {name: column for name, column in shown.items() if frame[column[0]].notna().any()}
     found = [verdict for part in analysis.stages for verdict in verdicts(part)]
-    rows = []
-    for row, verdict in zip(analysis.sites.to_dict("records"), found, strict=True):
-        cells = [row["site"], row["stage"], VERDICTS[verdict], row["kl"], 2 * row["kl_se"]]
-        cells += [row[n] for n in ("shape", "mass", "js", "entropy", "newest_share")]
-        cells += [row["quantile"], row["score"]]
-        for action in actions:
-            cells += [row[f"damage_{action}"], 2 * row[f"damage_{action}_se"]]
-        rows.append(cells)
+    rows = [
+        [row["site"], row["stage"], VERDICTS[verdict]]
+        + [factor * row[column] for column, factor in shown.values()]
+        for row, verdict in zip(frame.to_dict("records"), found, strict=True)
+    ]
+    columns = ["site", "stage", "verdict", *shown]
     return Table("sites", "Every retrieval; divergences and damage in nats", columns, rows,
                  classes=found)  # fmt: skip
 

@@ -5,11 +5,14 @@ weights, a new source that is hardly read) and `extend` (the same weights plus a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ela_probe.analysis.damage import StageDamage
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.sites import Kind, Site, Stage
@@ -60,6 +63,24 @@ def make_analysis(
         device="cpu", seconds=1.5, versions={"ela-probe": "0.1.0"},
     )  # fmt: skip
     return Analysis(tuple(parts), known)
+
+
+def with_damage(analysis: Analysis, *, channels: int = 8, seed: int = 0) -> Analysis:
+    """The analysis with a random damage of `skip` and `affine` at every site, and stand-ins."""
+    generator = np.random.default_rng(seed)
+    parts = []
+    for part in analysis.stages:
+        sites, n = len(part.stage.sites), part.samples
+        c = generator.exponential(0.05, (sites, 1, n)) * np.array([1.0, 0.2, np.nan])[:, None]
+        c += generator.normal(0, 0.02, c.shape)
+        d = c + c**2 / 2
+        sums = np.stack([c, c**2, d, d**2], axis=-1).sum(axis=2)
+        stand_ins = tuple(
+            generator.normal(size=(2, channels)).astype(np.float32) for _ in range(sites)
+        )
+        damage = StageDamage(n, sums, generator.random(sites), stand_ins)
+        parts.append(replace(part, damage=damage))
+    return replace(analysis, stages=tuple(parts))
 
 
 def random_weights(

@@ -8,7 +8,8 @@ const COLOURS = {
   keep: "#0173b2", recur: "#56b4e9", skip: "#de8f05", affine: "#029e73", drop: "#cc78bc",
 };
 const [BLUE, ORANGE] = [COLOURS.keep, COLOURS.skip];
-const FULL = 1100; // the widest picture that is not enlarged
+const SYMBOLS = { keep: "star", recur: "circle", skip: "square", affine: "triangle", drop: "diamond" };
+const FULL = 1180; // the widest picture that is not enlarged
 const PICTURES = {};
 
 /** The sites of an analysis in one row, along depth. */
@@ -72,11 +73,11 @@ function alongDepth(sites, width) {
     marks: [
       Plot.ruleX(first.filter((site) => site.x), { x: (site) => site.x - 0.5, strokeOpacity: 0.25 }),
       Plot.text(first, {
-        x: (site) => site.x - 0.4, text: letters, frameAnchor: "top", textAnchor: "start", dy: -14,
+        x: (site) => site.x - 0.4, text: letters, frameAnchor: "top", textAnchor: "start", dy: -16,
         fill: "currentColor", fillOpacity: 0.75,
       }),
     ],
-    frame: { marginTop: 30, marginLeft: 56, marginBottom: rotate ? 50 : 30 },
+    frame: { marginTop: 44, marginLeft: 56, marginBottom: rotate ? 50 : 30 },
   };
 }
 
@@ -160,33 +161,39 @@ const damageText = (p) =>
   `${p.name}\n${p.action}: ${readable(p.mean)} ± ${readable(2 * p.se, 2)} nats` +
   (p.measured === null ? "" : `\nmeasured ${readable(p.measured)} ± ${readable(2 * p.measured_se, 2)}`);
 
-const colourOf = (points) => {
+/** The scales of colour and symbol for the actions of some points. */
+const actionScales = (points) => {
   const domain = Object.keys(COLOURS).filter((a) => points.some((p) => p.action === a));
-  return { legend: true, domain, range: domain.map((a) => COLOURS[a]) };
+  return {
+    color: { domain, range: domain.map((a) => COLOURS[a]) },
+    symbol: { domain, range: domain.map((a) => SYMBOLS[a]), legend: true },
+  };
 };
 
 PICTURES.damage = {
   points: damagePoints(),
   draw(width) {
     const depth = alongDepth(SITES, width);
-    const actions = colourOf(this.points).domain;
+    const actions = actionScales(this.points).color.domain;
     const shift = (p) => p.x + 0.22 * (actions.indexOf(p.action) - (actions.length - 1) / 2);
     const scale = symlog(
       this.points.flatMap((p) => [...ends(p.mean, p.se), p.measured]), DATA.smallLoss,
     );
     return plotOf(width, {
-      ...depth.frame, height: 320, x: depth.axis, color: colourOf(this.points),
-      symbol: { domain: actions }, y: { ...scale, label: "change of the loss [nats]" },
+      ...depth.frame, height: 320, x: depth.axis, ...actionScales(this.points),
+      y: { ...scale, label: "change of the loss [nats]" },
       marks: [
         ...depth.marks, Plot.ruleY([0]),
         Plot.ruleX(this.points, {
           x: shift, y1: (p) => ends(p.mean, p.se)[0], y2: (p) => ends(p.mean, p.se)[1],
           stroke: "action",
         }),
-        Plot.dot(this.points, { x: shift, y: "mean", fill: "action", symbol: "action", r: 3.5 }),
-        Plot.dot(this.points.filter((p) => p.measured !== null), {
-          x: shift, y: "measured", stroke: "action", symbol: "action", r: 5,
-        }),
+        Plot.dot(this.points, { x: shift, y: "mean", fill: "action", symbol: "action", r: 3 }),
+        ...actions.map((action) =>
+          Plot.dot(this.points.filter((p) => p.action === action && p.measured !== null), {
+            x: shift, y: "measured", stroke: COLOURS[action], symbol: SYMBOLS[action], r: 5,
+          }),
+        ),
         Plot.tip(this.points, Plot.pointer({ x: shift, y: "mean", title: damageText })),
       ],
     });
@@ -211,13 +218,12 @@ PICTURES.scatter = {
   points: damagePoints().filter((p) => p.t).map((p) => ({ ...p, kl: adjacent(p, "kl") })),
   draw(width) {
     return plotOf(width, {
-      height: 360, marginLeft: 56, marginBottom: 40, color: colourOf(this.points),
-      symbol: { domain: colourOf(this.points).domain },
+      height: 360, marginLeft: 56, marginBottom: 40, ...actionScales(this.points),
       x: { ...symlog(this.points.map((p) => p.kl), DATA.near), label: "divergence from the one before, kl [nats]" },
       y: { ...symlog(this.points.map((p) => p.mean), DATA.smallLoss), label: "damage [nats]" },
       marks: [
         Plot.ruleY([0]), Plot.ruleX([DATA.near], { strokeDasharray: "4 3" }),
-        Plot.dot(this.points, { x: "kl", y: "mean", stroke: "action", symbol: "action", r: 4 }),
+        Plot.dot(this.points, { x: "kl", y: "mean", fill: "action", symbol: "action", r: 4 }),
         Plot.tip(this.points, Plot.pointer({
           x: "kl", y: "mean", title: (p) => `${damageText(p)}\nkl ${readable(p.kl)}`,
         })),
@@ -241,8 +247,7 @@ PICTURES.measured = {
     const scale = symlog(this.points.flatMap((p) => [p.mean, p.measured]), DATA.smallLoss);
     const [low, high] = scale.domain;
     return plotOf(Math.min(width, 700), {
-      height: 460, marginLeft: 56, marginBottom: 40, color: colourOf(this.points),
-      symbol: { domain: colourOf(this.points).domain },
+      height: 460, marginLeft: 56, marginBottom: 40, ...actionScales(this.points),
       x: { ...scale, label: "predicted [nats]" }, y: { ...scale, label: "measured [nats]" },
       marks: [
         Plot.link([0], { x1: low, y1: low, x2: high, y2: high, strokeOpacity: 0.5 }),
@@ -250,7 +255,7 @@ PICTURES.measured = {
           x: "mean", y1: (p) => Math.max(low, ends(p.measured, p.measured_se)[0]),
           y2: (p) => Math.min(high, ends(p.measured, p.measured_se)[1]), stroke: "action",
         }),
-        Plot.dot(this.points, { x: "mean", y: "measured", stroke: "action", symbol: "action", r: 4 }),
+        Plot.dot(this.points, { x: "mean", y: "measured", fill: "action", symbol: "action", r: 4 }),
         Plot.tip(this.points, Plot.pointer({ x: "mean", y: "measured", title: damageText })),
       ],
     });

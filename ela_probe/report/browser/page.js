@@ -49,15 +49,42 @@ function show(figure) {
   );
   redrawn.set(name, () => {
     place.replaceChildren(drawn(Math.min(FULL, figure.clientWidth || FULL)));
+    if (picture.note) place.append(element("p", { class: "muted" }, picture.note));
     fresh = false;
     if (details.open) fill();
   });
-  redrawn.get(name)();
 }
 
-/** Draw pictures again, of these names or all. */
+const waiting = new Set(); // names of pictures that are not drawn yet
+
+/** Draw pictures again, of these names or all; those that still wait are drawn in their turn. */
 function redraw(...names) {
-  for (const [name, draw] of redrawn) if (!names.length || names.includes(name)) draw();
+  for (const [name, draw] of redrawn) {
+    if (!waiting.has(name) && (!names.length || names.includes(name))) draw();
+  }
+}
+
+function drawWaiting(name) {
+  if (waiting.delete(name)) redraw(name);
+  if (!waiting.size) document.documentElement.dataset.ready = "";
+}
+
+/** Draw what the reader sees at once, and the rest one by one as long as nothing else is to do. */
+function drawInTurn() {
+  for (const name of redrawn.keys()) waiting.add(name);
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting) drawWaiting(entry.target.dataset.picture);
+    }
+  }, { rootMargin: "300px" });
+  for (const figure of document.querySelectorAll("[data-picture]")) seen.observe(figure);
+  const next = () => {
+    const [name] = waiting;
+    if (name === undefined) return;
+    drawWaiting(name);
+    setTimeout(next);
+  };
+  window.addEventListener("load", () => setTimeout(next));
 }
 
 /** Choose a stage, a measure or a pair; what does not exist is brought into range. */
@@ -123,8 +150,9 @@ function chooseTheme() {
   update();
 }
 
-/** On paper everything is open, and every stage has its heatmap. */
+/** On paper everything is drawn and open, and every stage has its heatmap. */
 function printWhole() {
+  for (const name of [...waiting]) drawWaiting(name);
   for (const details of document.querySelectorAll("details")) {
     if (!details.open) details.dataset.closed = "";
     details.open = true;
@@ -170,6 +198,7 @@ byId("save-plan").addEventListener("click", () => {
   const text = `${JSON.stringify(planDocument(budget), null, 2)}\n`;
   saveFile(`plan-${PLANS.budgets[budget].count}.json`, text, "application/json");
 });
+drawInTurn();
 choose({});
 chooseBudget(budget);
 
@@ -182,4 +211,3 @@ window.addEventListener("resize", () => {
 window.addEventListener("beforeprint", printWhole);
 window.addEventListener("afterprint", afterPrinting);
 matchMedia("print").addEventListener("change", (event) => (event.matches ? printWhole() : afterPrinting()));
-document.documentElement.dataset.ready = "";

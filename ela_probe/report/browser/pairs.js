@@ -27,21 +27,25 @@ function heatmap(stage, measure, width, mark = null) {
   const size = Math.min(width, 640);
   const count = stage.sites.length;
   const step = Math.ceil(count / Math.max(2, Math.floor(size / 36)));
-  const ticks = d3.range(0, count).filter((t) => t % step === 0);
+  const [columns, lines] = [d3.range(1, count), d3.range(count - 1)];
   const long = Math.max(...stage.labels.map((label) => label.length)) > 4;
   const everywhere = DATA.analyses.flatMap((a) => a.stages.flatMap((s) => s.pairs[measure]));
   const scale = symlog(everywhere, DATA.near);
   const points = pairsOf(stage);
-  const axis = { domain: d3.range(count), tickFormat: (t) => stage.labels[t], tickSize: 0, padding: 0 };
+  const axis = { tickFormat: (t) => stage.labels[t], tickSize: 0, padding: 0 };
+  const labelled = (sites) => sites.filter((t) => (t - sites[0]) % step === 0);
   const margin = long ? 90 : 44;
   return plotOf(size, {
     height: size, marginLeft: margin, marginBottom: margin, marginTop: 10,
-    x: { ...axis, label: "later site", tickRotate: long ? -60 : 0 },
-    y: { ...axis, label: "earlier site" },
+    x: { ...axis, domain: columns }, y: { ...axis, domain: lines },
     color: { ...scale, scheme: "viridis", reverse: true, legend: true, label: `${measure} [nats]` },
     marks: [
-      Plot.axisX(ticks, { label: "later site", labelAnchor: "center", tickSize: 0, tickRotate: long ? -60 : 0 }),
-      Plot.axisY(ticks, { label: "earlier site", labelAnchor: "center", tickSize: 0 }),
+      Plot.axisX(labelled(columns), {
+        label: "later site", labelAnchor: "center", labelOffset: margin - 4, tickSize: 0, tickRotate: long ? -60 : 0,
+      }),
+      Plot.axisY(labelled(lines), {
+        label: "earlier site", labelAnchor: "center", labelOffset: margin - 6, tickSize: 0,
+      }),
       Plot.cell(points, { x: "j", y: "i", fill: measure, inset: count < 40 ? 0.5 : 0 }),
       Plot.cell(mark ? [mark] : [], {
         x: "later", y: "earlier", stroke: "#ff3b30", strokeWidth: 2.5, fill: "none",
@@ -128,14 +132,20 @@ PICTURES.weights = {
 };
 
 const logistic = (x) => 1 / (1 + Math.exp(-x));
-const logOddsAxis = (low, high, label) => {
-  const near = [1e-12, 1e-9, 1e-6, 1e-4, 0.001, 0.01, 0.1];
-  const all = [...near, 0.5, ...near.slice(3).map((u) => 1 - u)];
-  const ticks = all.map((u) => Math.log(u / (1 - u))).filter((x) => x >= low && x <= high);
-  return {
-    domain: [low, high], label, ticks: ticks.length > 2 ? ticks : 5,
-    tickFormat: (x) => readable(logistic(x), logistic(x) > 0.9 ? 5 : 2),
+/** An axis of log-odds, labelled by u; labels that would touch are left out. */
+const logOddsAxis = (low, high, label, pixels) => {
+  const small = [0.1, 0.01, 0.001, 1e-4, 1e-6, 1e-9, 1e-12];
+  const all = [0, ...small.flatMap((u) => [Math.log(u / (1 - u)), -Math.log(u / (1 - u))])];
+  const kept = [];
+  for (const x of all.filter((v) => v >= low && v <= high)) {
+    if (kept.every((other) => Math.abs(other - x) > (48 * (high - low)) / pixels)) kept.push(x);
+  }
+  const between = d3.range(1, 6).map((k) => low + (k * (high - low)) / 6);
+  const text = (x) => {
+    const rest = logistic(-x);
+    return x > 5 ? `1−${readable(rest, 1)}` : readable(Number(logistic(x).toPrecision(3)), 3);
   };
+  return { domain: [low, high], label, ticks: kept.length > 2 ? kept : between, tickFormat: text };
 };
 
 DATA.analyses[0].stages.forEach((stage, s) => {
@@ -147,18 +157,19 @@ DATA.analyses[0].stages.forEach((stage, s) => {
   PICTURES[`fit-${s}`] = {
     draw(width) {
       const bars = fit.bars ?? [];
-      if (!bars.length) return element("p", { class: "note" }, sentence);
-      return plotOf(Math.min(width, 560), {
+      if (!bars.length) return element("span");
+      const size = Math.min(width, 560);
+      return plotOf(size, {
         height: 260, marginLeft: 50, marginBottom: 40,
-        x: logOddsAxis(bars[0][0], bars[bars.length - 1][1], "u (log-odds scale)"),
+        x: logOddsAxis(bars[0][0], bars[bars.length - 1][1], "u (log-odds scale)", size),
         y: { label: "share per unit of log-odds" },
         marks: [
           Plot.rectY(bars, { x1: (b) => b[0], x2: (b) => b[1], y: (b) => b[2], fill: BLUE, fillOpacity: 0.55 }),
-          Plot.line(fit.curve ?? [], { stroke: ORANGE, strokeWidth: 2 }), Plot.ruleY([0]),
-          Plot.text([sentence], { frameAnchor: "top-left", lineWidth: 30, dx: 4, dy: 2, fill: "currentColor" }),
+          Plot.line(fit.curve ?? [], { stroke: ORANGE, strokeWidth: 2, clip: true }), Plot.ruleY([0]),
         ],
       });
     },
+    note: sentence,
     says: () => `Histogram of u of neighbours in ${stage.name}. ${sentence}`,
     table: () => ({
       columns: ["u from", "u to", "share per unit of log-odds"],
@@ -168,11 +179,12 @@ DATA.analyses[0].stages.forEach((stage, s) => {
   PICTURES[`quantiles-${s}`] = {
     draw(width) {
       const rows = fit.quantiles ?? [];
-      if (!rows.length) return element("p", { class: "note" }, sentence);
+      if (!rows.length) return element("span");
       const [low, high] = d3.extent(rows.flatMap((row) => [row[1], row[2]]));
       return plotOf(Math.min(width, 560), {
         height: 260, marginLeft: 60, marginBottom: 40,
-        x: logOddsAxis(low, high, "fitted u"), y: logOddsAxis(low, high, "observed u"),
+        x: logOddsAxis(low, high, "fitted u", Math.min(width, 560)),
+        y: logOddsAxis(low, high, "observed u", 480),
         marks: [
           Plot.link([0], { x1: low, y1: low, x2: high, y2: high, strokeOpacity: 0.5 }),
           Plot.dot(rows, { x: (row) => row[1], y: (row) => row[2], r: 2.5, fill: BLUE, stroke: null }),

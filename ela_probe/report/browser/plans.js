@@ -66,13 +66,14 @@ PICTURES.plan = {
     );
     const cellWidth = (width - 130) / longest;
     return plotOf(width, {
-      height: 50 + 34 * names.length, marginLeft: 130, marginTop: 6,
-      x: { domain: d3.range(longest), label: "site of the stage", tickSize: 0, padding: 0.06,
-        ticks: d3.range(0, longest, Math.ceil(longest / (width / 40))) },
+      height: 56 + 34 * names.length, marginLeft: 130, marginTop: 6, marginBottom: 44,
+      x: { domain: d3.range(longest), padding: 0.06 },
       y: { domain: d3.range(names.length), label: null, tickFormat: short, tickSize: 0, padding: 0.15 },
       color: { domain: used, range: used.map((action) => COLOURS[action]), legend: true },
       marks: [
-        Plot.axisX(d3.range(0, longest, Math.ceil(longest / Math.max(2, width / 40))), { label: "site of the stage", tickSize: 0 }),
+        Plot.axisX(d3.range(0, longest, Math.ceil(longest / Math.max(2, width / 40))), {
+          label: "site of the stage", labelAnchor: "center", labelOffset: 36, tickSize: 0,
+        }),
         Plot.cell(points, { x: "t", y: "s", fill: "action" }),
         Plot.text(cellWidth > 12 ? points : [], {
           x: "t", y: "s", text: (p) => p.action[0], fill: (p) => (p.action === "keep" ? "white" : "black"),
