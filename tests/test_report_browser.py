@@ -239,6 +239,14 @@ CLIPPED = """() => [...document.querySelectorAll("table, svg, p, dd, .scroll, .d
   .map((part) => part.closest("[id]").id)"""
 
 
+def test_before_printing_every_table_is_there_at_once(reader: Reader) -> None:
+    """A browser prints right after the event; it does not wait for what comes later."""
+    tables = """() => { window.dispatchEvent(new Event("beforeprint"));
+      const figures = [...document.querySelectorAll("figure[data-picture]")];
+      return figures.filter((f) => !f.querySelector("details[open] tbody tr")).length; }"""
+    assert reader.page.evaluate(tables) == 0
+
+
 def test_on_paper_everything_is_open_and_nothing_is_cut_off(reader: Reader) -> None:
     reader.page.set_viewport_size({"width": 1032, "height": 720})  # A4, landscape
     reader.page.emulate_media(media="print")

@@ -183,7 +183,9 @@ def _commands(analysis: Analysis, folder: Path) -> list[str]:
 
 def _facts(analysis: Analysis) -> list[tuple[str, Any]]:
     """What the analysis was made from."""
-    known = {k: v for k, v in analysis.provenance.model_dump().items() if v not in (None, {}, "")}
+    known = {
+        k: v for k, v in analysis.provenance.model_dump().items() if v not in (None, {}, "", ())
+    }
     known.pop("versions", None)
     kinds = sorted({part.stage.kind for part in analysis.stages})
     sites = sum(len(part.stage.sites) for part in analysis.stages)

@@ -103,7 +103,7 @@ def _fit(part: StageAnalysis) -> dict[str, Any]:
             "alpha": rounded(fit.alpha), "beta": rounded(fit.beta), "ks": rounded(fit.ks),
             "curve": list(zip(_numbers(x), _numbers(log_odds_density(fit, x)), strict=True)),
         }  # fmt: skip
-        shares = np.linspace(0.01, 0.99, 99)
+        shares = np.linspace(0.02, 0.98, 49)
         cumulative = np.append(0.0, np.cumsum(statistics.histogram)) / statistics.histogram.sum()
         observed = np.interp(shares, cumulative, LOGIT_EDGES)
         fitted = special.logit(special.betaincinv(fit.alpha, fit.beta, shares))

@@ -29,24 +29,26 @@ const pairIndex = (earlier, later) => (later * (later - 1)) / 2 + earlier;
 const adjacent = (site, measure) =>
   site.t ? site.stage.pairs[measure][pairIndex(site.t - 1, site.t)] : null;
 
-/** A scale that is linear near 0 and logarithmic above, so that no value flattens the others. */
-function symlog(values, constant) {
+/**
+ * A scale that is linear near 0 and logarithmic above, so that no value flattens the others.
+ * `room`: about how many labels its axis has room for.
+ */
+function symlog(values, constant, room = 14) {
   const known = values.filter((v) => v !== null && Number.isFinite(v));
   const low = Math.min(0, ...known);
   const high = Math.max(constant, ...known);
-  const steps = [0];
-  for (let step = constant / 5; step < 1e4; step *= 10) {
-    steps.push(step, 5 * step, -step, -5 * step);
-  }
   const place = (v) => Math.sign(v) * Math.log1p(Math.abs(v) / constant);
-  const ticks = steps.filter((v) => v >= low && v <= high).sort((a, b) => Math.abs(a) - Math.abs(b));
-  const apart = (place(high) - place(low)) / 14;
-  const kept = [];
-  for (const v of ticks) if (kept.every((k) => Math.abs(place(k) - place(v)) > apart)) kept.push(v);
-  return {
-    type: "symlog", constant, domain: [low, high], nice: false,
-    ticks: kept, tickFormat: (v) => String(Number(v.toPrecision(2))),
-  };
+  const apart = (place(high) - place(low)) / room;
+  const powers = d3.range(-4, 5).map((k) => 10 ** k);
+  const ticks = [];
+  for (const v of [0, constant, ...powers, ...powers.map((p) => 5 * p), ...powers.map((p) => 2 * p)]) {
+    for (const tick of [v, -v]) {
+      if (tick < low || tick > high) continue;
+      if (ticks.every((other) => Math.abs(place(other) - place(tick)) > apart)) ticks.push(tick);
+    }
+  }
+  const tickFormat = (v) => String(Number(v.toPrecision(2)));
+  return { type: "symlog", constant, domain: [low, high], nice: false, ticks, tickFormat };
 }
 
 /** Whiskers that stay finite: the lower and upper end of two standard errors. */

@@ -3,6 +3,7 @@
 
 const byId = (id) => document.getElementById(id);
 const redrawn = new Map(); // by name of a picture, a function that draws it again
+const filled = []; // functions that make the table of a picture
 
 /** Draw a picture into its figure, with a table that is made when it is opened. */
 function show(figure) {
@@ -18,6 +19,7 @@ function show(figure) {
     details.append(tableOf({ name, caption, ...picture.table() }));
     fresh = true;
   };
+  filled.push(fill);
   details.addEventListener("toggle", () => details.open && fill());
   const drawn = (width) => {
     const made = picture.draw(width);
@@ -153,6 +155,7 @@ function chooseTheme() {
 /** On paper everything is drawn and open, and every stage has its heatmap. */
 function printWhole() {
   for (const name of [...waiting]) drawWaiting(name);
+  for (const fill of filled) fill();
   for (const details of document.querySelectorAll("details")) {
     if (!details.open) details.dataset.closed = "";
     details.open = true;

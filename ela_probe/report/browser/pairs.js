@@ -30,7 +30,7 @@ function heatmap(stage, measure, width, mark = null) {
   const [columns, lines] = [d3.range(1, count), d3.range(count - 1)];
   const long = Math.max(...stage.labels.map((label) => label.length)) > 4;
   const everywhere = DATA.analyses.flatMap((a) => a.stages.flatMap((s) => s.pairs[measure]));
-  const scale = symlog(everywhere, DATA.near);
+  const scale = symlog(everywhere, DATA.near, 11);
   const points = pairsOf(stage);
   const axis = { tickFormat: (t) => stage.labels[t], tickSize: 0, padding: 0 };
   const labelled = (sites) => sites.filter((t) => (t - sites[0]) % step === 0);
@@ -38,7 +38,7 @@ function heatmap(stage, measure, width, mark = null) {
   return plotOf(size, {
     height: size, marginLeft: margin, marginBottom: margin, marginTop: 10,
     x: { ...axis, domain: columns }, y: { ...axis, domain: lines },
-    color: { ...scale, scheme: "viridis", reverse: true, legend: true, label: `${measure} [nats]` },
+    color: { ...scale, scheme: "viridis", reverse: true, legend: true, width: Math.min(size, 420), label: `${measure} [nats]` },
     marks: [
       Plot.axisX(labelled(columns), {
         label: "later site", labelAnchor: "center", labelOffset: margin - 4, tickSize: 0, tickRotate: long ? -60 : 0,
@@ -46,7 +46,7 @@ function heatmap(stage, measure, width, mark = null) {
       Plot.axisY(labelled(lines), {
         label: "earlier site", labelAnchor: "center", labelOffset: margin - 6, tickSize: 0,
       }),
-      Plot.cell(points, { x: "j", y: "i", fill: measure, inset: count < 40 ? 0.5 : 0 }),
+      Plot.cell(points, { x: "j", y: "i", fill: measure, inset: count < 40 ? 0.5 : 0, shapeRendering: "crispEdges" }),
       Plot.cell(mark ? [mark] : [], {
         x: "later", y: "earlier", stroke: "#ff3b30", strokeWidth: 2.5, fill: "none",
       }),
@@ -172,8 +172,8 @@ DATA.analyses[0].stages.forEach((stage, s) => {
     note: sentence,
     says: () => `Histogram of u of neighbours in ${stage.name}. ${sentence}`,
     table: () => ({
-      columns: ["u from", "u to", "share per unit of log-odds"],
-      rows: (fit.bars ?? []).map(([a, b, h]) => [logistic(a), logistic(b), h]),
+      columns: ["log-odds of u from", "to", "share per unit of log-odds"],
+      rows: fit.bars ?? [],
     }),
   };
   PICTURES[`quantiles-${s}`] = {
@@ -193,8 +193,8 @@ DATA.analyses[0].stages.forEach((stage, s) => {
     },
     says: () => `Observed against fitted quantiles of u in ${stage.name}. ${sentence}`,
     table: () => ({
-      columns: ["share below", "fitted u", "observed u"],
-      rows: (fit.quantiles ?? []).map(([p, f, o]) => [p, logistic(f), logistic(o)]),
+      columns: ["share below", "log-odds of u, fitted", "observed"],
+      rows: fit.quantiles ?? [],
     }),
   };
 });
