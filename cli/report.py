@@ -62,6 +62,14 @@ def command(
             callback=inputs.HISTORY.check,
         ),
     ] = None,
+    resamples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Plan again on so many resampled analyses, such as 100, and show how often each "
+            "site keeps its action. 0: don't. Slow for many sites.",
+        ),
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Write one HTML page about an analysis, or about two: pictures, findings, a plan a budget.
@@ -103,7 +111,7 @@ def command(
     with writing(path):
         write_report(
             loaded, path, other=second, names=names, plan=shown, comparison=compared, costs=timed,
-            ablation=measured, history=trained, folder=analysis,
+            ablation=measured, history=trained, resamples=resamples, folder=analysis,
         )  # fmt: skip
     if json:
         console.print_json({"report": path})

@@ -17,6 +17,7 @@ from ela_probe.errors import OptionError, OutputError, PlanError
 from ela_probe.pruning.ablation import Ablation, Change
 from ela_probe.pruning.budgets import plans_by_count
 from ela_probe.pruning.planners import make_plan
+from ela_probe.pruning.stability import plan_stability
 from ela_probe.report.history import History
 from ela_probe.report.page import SCRIPTS, write_report
 from ela_probe.report.page_data import script_json
@@ -166,6 +167,19 @@ def test_a_page_of_110_sites_is_small(tmp_path: Path) -> None:
     analysis = with_damage(make_analysis((110,), samples=20), channels=64)
     path = write_report(analysis, tmp_path / "r.html", ablation=an_ablation(analysis))
     assert path.stat().st_size < 2e6
+
+
+def test_the_page_says_how_stable_its_plan_is(tmp_path: Path) -> None:
+    analysis = with_damage(make_analysis((4, 3), samples=40))
+    path = write_report(
+        analysis, tmp_path / "r.html", plan=make_plan(analysis, skip=0.3), resamples=9
+    )
+    page = Page(path.read_text("utf-8"))
+    assert "the plan for 2 retrievals is: made again on 9 resampled analyses" in page.text
+    data = json.loads(page.scripts[0])
+    expected = plan_stability(analysis, make_plan(analysis, skip=2 / 7), resamples=9)
+    assert data["stability"] == expected
+    assert data["plans"]["budgets"][data["start"]]["count"] == 2
 
 
 def test_an_unwritable_place_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -276,6 +276,17 @@ def test_contents_lead_to_every_section(reader: Reader) -> None:
         assert reader.page.locator(target).count() == 1
 
 
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "Failed"), ("", "Skipped")])
+def test_without_a_browser_tests_are_skipped_but_fail_in_ci(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(BaseException, match="make browser") as raised, chromium():
+        pass
+    assert raised.type.__name__ == outcome
+
+
 SIZES = {"3": (3,), "18": (6, 6, 6), "54": (18, 18, 18), "110": (110,), "one each": (1, 1)}
 
 

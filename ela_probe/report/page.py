@@ -33,6 +33,7 @@ from ela_probe.pruning.changes import AnalysisChanges, compare_analyses
 from ela_probe.pruning.correlations import site_table as measured_sites
 from ela_probe.pruning.cost_model import CostModel
 from ela_probe.pruning.plan import Constraints, SkipPlan
+from ela_probe.pruning.stability import plan_stability
 from ela_probe.report.history import History
 from ela_probe.report.page_data import analysis_data, rounded, script_json
 from ela_probe.report.page_plans import plans_data
@@ -46,6 +47,7 @@ from ela_probe.report.tables import (
     site_table,
 )
 from ela_probe.system.messages import quoted
+from ela_probe.system.numbers import counted
 from ela_probe.system.storage import write_text
 
 # In this order: D3, Observable Plot on it, then ours.
@@ -54,6 +56,8 @@ SCRIPTS = (
     "browser/pairs.js", "browser/plans.js", "browser/page.js",
 )  # fmt: skip
 LABELS = {"model_args": "model arguments", "checkpoint_sha256": "checkpoint SHA-256"}
+# A site that keeps its action in this share of resamples is counted as stable.
+FIRM = 0.9
 
 
 def write_report(
@@ -67,6 +71,7 @@ def write_report(
     costs: CostModel | None = None,
     ablation: Ablation | None = None,
     history: History | None = None,
+    resamples: int = 0,
     folder: str | Path | None = None,
 ) -> Path:
     """Write one page that stands alone: it carries its data and scripts, and fetches nothing.
@@ -78,6 +83,8 @@ def write_report(
         costs: of the analysed model; the plans for every budget then show a predicted time.
         ablation: measured loss changes, shown beside the predicted ones.
         history: of the training run.
+        resamples: if not 0, the plan that the slider starts at is made again on so many resampled
+            analyses, and the page tells how often every site keeps its action (`plan_stability`).
         folder: where the analysis was saved, for the next command; beside the page when None.
 
     Raises:
@@ -96,6 +103,8 @@ def write_report(
     constraints = Constraints() if plan is None else plan.constraints
     plans = plans_by_count(analysis, constraints=constraints, costs=costs)
     changes = None if other is None else compare_analyses(analysis, other, names=names)
+    start = _first_budget(analysis, plan, plans)
+    stability = plan_stability(analysis, plans[start], resamples=resamples) if resamples else None
     data = {
         "near": NEAR,
         "smallLoss": SMALL_LOSS,
@@ -103,7 +112,8 @@ def write_report(
         "analyses": [analysis_data(analysis, names[0])]
         + ([] if other is None else [analysis_data(other, names[1])]),
         "plans": plans_data(plans),
-        "start": _first_budget(analysis, plan, plans),
+        "start": list(plans).index(start),
+        "stability": stability,
         "timeError": None if costs is None else rounded(costs.error),
         "measured": None if ablation is None else _measured(analysis, ablation),
         "history": None if history is None else history.rows,
@@ -117,6 +127,7 @@ def write_report(
         subtitle=f"ela-probe report{f' · {versions}' if versions else ''}",
         findings=findings(analysis),
         commands=_commands(analysis, where),
+        stability=None if stability is None else _stability(stability, start, resamples),
         facts=_facts(analysis),
         stages=stages,
         has_damage=analysis.has_damage,
@@ -196,15 +207,25 @@ def _facts(analysis: Analysis) -> list[tuple[str, Any]]:
 
 
 def _first_budget(analysis: Analysis, plan: SkipPlan | None, plans: Mapping[int, SkipPlan]) -> int:
-    """The position of the plan that the slider starts at: as many as the given plan skips."""
+    """How many retrievals the plan skips that the slider starts at: as many as the given plan."""
     if plan is not None:
         wanted = len(plan.changes)
     elif analysis.has_damage:
         wanted = len(cheap_sites(analysis))
     else:
         wanted = sum(v == "repeats" for part in analysis.stages for v in verdicts(part))
-    counts = list(plans)
-    return max(i for i, count in enumerate(counts) if count <= wanted)
+    return max(count for count in plans if count <= wanted)
+
+
+def _stability(kept: Mapping[str, float], count: int, resamples: int) -> str:
+    """How sure the plan is, in words."""
+    firm = sum(share >= FIRM for share in kept.values())
+    least = min(kept, key=lambda name: kept[name])
+    return (
+        f"How sure the plan for {counted(count, 'retrieval')} is: made again on {resamples} "
+        f"resampled analyses, {firm} of {len(kept)} sites keep their action in at least {FIRM:.0%} "
+        f"of them; the least stable is {least} ({kept[least]:.0%})."
+    )
 
 
 def _measured(analysis: Analysis, ablation: Ablation) -> list[dict[str, Any]]:

@@ -254,7 +254,7 @@ function historyPicture(columns, label) {
   return {
     draw: (width) =>
       plotOf(width, {
-        height: 240, marginLeft: 56,
+        height: 240, marginLeft: 56, marginBottom: 40,
         x: { label: "epoch", tickFormat: "d", ticks: Math.min(rows.length, 12) }, y: { label, grid: true },
         color: { domain: known, range: [BLUE, ORANGE], legend: known.length > 1 },
         marks: [

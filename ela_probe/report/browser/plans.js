@@ -89,14 +89,19 @@ PICTURES.plan = {
   },
   table() {
     const entries = PLANS.budgets[budget].chosen.map((v, s) => PLANS.variants[s][v]);
+    const stable = budget === DATA.start ? DATA.stability : null;
     return {
       name: `plan-${PLANS.budgets[budget].count}`,
-      columns: ["site", "stage", "action", "damage", "standard error", "compared with", "kl"],
+      columns: [
+        "site", "stage", "action", "damage", "standard error", "compared with", "kl",
+        ...(stable ? ["kept in resamples"] : []),
+      ],
       rows: SITES.map((site) => {
         const entry = entries[site.x];
         return [
           site.name, site.stage.name, entry.action, entry.damage?.mean ?? null,
           entry.damage?.se ?? null, entry.reference, entry.kl?.mean ?? null,
+          ...(stable ? [stable[site.name]] : []),
         ];
       }),
     };
