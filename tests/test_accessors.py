@@ -15,7 +15,9 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
 from ela_probe.report import plots
 from ela_probe.system.accessors import Accessor
-from tests.support.synthetic_analyses import make_analysis
+from ela_probe.system.html import ROWS
+from tests.support.costs import PRICES, costs_of, priced
+from tests.support.synthetic_analyses import make_analysis, with_damage
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def analysis() -> Analysis:
 
 
 @pytest.mark.parametrize("stage", [0, 1, -1, "stages.1"])
-@pytest.mark.parametrize("name", ["heatmap", "weights", "beta"])
+@pytest.mark.parametrize("name", ["heatmap", "weights", "dendrogram", "beta", "quantiles"])
 def test_a_stage_is_drawn_by_position_or_name(
     analysis: Analysis, name: str, stage: str | int
 ) -> None:
@@ -39,6 +41,7 @@ def test_the_methods_draw_what_the_functions_draw(analysis: Analysis) -> None:
     plan = make_plan(analysis, skip=0.3)
     pairs = [
         (analysis.plot.adjacent, lambda ax: plots.adjacent_divergence(analysis, ax=ax)),
+        (analysis.plot.scores, lambda ax: plots.skip_scores(analysis, ax=ax)),
         (plan.plot.actions, lambda ax: plots.skip_plan(plan, ax=ax)),
     ]
     for method, function in pairs:
@@ -52,7 +55,7 @@ def test_the_methods_draw_what_the_functions_draw(analysis: Analysis) -> None:
 def test_all_figures_are_saved(analysis: Analysis, tmp_path: Path) -> None:
     paths = analysis.plot.save(tmp_path)
     assert sorted(path.name for path in paths) == sorted(p.name for p in tmp_path.iterdir())
-    assert len(paths) == 1 + 3 * len(analysis.stages)
+    assert len(paths) == 2 * (2 + 5 * len(analysis.stages))  # as PNG and as SVG
 
 
 def test_a_stage_that_is_not_there_is_named(analysis: Analysis) -> None:
@@ -94,6 +97,22 @@ def test_representations_are_one_short_line(analysis: Analysis) -> None:
     assert repr(plan).startswith("SkipPlan(alternate: 20 of 40 retrievals not formed; stages.0.1")
     assert repr(plan).endswith("and 16 more)")
     assert repr(unchanged) == "SkipPlan(manual: 0 of 7 retrievals not formed; all are kept)"
+
+
+def test_a_notebook_shows_tables_in_which_names_are_escaped() -> None:
+    analysis = with_damage(make_analysis((3, 2), samples=30, names="<b>{stage}.{site}\ud800"))
+    plan = make_plan(analysis, skip=0.3, action="skip")
+    stages = [part.stage for part in analysis.stages]
+    costs = costs_of([priced(stage, PRICES) for stage in stages], of=stages)
+    for shown, rows in ((analysis, 2), (analysis.stages[0], 3), (plan, 2), (costs, 2)):
+        text = shown._repr_html_()
+        assert text.count("<tr>") == rows + 1
+        assert "&lt;b&gt;0" in text
+        assert "<b>0" not in text
+        text.encode("utf-8")
+    long = make_analysis((40,), samples=3).stages[0]._repr_html_()
+    assert long.count("<tr>") == ROWS + 1
+    assert "10 more rows" in long
 
 
 def test_a_spec_for_save_checkpoint_is_exported(tmp_path: Path) -> None:

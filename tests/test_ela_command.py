@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from ela_probe_cli import main
 
+from ela_probe.pruning.plan import SkipPlan
+from ela_probe.report import plots
 from ela_probe.training.ela.config import ELAConfig
 from tests.support.commands import run as command
 from tests.support.image_sets import write_images
@@ -30,6 +33,7 @@ def test_the_command_says_what_ela_did_and_cost(
     assert (document["ela"]["skipped"], document["ela"]["retrievals"]) == (2, 6)
     assert 0 < document["ela"]["ebqm_share"] < 1
     assert document["final"]["skipped"] == pytest.approx(1 / 3)
+    check_site_history(tmp_path)
     assert main([*map(str, words)]) == 0
     out, err = capsys.readouterr()
     assert "ELA skips 2 of 6 retrievals (33%); probing and planning took" in out
@@ -39,6 +43,21 @@ def test_the_command_says_what_ela_did_and_cost(
     assert "ela skip 0.4 then, 0.5 now" in line
     del words[words.index("--ela") : words.index("--ela") + 2]
     assert "ela skip 0.4 then, None now" in command(capsys, *words, "--resume", code=2)
+
+
+def check_site_history(folder: Path) -> None:
+    """ela.csv has every site after every epoch until the plan, which it ends with, is final."""
+    table = pd.read_csv(folder / "ela.csv")
+    assert list(table["epoch"]) == [1] * 6
+    plan = SkipPlan.load(folder / "plan.json")
+    last = table.set_index("site")
+    assert dict(last["action"]) == plan.actions
+    assert last["kl"].isna().sum() == 3  # the first sites of three stages
+    _, axes = plots.site_history(table)
+    assert len(axes.patches) == len(plan.skipped)
+    _, axes = plots.skipping_history(pd.read_csv(folder / "metrics.csv"))
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == ["retrievals skipped", "training accuracy", "validation accuracy"]
 
 
 @pytest.mark.parametrize(

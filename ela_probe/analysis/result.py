@@ -71,6 +71,11 @@ class StageAnalysis:
         what = f"{counted(len(self.stage.sites), 'site')}, {self.stage.kind} weights"
         return f"StageAnalysis({self.stage.name}: {what}, {counted(self.samples, 'sample')})"
 
+    def _repr_html_(self) -> str:
+        from ela_probe.analysis.rich_display import stage_html
+
+        return stage_html(self)
+
     def __post_init__(self) -> None:
         for name in ("entropy", "entropy_se"):
             values = np.broadcast_to(getattr(self, name), len(self.stage.sites))
@@ -165,7 +170,8 @@ class StageAnalysis:
         """
         if self.fit is None:
             return np.full(len(self.beta), np.nan)
-        return mean_quantile(self.fit, np.stack([b.histogram for b in self.beta]))
+        histograms = np.stack([b.histogram for b in self.beta]).astype(np.float64)
+        return mean_quantile(self.fit, histograms)
 
     def adjacent(self, measure: str) -> Floats:
         """[T] divergence of each site from the one before it; NaN for the first."""
@@ -221,6 +227,11 @@ class Analysis:
             f"Analysis({source.model or 'a model'} on {source.data or 'data'}: {retrievals} in "
             f"{counted(len(self.stages), 'stage')}, {counted(source.samples, 'sample')})"
         )
+
+    def _repr_html_(self) -> str:
+        from ela_probe.analysis.rich_display import analysis_html
+
+        return analysis_html(self)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

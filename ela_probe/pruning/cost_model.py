@@ -149,6 +149,11 @@ class CostModel(Strict):
     error: Finite
     stages: tuple[StageCosts, ...]
 
+    def _repr_html_(self) -> str:
+        from ela_probe.pruning.rich_display import costs_html
+
+        return costs_html(self)
+
     def predict(self, actions: Actions) -> float:
         """Seconds of a training step. actions: by site name; all other sites are kept.
 

@@ -298,6 +298,11 @@ class SkipPlan(Strict):
     def __str__(self) -> str:
         return repr(self)
 
+    def _repr_html_(self) -> str:
+        from ela_probe.pruning.rich_display import plan_html
+
+        return plan_html(self)
+
     @property
     def actions(self) -> dict[str, Action]:
         """The action of every site by name."""

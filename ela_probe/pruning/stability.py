@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,18 +56,18 @@ def plan_stability(
         OptionError: fewer than 2 resamples.
     """
     plan.check_sites([part.stage for part in analysis.stages], found="the analysis")
-    again = _planner_of(plan, analysis, costs, threshold)
+    arguments = _arguments_of(plan, analysis, costs, threshold)
     kept = Counter[str]()
     for drawn in _resampled_analyses(analysis, resamples, seed=seed):
-        actions = again(drawn).actions
+        actions = make_plan(drawn, **arguments).actions
         kept.update(name for name, action in plan.actions.items() if actions[name] == action)
     return {name: kept[name] / resamples for name in plan.actions}
 
 
-def _planner_of(
+def _arguments_of(
     plan: SkipPlan, analysis: Analysis, costs: CostModel | None, threshold: float | None
-) -> partial[SkipPlan]:
-    """`make_plan` with the settings of a plan, tried on the analysis that it was made from."""
+) -> dict[str, Any]:
+    """What `make_plan` was given for a plan, tried on the analysis that it was made from."""
     origin = plan.origin
     if origin.planner not in MEASURED_PLANNERS:
         raise PlanError(
@@ -102,9 +101,9 @@ def _planner_of(
     for action in sorted(actions, key=str):
         if origin.planner == "damage" and action in ("drop", "recur"):
             continue
-        again = partial(make_plan, action=action, **settings)
-        if again(analysis).actions == plan.actions:
-            return again
+        arguments = {**settings, "action": action}
+        if make_plan(analysis, **arguments).actions == plan.actions:
+            return arguments
     raise PlanError(
         f"the planner {origin.planner!r} does not give this plan on this analysis; expected the "
         "analysis that it was made from, and a plan that was made in one round and not edited"

@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 
 from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import OptionError
+from ela_probe.pruning.ablation import Ablation
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.report import plots
+from ela_probe.sites import Action
 
 
 class AnalysisPlots:
@@ -23,28 +25,70 @@ class AnalysisPlots:
         self._analysis = analysis
 
     def __repr__(self) -> str:
-        return "plot.adjacent(), .heatmap(stage), .weights(stage), .beta(stage), .save(folder)"
+        return (
+            "plot.adjacent(), .scores(), .damage(), .damage_against_divergence(), .heatmap(stage), "
+            ".weights(stage), .dendrogram(stage), .beta(stage), .quantiles(stage), .save(folder)"
+        )
 
     def adjacent(self, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Every retrieval's divergence from the one before it (`plots.adjacent_divergence`)."""
         return plots.adjacent_divergence(self._analysis, ax=ax)
 
+    def scores(
+        self, *, plan: SkipPlan | None = None, ax: Axes | None = None
+    ) -> tuple[Figure, Axes]:
+        """The skip score of every site along depth (`plots.skip_scores`)."""
+        return plots.skip_scores(self._analysis, plan=plan, ax=ax)
+
+    def damage(
+        self, *, ablation: Ablation | None = None, ax: Axes | None = None
+    ) -> tuple[Figure, Axes]:
+        """What each action adds to the loss (`plots.damage_along_depth`)."""
+        return plots.damage_along_depth(self._analysis, ablation=ablation, ax=ax)
+
+    def damage_against_divergence(
+        self,
+        action: Action = "skip",
+        *,
+        ablation: Ablation | None = None,
+        ax: Axes | None = None,
+    ) -> tuple[Figure, Axes]:
+        """Every site by its divergence and its damage (`plots.damage_against_divergence`)."""
+        return plots.damage_against_divergence(
+            self._analysis, action=action, ablation=ablation, ax=ax
+        )
+
     def heatmap(
-        self, stage: str | int = 0, measure: str = "kl", *, ax: Axes | None = None
+        self,
+        stage: str | int = 0,
+        measure: str = "kl",
+        *,
+        plan: SkipPlan | None = None,
+        ax: Axes | None = None,
     ) -> tuple[Figure, Axes]:
         """The divergence of every pair of a stage (`plots.divergence_heatmap`)."""
-        return plots.divergence_heatmap(self._part(stage), measure, ax=ax)
+        return plots.divergence_heatmap(self._part(stage), measure, plan=plan, ax=ax)
 
     def weights(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """The mean weights of a stage (`plots.weights_heatmap`)."""
         return plots.weights_heatmap(self._part(stage), ax=ax)
 
+    def dendrogram(
+        self, stage: str | int = 0, *, plan: SkipPlan | None = None, ax: Axes | None = None
+    ) -> tuple[Figure, Axes]:
+        """Which sites of a stage retrieve alike (`plots.site_dendrogram`)."""
+        return plots.site_dendrogram(self._part(stage), plan=plan, ax=ax)
+
     def beta(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """The u of neighbours and the Beta fit of a stage (`plots.beta_histogram`)."""
         return plots.beta_histogram(self._part(stage), ax=ax)
 
+    def quantiles(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """The u of neighbours against the Beta fit of a stage (`plots.beta_quantiles`)."""
+        return plots.beta_quantiles(self._part(stage), ax=ax)
+
     def save(self, folder: str | Path) -> list[Path]:
-        """Write every figure as PNG, and return the paths (`plots.save_figures`)."""
+        """Write every figure as PNG and SVG, and return the paths (`plots.save_figures`)."""
         return plots.save_figures(self._analysis, folder)
 
     def _part(self, stage: str | int) -> StageAnalysis:

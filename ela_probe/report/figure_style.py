@@ -1,8 +1,8 @@
-"""The style of all figures: theme, colour scales, ticks and site labels."""
+"""The style of all figures: theme, colours, titles, heatmaps and ticks."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,14 +11,21 @@ from typing import Any, cast
 import matplotlib
 import numpy as np
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
+from ela_probe.analysis.result import StageAnalysis
+from ela_probe.report.site_labels import short
+from ela_probe.sites import Action
 from ela_probe.system.arrays import Floats
-from ela_probe.system.numbers import readable
+from ela_probe.system.numbers import counted, readable
 
 INK, MUTED = "#222222", "#666666"
 THEME: dict[str, Any] = {
@@ -34,29 +41,90 @@ THEME: dict[str, Any] = {
     "ytick.color": MUTED,
     "legend.frameon": False,
     "figure.dpi": 110,
+    "text.parse_math": False,  # a name may hold dollar signs
+    "svg.fonttype": "none",  # text stays text
 }
 ANNOTATED = 9  # the most rows and columns of a heatmap whose cells show their values
-TICKS = 18  # the most tick labels along an axis
+TICKS = 30  # the most tick labels along an axis
+POINTS = 10.0  # the size of a tick label
+
+# Of seaborn's "colorblind" palette, for hues that also differ in lightness.
+SHAPE, MASS, FIT = "#0173b2", "#de8f05", "#cc3311"
+ACTIONS: dict[Action, str] = {
+    "keep": "#0173b2",
+    "recur": "#029e73",
+    "affine": "#de8f05",
+    "skip": "#f0c05a",
+    "drop": "#cccccc",
+}
+MARKERS: dict[Action, str] = {"keep": "o", "recur": "^", "affine": "s", "skip": "o", "drop": "v"}
 
 
 @contextmanager
 def drawing(ax: Axes | None, size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
     """`ax` and its figure, or new ones of `size` inches, under the theme."""
     with matplotlib.rc_context(cast(Any, THEME)):
+        own = ax is None
         if ax is None:
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
             ax = figure.add_subplot()
-        yield cast(Figure, ax.figure), ax
+        for text in cast("list[Text]", ax.findobj(Text)):
+            text.set_parse_math(False)  # where `ax` was made without the theme
+        figure = cast(Figure, ax.figure)
+        yield figure, ax
+        if own and (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)  # a square axes with a legend needs two rounds
 
 
-def title(axes: Axes, text: str, note: str) -> None:
-    """A bold title, and a muted note below it."""
+def axes_inches(axes: Axes) -> tuple[float, float]:
+    """Width and height of axes, before a layout engine moves them."""
+    figure, box = cast(Figure, axes.figure), axes.get_position(original=True)
+    return box.width * figure.get_figwidth(), box.height * figure.get_figheight()
+
+
+def title(axes: Axes, text: str, note: str, *, of: str = "") -> None:
+    """A bold title, and a muted note below it.
+
+    Args:
+        of: the name of what is shown, in front of the title; cut so that the title fits.
+    """
+    if of:
+        letters = int(72 * axes_inches(axes)[0] / (0.78 * POINTS))  # bold ones
+        text = f"{short(of, max(9, letters - len(text) - 2))}: {text}"
     axes.set_title(text, loc="left", weight="bold", pad=20)
     axes.annotate(
         note, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points",
         color=MUTED, fontsize="small",
     )  # fmt: skip
+
+
+def legend_below(axes: Axes, handles: Sequence[Artist] = (), labels: Sequence[str] = ()) -> None:
+    """A legend below the axes and their labels, in as many columns as fit between the sides.
+
+    Args:
+        handles, labels: those of the axes when empty.
+    """
+    if not handles:
+        handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    figure = cast(Figure, axes.figure)
+    width = 72 * axes_inches(axes)[0]
+    column = POINTS * (0.55 * max(map(len, labels)) + 3.5)
+    axis = axes.xaxis.get_tightbbox()
+    pixels = 0.0 if axis is None else axes.bbox.y0 - axis.y0
+    below = offset_copy(axes.transAxes, figure, y=-72 * pixels / figure.dpi, units="points")
+    axes.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=0.6,
+        bbox_transform=below,
+        ncols=max(1, min(len(labels), int(1.15 * width / column))), columnspacing=1.5,
+    )  # fmt: skip
+
+
+def sample_note(part: StageAnalysis) -> str:
+    """The kind of a stage's weights and the number of samples, as a note."""
+    return f"{part.stage.kind} weights, {counted(part.samples, 'sample')}"
 
 
 def empty(axes: Axes, text: str) -> None:
@@ -77,8 +145,11 @@ def heatmap(
     label: str,
     extend: str = "neither",
     square: bool = True,
-) -> None:
-    """seaborn's heatmap; a small one shows the values in its cells. Masked cells stay empty."""
+) -> Colorbar:
+    """seaborn's heatmap; a small one shows the values in its cells. Masked cells stay empty.
+
+    Returns: the colour bar.
+    """
     few = max(values.shape) <= ANNOTATED
     sns.heatmap(
         np.where(mask, np.nan, values),
@@ -94,87 +165,40 @@ def heatmap(
         cbar_kws={"label": label, "extend": extend, "shrink": 0.8, "aspect": 30},
         xticklabels=False,
         yticklabels=False,
+        rasterized=not few,  # an SVG of 187 x 187 paths would have megabytes
     )
-
-
-def robust_norm(values: Floats) -> tuple[Normalize, str]:
-    """A colour scale that outliers don't stretch, and which ends of its bar are open.
-
-    It starts at 0, or is logarithmic if the 2nd and 98th percentiles of the positive values are
-    more than two decades apart.
-
-    Args:
-        values: [n], not negative; NaN is ignored.
-    """
-    values = values[np.isfinite(values)]
-    positive = values[values > 0]
-    if not positive.size:
-        return Normalize(0.0, 1.0), "neither"
-    low, high = np.quantile(positive, [0.02, 0.98])
-    above = bool(values.max() > high * 1.5)
-    top = float(high if above else values.max())
-    if high > 100 * low:
-        bottom = max(float(low), top * 1e-6)
-        below = bool(values.min() < bottom)
-        ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
-        return LogNorm(bottom, top, clip=True), ends.get((below, above), "neither")
-    return Normalize(0.0, top if above else 1.1 * top), "max" if above else "neither"
+    return cast(Colorbar, axes.collections[0].colorbar)
 
 
 def cell_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Label the cells of a heatmap, at most TICKS along an axis. Long labels are rotated."""
-    for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        ticks = range(0, len(labels), -(-len(labels) // TICKS))
-        axis.set_ticks([k + 0.5 for k in ticks], [labels[k] for k in ticks])
-    long = max(map(len, columns)) * min(len(columns), TICKS) > 50
-    axes.tick_params("x", rotation=90 if long else 0)
-    axes.tick_params("y", rotation=0)
+    """Label the cells of a heatmap, as many as there is room for."""
+    fit_ticks(axes, "x", [k + 0.5 for k in range(len(columns))], columns)
+    fit_ticks(axes, "y", [k + 0.5 for k in range(len(rows))], rows)
 
 
-def short_labels(names: Sequence[str], longest: int = 14) -> list[str]:
-    """The parts by which qualified names differ.
+def fit_ticks(axes: Axes, axis: str, places: Sequence[float], labels: Sequence[str]) -> None:
+    """Evenly spaced tick labels, at most TICKS of them: only as many as don't overlap.
 
-    >>> short_labels(["stages.0.1.retrieval", "stages.0.2.retrieval"])
-    ['1', '2']
+    Long labels along x are rotated. The size of the axes is that before a layout engine moves them.
+
+    Args:
+        axis: x or y. places: in data coordinates. labels: of every place.
     """
-    parts = [_parts(name) for name in names]
-    head, tail = _common(parts)
-    labels = ["".join(p[head : len(p) - tail]).lstrip(".@") for p in parts]
-    return [text if len(text) <= longest else "…" + text[1 - longest :] for text in labels]
-
-
-def shared_name(names: Sequence[str], longest: int = 40) -> str:
-    """The common parts of qualified names around a star, such as `stages.0.*.retrieval`."""
-    parts = [_parts(name) for name in names]
-    if len(parts) < 2:
-        return short(names[0], longest)
-    head, tail = _common(parts)
-    start, first = "".join(parts[0][:head]), parts[0]
-    end = "".join(first[len(first) - tail :])
-    star = ".*" if start and first[head].startswith(".") else "*"
-    return short(start + star + end, longest)
-
-
-def short(name: str, longest: int = 32) -> str:
-    """A name cut in its middle to at most `longest` characters."""
-    if len(name) <= longest:
-        return name
-    half = (longest - 1) // 2
-    return name[:half] + "…" + name[-half:]
-
-
-def _parts(name: str) -> list[str]:
-    """`a.b@1` as ["a", ".b", "@1"]."""
-    return re.findall(r"^[^.@]+|[.@][^.@]*", name) or [name]
-
-
-def _common(parts: Sequence[Sequence[str]]) -> tuple[int, int]:
-    """How many leading and trailing parts all names share; one part of each is always left."""
-    spare = min(map(len, parts)) - 1
-    head = 0
-    while head < spare and len({p[head] for p in parts}) == 1:
-        head += 1
-    tail = 0
-    while tail < spare - head and len({p[-1 - tail] for p in parts}) == 1:
-        tail += 1
-    return head, tail
+    width, height = axes_inches(axes)
+    if axes.get_aspect() != "auto":  # equal scales
+        width = height = min(width, height)
+    room = 72 * 0.9 * (width if axis == "x" else height) / max(1, len(labels))  # points a label
+    line, longest = 1.25 * POINTS, 0.65 * POINTS * (max(map(len, labels), default=0) + 1)
+    least = -(-len(labels) // TICKS)
+    step, level = (max(least, math.ceil(size / room)) for size in (line, longest))
+    rotate = axis == "x" and level > 2 * step
+    if axis == "x" and not rotate:
+        step = level
+    chosen = range(0, len(labels), step)
+    drawn = [places[k] for k in chosen], [labels[k] for k in chosen]
+    if axis == "x":
+        axes.set_xticks(*drawn)
+        axes.tick_params("x", rotation=90 if rotate else 0)
+    else:
+        axes.set_yticks(*drawn)
+        axes.tick_params("y", rotation=0)

@@ -16,8 +16,8 @@ from ela_probe.analysis.damage import MEASURED
 from ela_probe.analysis.findings import no_fit_reason, verdicts
 from ela_probe.analysis.measures import newest_share, vendi_score
 from ela_probe.analysis.result import Analysis, StageAnalysis
-from ela_probe.report.figure_style import short_labels
 from ela_probe.report.log_odds import bin_step, log_odds_density, rebin, view
+from ela_probe.report.site_labels import short_labels
 
 # A site is stored with this many digits: more can't be seen, and the page stays small.
 DIGITS = 4

@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from ela_probe.training.module import ClassificationModule
 Save = Callable[[Path, Mapping[str, Tensor], dict[str, float]], object]
 
 BEST, LAST, RESUME, LOG = "best.pt", "last.pt", "resume.ckpt", "metrics.csv"
+ELA_LOG = "ela.csv"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 ELA_COLUMNS = ("skipped", "ebqm_seconds")
+SITE_COLUMNS = ("epoch", "stage", "site", "action", "kl", "shape", "mass", "damage")
 
 
 class History(pl.Callback):
@@ -47,6 +49,7 @@ class History(pl.Callback):
         self.save = save
         self.definition = dict(definition)
         self.rows: list[dict[str, float]] = []
+        self.site_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
         self._start = 0.0
 
@@ -57,11 +60,17 @@ class History(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, best row and the definition of the run, as plain values."""
-        return {"rows": self.rows, "best": self.best, "origin": self.definition}
+        return {
+            "rows": self.rows,
+            "site_rows": self.site_rows,
+            "best": self.best,
+            "origin": self.definition,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the rows of the run that was saved."""
         self.rows = list(state_dict["rows"])
+        self.site_rows = list(state_dict.get("site_rows", []))  # older versions had none
         self.best = dict(state_dict["best"])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -125,8 +134,9 @@ class AddELAColumns(pl.Callback):
         self.history, self.ela = history, ela
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the skipped share and the seconds of probing and planning; update all seconds."""
+        """Add the skipped share, the seconds of probing and planning and the rows of the sites."""
         self.history.rows[-1].update(self.ela.row, seconds=self.history.elapsed())
+        self.history.site_rows += self.ela.site_rows
 
 
 class WriteLastEpoch(Checkpoint):
@@ -136,7 +146,7 @@ class WriteLastEpoch(Checkpoint):
         self.history = history
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the three files, each atomically."""
+        """Write the files, each atomically."""
         output = self.history.output
         self.history.write_checkpoint(LAST, trainer)
         if not is_first():
@@ -144,14 +154,17 @@ class WriteLastEpoch(Checkpoint):
                 output / RESUME
             )  # a collective operation; the first process writes
             return
-        _write_log(output / LOG, self.history.rows)
+        rows = self.history.rows
+        columns = (*COLUMNS, *(name for name in ELA_COLUMNS if any(name in row for row in rows)))
+        _write_rows(output / LOG, rows, columns)
+        if self.history.site_rows:
+            _write_rows(output / ELA_LOG, self.history.site_rows, SITE_COLUMNS)
         with replacing(output / RESUME) as temporary:
             trainer.save_checkpoint(temporary)
 
 
-def _write_log(path: Path, rows: list[dict[str, float]]) -> None:
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        columns = (*COLUMNS, *(name for name in ELA_COLUMNS if any(name in row for row in rows)))
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -50,6 +50,8 @@ class ELA(pl.Callback):
         seconds: time of probing and planning so far.
         trained: time of training so far, without validation.
         row: of the last epoch the share that was `skipped` in it, and its `ebqm_seconds`.
+        site_rows: of the last epoch a row for every site (`GradualPruning.site_rows`); empty once
+            the plan is final.
 
     Raises:
         OptionError: settings that don't fit each other or the trainer.
@@ -75,6 +77,7 @@ class ELA(pl.Callback):
         self.path, self.provenance = path, provenance
         self.seconds = self.trained = 0.0
         self.row: dict[str, float] = {}
+        self.site_rows: list[dict[str, Any]] = []
         self._model = model
         self._pruning: GradualPruning | None = None
         self._parameter_names: list[list[list[str]]] = []
@@ -287,6 +290,7 @@ class ELA(pl.Callback):
             len(pruning.removed) + epoch.random_skips / max(1, epoch.batches)
         ) / pruning.sites
         epoch.synchronize()
+        self.site_rows = []
         if epoch.probe is not None and epoch.probe.passes:
             with epoch.overhead:
                 found = epoch.probe.analysis().stages
@@ -298,6 +302,7 @@ class ELA(pl.Callback):
                     rewrap(trainer.strategy)
                     if self.path is not None and pruning.plan is not None and is_first():
                         pruning.plan.save(self.path)
+            self.site_rows = pruning.site_rows(trainer.current_epoch + 1)
         self._parameter_names = parameter_names(pl_module, trainer.optimizers)
         seconds = epoch.overhead_seconds(compiled=pruning.network.compiled)
         self.seconds += seconds

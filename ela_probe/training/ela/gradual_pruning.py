@@ -13,6 +13,7 @@ from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.errors import CheckpointError
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.system.arrays import Floats
+from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.processes import broadcast
 from ela_probe.training.ela.config import ELAConfig, Schedule
 from ela_probe.training.ela.nested_plans import (
@@ -83,6 +84,25 @@ class GradualPruning:
             update={"split": "train", "samples": max(part.samples for part in parts)}
         )
         return Analysis(parts, provenance, self._target())
+
+    def site_rows(self, done: int) -> list[dict[str, Any]]:
+        """After `done` epochs the averages and the action of every site, one row each.
+
+        kl, shape, mass: from the site before, in nats. damage: of the site's action, or of the one
+        that it would get, in nats. None: unknown.
+        """
+        actions = {} if self.plan is None else self.plan.actions
+        rows = []
+        for part in self.analysis.stages:
+            measures = {name: part.adjacent(name) for name in ("kl", "shape", "mass")}
+            for t, site in enumerate(part.stage.sites):
+                action = actions.get(site.name, "keep")
+                tried = self.config.action if action == "keep" else action
+                damage = None if part.damage is None else part.damage.of(t, tried)
+                row = {"epoch": done, "stage": part.stage.name, "site": site.name, "action": action}
+                row |= {name: finite_or_none(value[t]) for name, value in measures.items()}
+                rows.append({**row, "damage": None if damage is None else damage.mean})
+        return rows
 
     def is_final(self, done: int) -> bool:
         """Whether the plan changes no more after `done` epochs."""
