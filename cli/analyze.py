@@ -154,17 +154,19 @@ def describe(analysis: "Analysis") -> None:
     if source.perplexity is not None:
         what, accuracy = "sequences", f"{accuracy}, perplexity {source.perplexity:.3f}"
     columns = ["site", ">kl ± se", ">shape", ">mass", ">quantile", ">score"]
+    sites = analysis.sites
+    stood_in = analysis.has_damage and bool(sites["damage_affine"].notna().any())
     if analysis.has_damage:
-        columns[1:1] = [">damage", ">± se", ">with stand-in"]
+        columns[1:1] = [">damage", ">± se", *([">with stand-in"] if stood_in else [])]
     rows = []
-    for row in analysis.sites.to_dict("records"):
+    for row in sites.to_dict("records"):
         divergence = f"{readable(row['kl'])} ± {readable(row['kl_se'], digits=1)}"
         cells = [row["site"]]
         if analysis.has_damage:
             cells += [
                 readable(row["damage_skip"]),
                 readable(row["damage_skip_se"], digits=1),
-                readable(row["damage_affine"]),
+                *([readable(row["damage_affine"])] if stood_in else []),
             ]
         cells += [
             divergence if row["t"] else "–",

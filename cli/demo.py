@@ -49,6 +49,7 @@ def run(
     from ela_probe.models.registry import ModelSpec
     from ela_probe.pipeline.analyze import analyze_checkpoint
     from ela_probe.pipeline.prune import prune_checkpoint
+    from ela_probe.pipeline.refit import refit_and_measure
     from ela_probe.pipeline.train import finetune, train
     from ela_probe.pruning.planners import make_plan
     from ela_probe.report.history import History
@@ -84,6 +85,7 @@ def run(
         analyze.describe(analysis)
     step(3, "plan what to skip", "plan")
     made = make_plan(analysis, skip=skip, seed=seed)
+    made = refit_and_measure(read_checkpoint(best), made, data=images, device=device)
     made.save(folder / "plan.json")
     if not json:
         plan.describe(made)

@@ -8,14 +8,14 @@ import typer
 from ela_probe.system.messages import quoted
 
 from . import console, inputs
-from .options import Device, Json, Limit, Seed
+from .options import DataOptions, Device, Json, Limit, ModelOptions, Seed
 from .outputs import check_output, writing
 
 if TYPE_CHECKING:
     from ela_probe.analysis.result import Analysis
     from ela_probe.checkpoint import Checkpoint
     from ela_probe.pruning.cost_model import CostModel
-    from ela_probe.pruning.plan import SkipPlan
+    from ela_probe.pruning.plan import MeasuredLoss, SkipPlan
 
 PlannerName = Literal[
     "damage", "budget", "cost", "score", "threshold", "random", "alternate", "deepest"
@@ -114,11 +114,14 @@ def command(
         Path | None,
         typer.Option(
             help="The analysed checkpoint. With it the stand-ins of the plan are fitted to each "
-            "other, on its data, and --rounds is possible.",
+            "other, on its data, the loss change of the whole plan is measured on samples that "
+            "they are not fitted to, and --rounds is possible.",
             callback=inputs.CHECKPOINT.check,
             show_default=False,
         ),
     ] = None,
+    data: DataOptions,
+    model: ModelOptions,
     limit: Limit = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -137,16 +140,20 @@ def command(
         ela-probe plan DIR --planner cost --costs costs.json --time 0.8
     """
     path = output or analysis / "plan.json"
-    check_output(path, [costs, checkpoint, *inputs.files_of(analysis)])
+    check_output(
+        path, [costs, checkpoint, inputs.path_of_data(data.data), *inputs.files_of(analysis)]
+    )
 
     from pydantic import ValidationError
 
     from ela_probe.analysis.result import Analysis
-    from ela_probe.errors import PlanError
+    from ela_probe.errors import OptionError, PlanError
     from ela_probe.pruning.plan import Constraints
     from ela_probe.pruning.planners import make_plan
     from ela_probe.system.validation import explain
 
+    if checkpoint is None and (data.are_given or model.spec() is not None):
+        raise OptionError("got data or a model without --checkpoint; give it, or leave them out")
     known = Analysis.load(analysis)
     try:
         constraints = Constraints(max_run=max_run, min_keep=min_keep)
@@ -164,17 +171,19 @@ def command(
             constraints=constraints,
             seed=seed,
         )
-        loaded = None if checkpoint is None else read_checkpoint(checkpoint)
+        loaded = None if checkpoint is None else model.read(checkpoint)
         if loaded is not None and known.provenance.checkpoint_sha256 not in (None, loaded.sha256):
             raise PlanError(
                 f"{checkpoint} is not the checkpoint that {analysis} was made from (its SHA-256 "
                 "differs); give the analysed one, or run `ela-probe analyze` on this one"
             )
+        opened = data.open(loaded) if loaded is not None and data.are_given else None
         if rounds > 1:
             made = in_rounds(
                 known,
                 made,
                 loaded,
+                data=opened,
                 rounds=rounds,
                 skip=skip,
                 action=action,
@@ -183,7 +192,9 @@ def command(
                 device=device,
             )
         if loaded is not None:
-            made = refitted(loaded, made, device)
+            from ela_probe.pipeline.refit import refit_and_measure  # imports torch
+
+            made = refit_and_measure(loaded, made, data=opened, samples=limit, device=device)
     except ValidationError as error:
         raise PlanError(explain(error)) from error
     with writing(path):
@@ -196,20 +207,6 @@ def command(
     describe(made)
     console.print_line(f"written to {path}")
     console.print_line(f"next: ela-probe prune CHECKPOINT --plan {quoted(path)}")
-
-
-def read_checkpoint(path: Path) -> "Checkpoint":
-    """As `ela_probe.checkpoint.read_checkpoint`, which is imported only when it is needed."""
-    from ela_probe.checkpoint import read_checkpoint as read
-
-    return read(path)
-
-
-def refitted(checkpoint: "Checkpoint", made: "SkipPlan", device: str) -> "SkipPlan":
-    """The plan with stand-ins that are fitted to each other."""
-    from ela_probe.pipeline.refit import refit_checkpoint
-
-    return refit_checkpoint(checkpoint, made, device=device)
 
 
 def in_rounds(
@@ -233,6 +230,14 @@ def in_rounds(
             "planner damage and a share, --skip, instead of --max-loss or --time"
         )
     return plan_in_rounds(checkpoint, analysis, skip=skip, action=action, **options)  # type: ignore[arg-type]
+
+
+def measured(loss: "MeasuredLoss") -> str:
+    """The measured loss change of a plan in words."""
+    from ela_probe.system.numbers import readable
+
+    error = "" if loss.se is None else f" ± {readable(loss.se, digits=1)}"
+    return f"{readable(loss.mean)}{error} nats on {loss.samples:,} other {loss.split} samples"
 
 
 def load_costs(path: Path) -> "CostModel":
@@ -279,6 +284,8 @@ def describe(made: "SkipPlan") -> None:
         loss = made.origin.predicted_loss
         error = "" if loss.se is None else f" ± {readable(loss.se, digits=1)}"
         title += f"\npredicted: the loss changes by {readable(loss.mean)}{error} nats"
+    if made.origin.measured_loss is not None:
+        title += f"\nmeasured: it changes by {measured(made.origin.measured_loss)}"
     damage = (">damage",) if by_damage else ()
     columns = ("site", "action", *damage, "compared with", ">kl", ">score")
     console.print_table(title, columns, rows)

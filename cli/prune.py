@@ -8,6 +8,7 @@ import typer
 from ela_probe.system.messages import quoted
 
 from . import console, inputs
+from . import plan as plan_command
 from .options import CheckpointArgument, DataOptions, Device, Json, ModelOptions
 from .outputs import check_output, writing
 
@@ -67,7 +68,7 @@ def command(
     checked = None
     if check is not None:
         checked = check_loss(loaded, pruned, check, data=samples, device=device)
-    predicted = chosen.origin.predicted_loss
+    predicted, measured = chosen.origin.predicted_loss, chosen.origin.measured_loss
     before, after = parameter_count(loaded.model), parameter_count(pruned.model)
     if json:
         console.print_json(
@@ -77,6 +78,7 @@ def command(
                 "share": chosen.share,
                 "parameters": {"before": before, "after": after},
                 "predicted_loss": None if predicted is None else predicted.model_dump(),
+                "measured_loss": None if measured is None else measured.model_dump(),
                 "checked": None if checked is None else checked._asdict(),
             }
         )
@@ -90,6 +92,8 @@ def command(
         if predicted is not None:
             error = "" if predicted.se is None else f" ± {readable(predicted.se, digits=1)}"
             foreseen = f"; the plan predicts {readable(predicted.mean)}{error}"
+        if measured is not None:
+            foreseen += f", and measured {plan_command.measured(measured)}"
         console.print_line(
             f"loss {readable(checked.before)} → {readable(checked.after)} on {checked.samples:,} "
             f"held-out samples: {readable(checked.change)} ± {readable(checked.se, digits=1)} "

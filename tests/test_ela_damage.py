@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from ela_probe import ELA, SkipPlan, prune
+from ela_probe.adapters.dia import TAPS
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.damage import MEASURED
 from ela_probe.errors import PlanError
 from ela_probe.models.stand_in import StandIn
-from tests.support.networks import network, shapes
+from tests.support.lookalikes_stateful import GatedNetwork
+from tests.support.networks import network, shapes, sites
 from tests.support.training import Classifier, Watch, batches, fitted, resumed_exactly
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*:FutureWarning")
@@ -121,6 +124,28 @@ def test_an_adapter_that_does_not_say_what_a_site_hands_on_is_refused(
     monkeypatch.setattr(ResNetAdapter, "handovers", lambda *_: {})
     with pytest.raises(PlanError, match="does not say what a site hands on"):
         fitted(Classifier(), ELA(skip=0.45, warmup=1, ramp=1, planner="damage"), epochs=2)
+
+
+def test_published_dia_is_pruned_by_the_damage_of_its_gates() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Classifier(GatedNetwork())
+    names, before = list(module.net.state_dict()), sites(module.net)
+    ela = ELA(skip=0.5, warmup=1, ramp=1, every=1, planner="damage")
+    seen: list[list[str]] = []
+
+    class Names(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append(list(pl_module.net.state_dict()))
+
+    fitted(module, ela, Names(), epochs=2)
+    assert seen[:4] == [names] * 4  # while damage was measured
+    assert (len(before), len(sites(module.net))) == (12, 6)
+    assert ela.plan is not None
+    assert ela.plan.origin.planner == "damage"
+    assert not any(TAPS in name for name, _ in module.net.named_modules())
+    with pytest.raises(PlanError, match="the adapter dia has no stand-ins"):
+        fitted(Classifier(GatedNetwork()), ELA(skip=0.5, warmup=1, ramp=1, action="affine"))
 
 
 def test_the_averages_of_damage_are_those_of_its_terms() -> None:

@@ -215,3 +215,10 @@ def test_a_history_keeps_what_is_missing_missing(tmp_path: Path) -> None:
         {"epoch": 1.0, "val_loss": None, "skipped": 0.25},
     ]
     assert history.skips
+    assert history.sites == history.measured == []
+    (tmp_path / "ela.csv").write_text("epoch,site,action,kl,damage\n1,a.0,keep,0.5,\n")
+    with_sites = History.load(tmp_path / "metrics.csv")
+    assert with_sites.sites == [
+        {"epoch": 1.0, "site": "a.0", "action": "keep", "kl": 0.5, "damage": None}
+    ]
+    assert with_sites.measured == ["kl"]

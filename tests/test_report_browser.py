@@ -47,7 +47,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         comparison=of_analysis(ANALYSIS),
         costs=costs_of(priced_stages, of=stages),
         ablation=Ablation(samples=10, changes=tuple(changes), complete=True),
-        history=History([{"epoch": e, "train_loss": 1 - e / 2, "skipped": e} for e in (0.0, 0.5)]),
+        history=History(
+            [{"epoch": e, "train_loss": 1 - e / 2, "skipped": e} for e in (0.0, 0.5)],
+            [
+                {"epoch": e, "site": n, "action": "skip" if e and k == 1 else "keep",
+                 "kl": 0.1 * k + e, "damage": None if e else 0.01 * k}
+                for e in (0.0, 1.0) for k, n in enumerate(names)
+            ],
+        ),
     )  # fmt: skip
 
 
@@ -61,7 +68,7 @@ def reader(browser: Browser, path: Path) -> Iterator[Reader]:
 
 def test_every_picture_says_what_is_seen_and_has_a_table(reader: Reader) -> None:
     figures = reader.page.query_selector_all("figure[data-picture]")
-    assert len(figures) >= 15
+    assert len(figures) >= 17
     for figure in figures:
         drawn = figure.query_selector(".drawing svg[role=img]")
         assert drawn is not None, figure.get_attribute("id")

@@ -5,10 +5,14 @@ It gates the channels of the output of each block. A stage has a list of blocks 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from ela_probe.adapters.handover import Alternatives, Handover
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.replacements import refuse_recur
 from ela_probe.adapters.weights import normalised
@@ -75,6 +79,15 @@ class DIAAdapter(ReadOnlyAdapter):
                 for before, action in zip(cell.actions, chosen.values(), strict=True)
             ]
 
+    def handovers(self, model: nn.Module, stage: Stage) -> dict[str, Handover]:
+        """What a call hands on is its gates, and ones without it. It does so in `GatesApart`."""
+        apart = {found.name: GatesApart(found.name, found.calls) for found in recurrences(model)}
+        placed = {site.name: site.name.rpartition("@") for site in stage.sites}
+        return {
+            site: gates_handover(f"{cell}.{TAPS}.{call}", apart[cell])
+            for site, (cell, _, call) in placed.items()
+        }
+
 
 class SelectiveCell(nn.Module):
     """The cell of a stage, run and applied only where a plan keeps it.
@@ -99,6 +112,79 @@ class SelectiveCell(nn.Module):
             state, memory = self.cell(descriptor, (state, memory))
         gates = state if action == "keep" else state.new_ones(()).expand_as(state)
         return gates, (call + 1, state, memory)
+
+
+TAPS = "gates_of_calls"
+
+
+class GateTap(nn.Module):
+    """Takes the state of a call, [layers, b, c], and returns its last layer, the gates [b, c]."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state[-1]
+
+
+class Apart(NamedTuple):
+    """What a stage passes on to the next call in `GatesApart`: the number of that call besides."""
+
+    call: int
+    state: Tensor
+    memory: Any
+
+
+@dataclass(frozen=True)
+class GatesApart:
+    """Opens a block in which the gates of each call of a cell come out of a module of their own.
+
+    A cell's state is both the gates and what its next call reads. In the block a change of the
+    gates, and their gradient, is that of the gates alone. The names of parameters stay.
+
+    Args:
+        cell: its qualified name. calls: how many a pass has.
+    """
+
+    cell: str
+    calls: int
+
+    @contextmanager
+    def __call__(self, model: nn.Module) -> Iterator[None]:
+        cell = model.get_submodule(self.cell)
+        if TAPS in cell._modules:  # inside such a block already
+            yield
+            return
+        own, run = vars(cell).get("forward"), cell.forward
+        taps = nn.ModuleList(GateTap() for _ in range(self.calls)).train(cell.training)
+
+        def forward(descriptor: Tensor, hidden: tuple[Any, Any]) -> tuple[Tensor, Apart]:
+            state, memory = hidden
+            call = 0
+            if isinstance(memory, Apart):
+                call, state, memory = memory
+            state, memory = run(descriptor, (state, memory))
+            gates = torch.cat([state[:-1], taps[call](state)[None]])
+            return gates, Apart(call + 1, state, memory)
+
+        cell.add_module(TAPS, taps)
+        cell.forward = forward
+        try:
+            yield
+        finally:
+            del cell._modules[TAPS], cell.forward
+            if own is not None:
+                cell.forward = own
+
+
+def gates_handover(tap: str, apart: GatesApart) -> Handover:
+    """Of a call of a cell whose gates come out of a tap."""
+    return Handover(
+        tap,
+        ("skip",),
+        (tap,),
+        lambda passed: (passed[tap].outputs[0],),
+        lambda gates: Alternatives(gates, (torch.ones_like(gates),)),
+        channel_axis=-1,
+        within=apart,
+    )
 
 
 class Recurrence(NamedTuple):

@@ -1,20 +1,25 @@
 """What a site hands on to the network after it, and what other actions would hand on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ela_probe.models.stand_in import MAPS
 from ela_probe.sites import Action
 
 
 class Passed(NamedTuple):
-    """The tensors that went into a module and came out of it, in one pass."""
+    """The tensors that went into a module and came out of it, in one pass.
+
+    arguments: those of the inputs that are positional arguments by themselves, not parts of one.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    arguments: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,16 @@ class Handover:
     Attributes:
         module: the qualified name of the module whose first output tensor is y.
         actions: the actions other than `keep` whose effect on y is known here, and that pruning
-            can carry out. `drop` is one of them only where no later site reads the source.
+            can carry out if an adapter knows the model. `drop` is one of them only where no later
+            site reads the source.
         reads: the qualified names of all modules that `tensors` needs.
         tensors: from what passed through these modules to the tensors [samples, ...] that
             `alternatives` takes. Each module runs once in a pass.
         alternatives: from these tensors, or the same samples of each, to what is handed on.
         channel_axis: the axis of y that runs over channels, from the end.
         has_shift: whether a stand-in also has a shift.
+        within: opens a block in which the model has the module; None where it always has. Equal
+            values are opened once.
     """
 
     module: str
@@ -64,6 +72,7 @@ class Handover:
     alternatives: Callable[..., Alternatives]
     channel_axis: int = MAPS
     has_shift: bool = True
+    within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
 
 
 def input_and_output(

@@ -36,10 +36,15 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class DamageAdapter(Protocol):
-    """What an adapter has besides, so that damage is measured and retrievals get stand-ins."""
+    """What an adapter has besides, so that damage is measured."""
 
     def handovers(self, model: nn.Module, stage: Stage) -> Mapping[str, Handover]:
         """Where sites hand on their outputs, by site name; a site that is left out gets none."""
+
+
+@runtime_checkable
+class StandInAdapter(DamageAdapter, Protocol):
+    """What an adapter has besides, so that retrievals get stand-ins."""
 
     def stand_in(self, model: nn.Module, site: str, coefficients: Tensor) -> None:
         """Put a stand-in in place of a removed retrieval.

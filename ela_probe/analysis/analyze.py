@@ -13,10 +13,11 @@ from torch.utils.data import DistributedSampler
 
 from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.ebqm import Target
+from ela_probe.analysis.observed_handovers import observed_handovers
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.analysis.stand_ins import fit_stand_ins
-from ela_probe.discovery.discover import Discovery, discover, discover_by_adapter
+from ela_probe.discovery.discover import OBSERVED, Discovery, discover, discover_by_adapter
 from ela_probe.errors import DataError
 from ela_probe.evaluation.evaluate import NO_LABELS, evaluate
 from ela_probe.forward import check_has_values, inputs_and_labels, unwrap
@@ -46,8 +47,9 @@ def analyze(
 
     Accuracy, loss and damage are measured too if every batch has labels (N,) and the model returns
     logits (N, K), alone or as `logits` of its output. Otherwise they are None, and a note says why.
-    Damage also needs an adapter that knows where the sites hand on (`DamageAdapter`); it takes one
-    backward pass a batch, and before that one forward pass over a few batches to fit stand-ins.
+    Damage also needs an adapter that knows where the sites hand on (`DamageAdapter`), or a model
+    that is only observed whose retrieving modules can be left out (`observed_handovers`); it takes
+    one backward pass a batch, and before that one forward pass over a few batches to fit stand-ins.
 
     Under torch.distributed every process calls it with its own batches, and all of them return the
     analysis of all batches, with exactly the sums that one process would have. A sampler that
@@ -79,18 +81,24 @@ def analyze(
     """
     check_repeats(batches)
     check_has_values(model)
+    fields: dict[str, Any] = {"labelled": labelled, "inputs": inputs, "labels": labels}
     discovery = discovery or discover_by_adapter(model)
-    if discovery is None:
+    observed = discovery is None or discovery.adapter is OBSERVED
+    example = targets = None
+    if observed:
         batches, first = _peeked(batches)
-        discovery = discover(
-            model, inputs_and_labels(first, labelled=labelled, inputs=inputs, labels=labels)[0]
-        )
+        example, targets = inputs_and_labels(first, **fields)
+    discovery = discovery or discover(model, example)
     probe = AttentionProbe(
         model, discovery=discovery, every=every, max_batches=max_batches, max_tokens=max_tokens
     )
-    fields: dict[str, Any] = {"labelled": labelled, "inputs": inputs, "labels": labels}
     reader: DamageProbe | None = None
-    if damage and (handovers := handovers_of(model, discovery)):
+    handovers, missing = handovers_of(model, discovery), ""
+    if damage and observed:
+        handovers, missing = observed_handovers(
+            model, discovery.stages, example, labelled=targets is not None
+        )
+    if damage and handovers:
         if fit_batches is None and iter(batches) is not batches:
             fit_batches = batches
         stand_ins = {}
@@ -112,7 +120,12 @@ def analyze(
     notes += loss_note(result)
     found = {} if reader is None else reader.compute(discovery.stages)
     if damage and not found and result.get("unmeasured") != NO_LABELS:
-        notes.append(no_damage_reason(discovery, reader))
+        notes.append(no_damage_reason(discovery, reader, missing))
+    if found and observed:
+        notes.append(
+            "the model was only observed, so its damage is that of replacing each module that "
+            "retrieves by its input"
+        )
     analysis = probe.analysis(
         provenance=provenance.model_copy(
             update={
@@ -131,14 +144,21 @@ def analyze(
     return replace(analysis, stages=tuple(stages))
 
 
-def no_damage_reason(discovery: Discovery, reader: DamageProbe | None) -> str:
-    """Why no damage was measured, in a sentence for the provenance."""
-    if reader is None:
-        return (
-            f"damage was not measured: the adapter {discovery.adapter.name} does not say what a "
-            "site hands on without its retrieval"
+def no_damage_reason(discovery: Discovery, reader: DamageProbe | None, missing: str) -> str:
+    """Why no damage was measured, in a sentence for the provenance.
+
+    missing: what is not known of an observed model; "" for another one.
+    """
+    if reader is not None:
+        reason = reader.missing
+    elif missing:
+        reason = f"the model was only observed, and {missing}"
+    else:
+        reason = (
+            f"the adapter {discovery.adapter.name} does not say what a site hands on without its "
+            "retrieval"
         )
-    return f"damage was not measured: {reader.missing}"
+    return f"damage was not measured: {reason}"
 
 
 def sampling_of(probe: AttentionProbe) -> dict[str, int]:

@@ -57,6 +57,7 @@ class DamageProbe:
 
     Attributes:
         metric: the sums so far.
+        reached: the sites that a gradient has come to.
         missing: after `compute` returned nothing, why.
     """
 
@@ -72,6 +73,7 @@ class DamageProbe:
         self._stand_ins = dict(stand_ins or {})
         self.metric = DamageMetric(list(handovers))
         self._hooks = HandoverHooks(model, handovers, self._arrive)
+        self.reached: set[str] = set()
         self._found: dict[str, tuple[Tensor, Tensor]] = {}  # of the current pass: c and norms
         self._learned: list[nn.Parameter] = []
         self._sampling, self._asked = sampling, 0
@@ -188,6 +190,7 @@ class DamageProbe:
                 f"{site}: a tensor was overwritten after it passed through the site, so its "
                 "damage can't be measured; leave the damage out (--no-damage)"
             )
+        self.reached.add(site)
         handover = self._handovers[site]
         parts = [
             self._changes(site, handover, handover.alternatives(*own), g)

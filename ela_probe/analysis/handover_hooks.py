@@ -1,7 +1,7 @@
 """HandoverHooks: reads what the sites of a model hand on, while it runs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,16 @@ from ela_probe.system.nested_tensors import leaves_of, tensors_of, with_first_te
 
 # site, the tensors of its handover (detached), its output y; returns what replaces y, or None
 Arrive = Callable[[str, Sequence[Tensor], Tensor], Tensor | None]
+
+
+@contextmanager
+def with_modules_of(model: nn.Module, handovers: Mapping[str, Handover]) -> Iterator[None]:
+    """A block in which the model has all modules that these handovers name."""
+    with ExitStack() as stack:
+        for within in dict.fromkeys(handover.within for handover in handovers.values()):
+            if within is not None:
+                stack.enter_context(within(model))
+        yield
 
 
 class HandoverHooks:
@@ -35,7 +45,16 @@ class HandoverHooks:
         self._around = ExitStack()
 
     def __enter__(self) -> "HandoverHooks":
-        self._around.enter_context(uncompiled(self._model))
+        try:
+            self._around.enter_context(uncompiled(self._model))
+            self._around.enter_context(with_modules_of(self._model, self._handovers))
+            self._attach()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _attach(self) -> None:
         sites: dict[str, list[str]] = {}
         for site, handover in self._handovers.items():
             for name in (*handover.reads, handover.module):
@@ -45,14 +64,11 @@ class HandoverHooks:
         for name, of_module in sites.items():
             self._hooks.after(self._model.get_submodule(name), partial(self._ran, name, of_module))
         self._hooks.after(self._model, self._end, always=True)
-        return self
 
     def __exit__(self, *exception: object) -> None:
-        try:
-            self._around.close()
-        finally:
-            self._hooks.remove()
-            self._passed.clear()
+        self._hooks.remove()
+        self._passed.clear()
+        self._around.close()
 
     def _begin(self, *_: Any) -> None:
         self._passed.clear()
@@ -67,7 +83,8 @@ class HandoverHooks:
     ) -> Any:
         if not self._inside:
             return None
-        self._passed[name] = Passed(tuple(tensors_of(inputs)), tuple(tensors_of(output)))
+        arguments = tuple(value.detach() for value in inputs if isinstance(value, Tensor))
+        self._passed[name] = Passed(tuple(tensors_of(inputs)), tuple(tensors_of(output)), arguments)
         replaced = None
         for site in sites:
             y = next(leaf for leaf in leaves_of(output) if isinstance(leaf, Tensor))

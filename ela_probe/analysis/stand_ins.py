@@ -108,6 +108,8 @@ def fit_stand_ins(
     Returns: by site name the coefficients [terms, C] or [terms + 1, C] (`models.stand_in`).
     """
     wanted = {site: h for site, h in handovers.items() if "affine" in h.actions}
+    if not wanted:
+        return {}
     sums: dict[str, NormalEquations] = {}
 
     def arrive(site: str, tensors: Sequence[Tensor], y: Tensor) -> None:

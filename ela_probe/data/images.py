@@ -163,7 +163,7 @@ class ImageData:
         return len(self._part(split)[1])
 
     def dataset(
-        self, split: Split, *, augment: bool = False, limit: int | None = None
+        self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
     ) -> ImageDataset:
         """One split as a map-style data set of normalised images.
 
@@ -172,16 +172,17 @@ class ImageData:
             augment: apply the spec's augmentation; analysis reads "train" without it.
             limit: use at most this many images, a random subset that follows the spec's seed, with
                 the classes in proportion.
+            after: use none of the images that a limit of so many would choose.
 
         Raises:
             DataError: an unknown split, or a limit below 1.
         """
         images, indices = self._part(split)
-        if limit is not None:
-            if limit < 1:
-                raise DataError(f"limit {limit} is out of range; expected 1 or more images")
+        if limit is not None and limit < 1:
+            raise DataError(f"limit {limit} is out of range; expected 1 or more images")
+        if limit is not None or after:
             order = stratified_order(images.labels[indices], seed=self.spec.seed)
-            indices = indices[order[:limit].sort().values]
+            indices = indices[order[after:][:limit].sort().values]
         return ImageDataset(
             images, indices, spec=self.spec, augment=self.spec.augment if augment else "none"
         )
@@ -194,6 +195,7 @@ class ImageData:
         shuffle: bool = False,
         augment: bool = False,
         limit: int | None = None,
+        after: int = 0,
         seed: int | None = None,
         num_workers: int | None = None,
         share: Share = Share(),
@@ -209,7 +211,7 @@ class ImageData:
             batch_size: images in a batch; the last batch may be smaller.
             shuffle: use a new order in every epoch.
             augment: apply the spec's augmentation.
-            limit: as in `dataset`.
+            limit, after: as in `dataset`.
             seed: seed of order and augmentation; the spec's when None.
             num_workers: worker processes; when None, 0 for images in memory and up to 4 for files.
             share: the part that this process reads when several share the split.
@@ -218,7 +220,7 @@ class ImageData:
             DataError: the split is unknown or has no images, the images are too few for the
                 processes that share them, or the limit is below 1.
         """
-        dataset = self.dataset(split, augment=augment, limit=limit)
+        dataset = self.dataset(split, augment=augment, limit=limit, after=after)
         if not len(dataset):
             raise DataError(
                 f"{self.spec.source} has no {split} images; choose a validation fraction above 0"

@@ -104,7 +104,7 @@ class TextData:
         return len(self.dataset(split))
 
     def dataset(
-        self, split: Split, *, augment: bool = False, limit: int | None = None
+        self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
     ) -> "Windows":
         """The windows of one split.
 
@@ -113,6 +113,7 @@ class TextData:
             augment: shift every window of a batch forward by a random part of its length. Without
                 it, windows are adjacent and don't overlap.
             limit: use at most this many windows, a random subset that follows the spec's seed.
+            after: use none of the windows that a limit of so many would choose.
 
         Raises:
             DataError: an unknown split, or a limit below 1.
@@ -123,10 +124,10 @@ class TextData:
             raise DataError(f"limit {limit} is out of range: expected 1 or more windows")
         part, context = self._parts[split], self.spec.context
         windows = torch.arange(max(0, (len(part) - 1) // context))
-        for maximum in (self.spec.limit if split == "train" else None, limit):
-            if maximum is not None:
+        for maximum, start in ((self.spec.limit if split == "train" else None, 0), (limit, after)):
+            if maximum is not None or start:
                 order = np.random.default_rng(self.spec.seed).permutation(len(windows))
-                windows = windows[torch.from_numpy(order[:maximum]).sort().values]
+                windows = windows[torch.from_numpy(order[start:][:maximum]).sort().values]
         return Windows(part, windows * context, context=context, shift=augment)
 
     def loader(
@@ -137,6 +138,7 @@ class TextData:
         shuffle: bool = False,
         augment: bool = False,
         limit: int | None = None,
+        after: int = 0,
         seed: int | None = None,
         num_workers: int | None = None,
         share: Share = Share(),
@@ -149,7 +151,7 @@ class TextData:
         Raises:
             DataError: an unknown split, one without windows, or a limit below 1.
         """
-        dataset = self.dataset(split, augment=augment, limit=limit)
+        dataset = self.dataset(split, augment=augment, limit=limit, after=after)
         if not len(dataset):
             raise DataError(
                 f"{self.spec.source} has no {split} windows; choose a validation fraction above 0"

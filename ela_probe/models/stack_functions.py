@@ -120,6 +120,23 @@ def plainly(
     return of_source(place, total, (None, None)), before(place, total, (None, None))
 
 
+def read_back(
+    place: Place, x: Tensor, factors: Tensor, by_stacked: Tensor | None, notes: Notes
+) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, ...]]:
+    """What a reader's backward pass comes to: its x as rows, the gradient of the source, `before`.
+
+    Args:
+        x: of the rows' shape. factors: c, [rows, sources].
+    """
+    if plain_backward():
+        term = place.rows.flat(x).to(factors.dtype)
+        return term, *plainly(place, factors, term, by_stacked, notes)
+    terms, noted = note(place, x, factors, notes)
+    assert terms is not None
+    own: Notes = terms, noted
+    return terms[:, place.reader], of_source(place, by_stacked, own), before(place, by_stacked, own)
+
+
 class _Append(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -169,15 +186,7 @@ class _AppendAndSum(torch.autograd.Function):
         if grad is None:
             return without_gradient(place, by_stacked, notes)
         flat = weights.reshape(stacked.shape[:2]).to(stacked.dtype)
-        if plain_backward():
-            term = place.rows.flat(grad)
-            by_source, others = plainly(place, flat, term, by_stacked, notes)
-        else:
-            terms, noted = note(place, grad, flat, notes)
-            assert terms is not None
-            term = terms[:, place.reader]
-            by_source = of_source(place, by_stacked, (terms, noted))
-            others = before(place, by_stacked, (terms, noted))
+        term, by_source, others = read_back(place, grad, flat, by_stacked, notes)
         by_weight = torch.bmm(term.unsqueeze(1), stacked.transpose(1, 2)).view(weights.shape)
         return by_source, by_weight, *others
 
@@ -209,13 +218,7 @@ class _AppendAndDot(torch.autograd.Function):
         if grad is None:
             return without_gradient(place, by_stacked, notes)
         flat = grad.reshape(stacked.shape[:2]).to(stacked.dtype)
-        if plain_backward():
-            term = place.rows.flat(query).to(stacked.dtype)
-            by_source, others = plainly(place, flat, term, by_stacked, notes)
-        else:
-            noted = note(place, query, flat, notes)
-            by_source = of_source(place, by_stacked, noted)
-            others = before(place, by_stacked, noted)
+        _, by_source, others = read_back(place, query, flat, by_stacked, notes)
         by_query = torch.bmm(flat.unsqueeze(1), stacked).view(query.shape).to(query.dtype)
         return by_source, by_query, *others
 

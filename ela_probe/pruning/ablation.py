@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Alternatives, Handover
-from ela_probe.analysis.handover_hooks import HandoverHooks
+from ela_probe.analysis.handover_hooks import HandoverHooks, with_modules_of
 from ela_probe.errors import DataError, PlanError
 from ela_probe.evaluation.evaluate import sample_losses
 from ela_probe.evaluation.labels import class_labels
@@ -18,11 +17,10 @@ from ela_probe.forward import eval_mode, inputs_and_labels, logits_of
 from ela_probe.models.stand_in import affine
 from ela_probe.pruning.replay import RecordedPass
 from ela_probe.sites import Action, Stage
-from ela_probe.system.documents import read_document
+from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import mapped
-from ela_probe.system.storage import write_text
-from ela_probe.system.validation import Finite, Strict, explain
+from ela_probe.system.validation import Finite, Strict
 
 
 class Change(Strict):
@@ -65,13 +63,18 @@ class PlanResult(Strict):
     tuned_accuracy: Finite | None = None
 
 
-class Ablation(Strict):
+class Ablation(JsonDocument):
     """The measured changes of a model's sites; saved after every batch, so that it can go on.
 
     checkpoint_sha256, data, split, limit, batch_size: what defines the run.
     batches, samples: done so far. loss, accuracy: sums over samples of the unchanged model.
     complete: whether all batches are done. plans: those measured so far.
     """
+
+    NAMED = "the ablation"
+    EXPECTED = "a file that `ela-probe ablate` wrote"
+    INVALID = "holds no valid ablation"
+    ERROR = PlanError
 
     schema_version: int = 1
     checkpoint_sha256: str | None = None
@@ -95,22 +98,6 @@ class Ablation(Strict):
                 f"the ablation is of another model: it measured {unknown[0]}, which the analysis "
                 "does not have; expected the ablation of the checkpoint that was analysed"
             )
-
-    def save(self, path: str | Path) -> Path:
-        """Write it as JSON. Raises OutputError."""
-        return write_text(path, self.model_dump_json(indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Ablation":
-        """Read a file that `save` wrote. Raises PlanError: no such file, or no valid ablation."""
-        text = read_document(
-            path, what="the ablation", expected="a file that `ela-probe ablate` wrote",
-            error=PlanError,
-        )  # fmt: skip
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{path} holds no valid ablation: {explain(error, cls)}") from error
 
 
 def ablate_sites(
@@ -144,7 +131,7 @@ def ablate_sites(
             continue
         inputs, labels = inputs_and_labels(batch)
         inputs = mapped(inputs, lambda t: to_memory_format(t.to(device), model))
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad(), with_modules_of(model, handovers):
             sums = sums.model_copy(update=_added(model, handovers, stand_ins, inputs, labels, sums))
         yield sums
 

@@ -6,10 +6,9 @@ It is linear in the numbers of retrievals that a plan keeps, skips and lets recu
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ela_probe.errors import PlanError
 from ela_probe.evaluation.comparison import Machine
@@ -21,9 +20,8 @@ from ela_probe.sites import (
     check_same_sites,
     drop_unread,
 )
-from ela_probe.system.documents import read_document
-from ela_probe.system.storage import write_text
-from ela_probe.system.validation import Finite, Strict, explain
+from ela_probe.system.json_documents import JsonDocument
+from ela_probe.system.validation import Finite, Strict
 
 Actions = Mapping[str, Action]
 
@@ -130,12 +128,17 @@ class StageCosts(Strict):
         return total
 
 
-class CostModel(Strict):
+class CostModel(JsonDocument):
     """How long a training step of a model takes under any plan.
 
     unpruned: the whole model's step, as measured. base: the step with only the first retrieval of
     every stage. error: the largest relative difference between a measured and a predicted step.
     """
+
+    NAMED = "the costs"
+    EXPECTED = "a file that `ela-probe costs` wrote"
+    INVALID = "holds no valid costs"
+    ERROR = PlanError
 
     schema_version: Literal[1] = 1
     fingerprint: str
@@ -174,18 +177,3 @@ class CostModel(Strict):
             found="the analysis",
             advice="Run `ela-probe costs` on the checkpoint that was analysed",
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write the costs as JSON. Raises OutputError."""
-        return write_text(path, self.model_dump_json(indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "CostModel":
-        """Read a file that `save` wrote. Raises PlanError: no such file, or no valid costs."""
-        text = read_document(
-            path, what="the costs", expected="a file that `ela-probe costs` wrote", error=PlanError
-        )
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{path} holds no valid costs: {explain(error, cls)}") from error

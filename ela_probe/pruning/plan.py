@@ -3,7 +3,6 @@
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,9 +14,8 @@ from ela_probe.analysis.ebqm import Target
 from ela_probe.errors import PlanError
 from ela_probe.sites import FORMED, LISTED, Action, Kind, Stage, check_same_sites, fingerprint
 from ela_probe.system.accessors import Accessor
-from ela_probe.system.documents import read_document
+from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.numbers import finite_or_none
-from ela_probe.system.storage import write_text
 from ela_probe.system.validation import Finite, Strict, explain
 from ela_probe.system.versions import __version__
 
@@ -33,6 +31,16 @@ class Estimate(Strict):
         """Of several actions together; the error is a bound (`analysis.damage.total`)."""
         mean, se = total([(e.mean, math.nan if e.se is None else e.se) for e in estimates])
         return cls(mean=mean, se=finite_or_none(se))
+
+
+class MeasuredLoss(Estimate):
+    """A change of the loss that was measured, in nats: over how many samples, and of which split.
+
+    The standard error is that of the difference of the two losses of a sample.
+    """
+
+    samples: int = Field(ge=1)
+    split: str
 
 
 class FitSummary(Strict):
@@ -190,9 +198,14 @@ class Origin(Strict):
         description="what the plan adds to the loss, in nats: the sum of the sites' damages, and "
         "of their standard errors, a bound of its own",
     )
+    measured_loss: MeasuredLoss | None = Field(
+        None,
+        description="what the plan as a whole adds to the loss, measured on samples that its "
+        "stand-ins were not fitted to",
+    )
 
 
-class SkipPlan(Strict):
+class SkipPlan(JsonDocument):
     """An action for every site of a model, with the figures that it was chosen by.
 
     No site occurs twice, the first site of a stage is kept or has a stand-in, and the actions obey
@@ -200,6 +213,10 @@ class SkipPlan(Strict):
     plot: the figure, as a method (`report.accessors.PlanPlots`).
     """
 
+    NAMED = "the plan"
+    EXPECTED = "a file that `ela-probe plan` wrote"
+    INVALID = "is no valid skip plan"
+    ERROR = PlanError
     plot: ClassVar[Accessor] = Accessor()
 
     schema_version: Literal[1] = 1
@@ -349,27 +366,3 @@ class SkipPlan(Strict):
             found=found,
             advice="Analyse this checkpoint and plan again",
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write the plan as JSON. Raises OutputError."""
-        return write_text(path, self.model_dump_json(indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "SkipPlan":
-        """Read and validate a plan.
-
-        Raises:
-            PlanError: no such file, not JSON, an unknown version or action, or a rule is broken.
-        """
-        text = read_document(
-            path, what="the plan", expected="a file that `ela-probe plan` wrote", error=PlanError
-        )
-        return cls.parse(text, str(path))
-
-    @classmethod
-    def parse(cls, text: str, name: str = "plan") -> "SkipPlan":
-        """Validate a plan's JSON text; `name` is for messages. Raises PlanError."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{name} is no valid skip plan: {explain(error, cls)}") from error

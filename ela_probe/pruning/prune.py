@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ela_probe.adapters.registry import Adapter, DamageAdapter, adapter_for, cannot_prune
+from ela_probe.adapters.registry import Adapter, StandInAdapter, adapter_for, cannot_prune
 from ela_probe.discovery.discover import discover
 from ela_probe.errors import PlanError
 from ela_probe.forward import copied, uncompiled, unwrap
@@ -48,7 +48,7 @@ def put_stand_ins(
     """
     like = next(model.parameters(), None)
     for site, coefficients in stand_ins.items():
-        if not isinstance(adapter, DamageAdapter):
+        if not isinstance(adapter, StandInAdapter):
             raise PlanError(
                 f"{site}: got the action 'affine', but the adapter {adapter.name} has no "
                 "stand-ins; use skip or drop"

@@ -117,6 +117,7 @@ def write_report(
         "timeError": None if costs is None else rounded(costs.error),
         "measured": None if ablation is None else _measured(analysis, ablation),
         "history": None if history is None else history.rows,
+        "siteHistory": None if history is None else history.sites,
         "changes": None if changes is None else _changed(changes),
     }
     source = analysis.provenance

@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ela_probe.analysis.beta_fit import LOGIT_EDGES
 from ela_probe.analysis.damage import MEASURED
 from ela_probe.analysis.findings import no_fit_reason, verdicts
 from ela_probe.analysis.measures import newest_share, vendi_score
 from ela_probe.analysis.result import Analysis, StageAnalysis
-from ela_probe.report.log_odds import bin_step, log_odds_density, rebin, view
+from ela_probe.report.log_odds import (
+    at_the_ends,
+    bin_step,
+    log_odds_density,
+    log_odds_quantiles,
+    rebin,
+    view,
+)
 from ela_probe.report.site_labels import short_labels
 
 # A site is stored with this many digits: more can't be seen, and the page stays small.
@@ -93,6 +99,7 @@ def _fit(part: StageAnalysis) -> dict[str, Any]:
     low, high = view(statistics.histogram)
     edges, heights = rebin(statistics.histogram, step=bin_step(high - low, statistics.n))
     inside = (edges[1:] > low) & (edges[:-1] < high)
+    result["ends"] = [rounded(share) for share in at_the_ends(statistics.histogram)]
     result["bars"] = [
         (rounded(a), rounded(b), rounded(h))
         for a, b, h in zip(edges[:-1][inside], edges[1:][inside], heights[inside], strict=True)
@@ -104,8 +111,7 @@ def _fit(part: StageAnalysis) -> dict[str, Any]:
             "curve": list(zip(_numbers(x), _numbers(log_odds_density(fit, x)), strict=True)),
         }  # fmt: skip
         shares = np.linspace(0.02, 0.98, 49)
-        cumulative = np.append(0.0, np.cumsum(statistics.histogram)) / statistics.histogram.sum()
-        observed = np.interp(shares, cumulative, LOGIT_EDGES)
+        observed = log_odds_quantiles(statistics.histogram, shares)
         fitted = special.logit(special.betaincinv(fit.alpha, fit.beta, shares))
         known = np.isfinite(fitted)
         result["quantiles"] = [

@@ -11,7 +11,7 @@ from ela_probe.pruning.plan import encode_stand_in
 from ela_probe.sites import Action
 from tests.support.deit import SIDE, WIDTH, DeiT
 from tests.support.lookalikes import GateNetwork, SoftNetwork
-from tests.support.lookalikes_stateful import NormNetwork, RefreshingNetwork
+from tests.support.lookalikes_stateful import GatedNetwork, NormNetwork, RefreshingNetwork
 from tests.support.networks import settled
 
 
@@ -31,6 +31,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "published mrla_b": SoftNetwork,
     "published mrla_l": GateNetwork,
     "published dla_b": RefreshingNetwork,
+    "published dia": GatedNetwork,
     "kcla": NormNetwork,
     "deit, MRLA-B": partial(DeiT, base=True),
     "deit, MRLA-L": partial(DeiT, base=False),

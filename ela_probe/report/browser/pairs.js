@@ -154,6 +154,10 @@ DATA.analyses[0].stages.forEach((stage, s) => {
   const sentence = fitted
     ? `${fitted}, fitted to ${readable(fit.n)} values; Kolmogorov-Smirnov distance ${readable(fit.ks, 2)}.`
     : `No fit: ${fit.reason}.`;
+  const [zeros, ones] = fit.ends ?? [0, 0];
+  const outside = zeros || ones
+    ? ` Not drawn: ${readable(100 * zeros, 2)} % at u = 0, ${readable(100 * ones, 2)} % at u = 1.`
+    : "";
   PICTURES[`fit-${s}`] = {
     draw(width) {
       const bars = fit.bars ?? [];
@@ -169,7 +173,7 @@ DATA.analyses[0].stages.forEach((stage, s) => {
         ],
       });
     },
-    note: sentence,
+    note: sentence + outside,
     says: () => `Histogram of u of neighbours in ${stage.name}. ${sentence}`,
     table: () => ({
       columns: ["log-odds of u from", "to", "share per unit of log-odds"],
@@ -274,6 +278,47 @@ function historyPicture(columns, label) {
     }),
   };
 }
+
+/** A figure of every site after every epoch of a run with ELA. */
+function siteHistory(figure, constant) {
+  const points = (DATA.siteHistory ?? []).map((p) => ({ ...p, value: p[figure] ?? null, name: p.site }));
+  const sites = [...new Set(points.map((p) => p.site))];
+  const label = (site) => AT.get(site)?.label ?? site;
+  return {
+    draw: (width) =>
+      plotOf(width, {
+        height: 70 + Math.max(150, Math.min(700, 16 * sites.length)), marginLeft: 90, marginBottom: 40,
+        x: { label: "epoch", tickSize: 0 }, y: { domain: sites, label: null, axis: null },
+        color: {
+          ...symlog(points.map((p) => p.value), constant, 11), scheme: "viridis", reverse: true, legend: true,
+          width: Math.min(width, 420), label: `${figure} [nats]`,
+        },
+        marks: [
+          Plot.axisY(sites.filter((_, k) => k % Math.ceil(sites.length / 40) === 0), { tickFormat: label, tickSize: 0, label: null }),
+          Plot.cell(points.filter((p) => p.value !== null), { x: "epoch", y: "site", fill: "value" }),
+          Plot.dot(points.filter((p) => p.action !== "keep"), {
+            x: "epoch", y: "site", r: 3, fill: (p) => COLOURS[p.action], stroke: "white", strokeWidth: 1,
+          }),
+          Plot.tip(points, Plot.pointer({
+            x: "epoch", y: "site",
+            title: (p) => `${p.site}, epoch ${p.epoch}\n${p.action}; ${figure} ${readable(p.value)}`,
+          })),
+        ],
+      }),
+    says: () => {
+      const last = d3.max(points, (p) => p.epoch);
+      const removed = points.filter((p) => p.epoch === last && p.action !== "keep").length;
+      return `${figure} of ${sites.length} sites over the epochs; after epoch ${last} ${removed} are removed. ${extremes(points, (p) => p.value, "nats")}`;
+    },
+    table: () => ({
+      columns: ["site", "epoch", "action", figure],
+      rows: points.map((p) => [p.site, p.epoch, p.action, p.value]),
+    }),
+  };
+}
+
+PICTURES["history-kl"] = siteHistory("kl", DATA.near);
+PICTURES["history-damage"] = siteHistory("damage", DATA.smallLoss);
 
 PICTURES["history-loss"] = historyPicture(["train_loss", "val_loss"], "loss [nats]");
 PICTURES["history-accuracy"] = historyPicture(["train_accuracy", "val_accuracy"], "accuracy");

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ela_probe.adapters.handover import Handover
-from ela_probe.adapters.registry import Adapter, DamageAdapter, adapter_for, cannot_prune
+from ela_probe.adapters.registry import Adapter, StandInAdapter, adapter_for, cannot_prune
 from ela_probe.analysis.damage_probe import handovers_of
 from ela_probe.analysis.result import StageAnalysis
 from ela_probe.discovery.discover import Discovery
@@ -113,7 +113,7 @@ class Network:
 
     def check_action(self, action: Action) -> None:
         """Carry the action out at each site and undo it. Raises PlanError if it is refused."""
-        if action == "affine" and not isinstance(self.adapter, DamageAdapter):
+        if action == "affine" and not isinstance(self.adapter, StandInAdapter):
             raise PlanError(
                 f"ELA: got the action 'affine', but the adapter {self.adapter.name} has no "
                 "stand-ins; choose skip or drop"
