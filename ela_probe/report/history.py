@@ -1,6 +1,7 @@
 """The history of a training run, from the files that `train` writes.
 
-`metrics.csv` has a row for each epoch; with ELA, `ela.csv` beside it has one for each epoch and site.
+`metrics.csv` has a row for each epoch. With ELA, `ela.csv` beside it has a row for each site and
+epoch.
 """
 
 from __future__ import annotations
