@@ -215,7 +215,8 @@ def test_a_history_keeps_what_is_missing_missing(tmp_path: Path) -> None:
         {"epoch": 1.0, "val_loss": None, "skipped": 0.25},
     ]
     assert history.skips
-    assert history.sites == history.measured == []
+    assert not history.sites
+    assert not history.measured
     (tmp_path / "ela.csv").write_text("epoch,site,action,kl,damage\n1,a.0,keep,0.5,\n")
     with_sites = History.load(tmp_path / "metrics.csv")
     assert with_sites.sites == [
