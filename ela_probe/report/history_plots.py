@@ -47,7 +47,8 @@ def site_history(
         site_history(pd.read_csv("runs/x/ela.csv"), "damage")
 
     Args:
-        table: the rows of `ela.csv`, which `train --ela` writes until the plan is final. value: kl, shape, mass, damage.
+        table: the rows of `ela.csv`, which `train --ela` writes until the plan is final.
+        value: kl, shape, mass, damage.
 
     Raises:
         OptionError: no such value, or a column is missing.
