@@ -53,7 +53,7 @@ from ela_probe.system.storage import write_text
 # In this order: D3, Observable Plot on it, then ours.
 SCRIPTS = (
     "vendor/d3.min.js", "vendor/plot.umd.min.js", "browser/tables.js", "browser/charts.js",
-    "browser/pairs.js", "browser/plans.js", "browser/page.js",
+    "browser/pairs.js", "browser/runs.js", "browser/plans.js", "browser/page.js",
 )  # fmt: skip
 LABELS = {"model_args": "model arguments", "checkpoint_sha256": "checkpoint SHA-256"}
 # A site that keeps its action in this share of resamples is counted as stable.
