@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo notebook test coverage lint types format hooks wheel check clean
+.PHONY: demo notebook test browser coverage lint types format hooks wheel check clean
 
 demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
@@ -19,8 +19,15 @@ notebook: $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks]'
 	cd notebooks && ../$(BIN)/jupyter lab $(JUPYTER_OPTIONS) 01_explore.ipynb
 
-test: $(VENV)/ready
+test: $(VENV)/ready browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+# Chromium, for the tests of the report page. Where it can't be installed, they are skipped.
+browser:
+	@command -v chromium > /dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; } || \
+	  echo "no Chromium, and no right to install it: the tests of the report page are skipped"
 
 # The tests, and the lines that they don't reach: to look at, not a bar.
 coverage: $(VENV)/ready
@@ -43,7 +50,7 @@ hooks: $(VENV)/ready
 	$(BIN)/pre-commit install
 
 # An ordinary install from a wheel: the command answers, and no bare `cli` lies in site-packages,
-# and the recipes are there.
+# and the recipes and the report's templates and scripts are there.
 wheel: $(VENV)/ready
 	rm -rf build/wheel && $(BIN)/uv build --quiet --wheel --out-dir build/wheel .
 	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel/venv
@@ -51,7 +58,9 @@ wheel: $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python build/wheel/venv/bin/python -c constraints.txt typer rich
 	cd build/wheel && venv/bin/ela-probe --version && venv/bin/python -c \
 	  "import importlib.util as u; assert u.find_spec('ela_probe_cli') and not u.find_spec('cli')"
-	test -f build/wheel/venv/lib/python3*/site-packages/ela_probe/recipes/cifar10-kcla.yaml
+	cd build/wheel/venv/lib/python3*/site-packages/ela_probe && test -f recipes/cifar10-kcla.yaml \
+	  && test -f report/templates/page.html && test -f report/browser/page.js \
+	  && test -f report/vendor/plot.umd.min.js
 
 check: lint types test
 

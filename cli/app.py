@@ -6,6 +6,7 @@ from . import (
     ablate,
     analyze,
     compare,
+    compare_analyses,
     costs,
     demo,
     discover,
@@ -61,8 +62,8 @@ def root(
 
 app.callback(help=fence_examples(root.__doc__ or ""))(root)
 VERBS = (
-    demo, train, discover, analyze, costs, plan, prune, finetune, compare, ablate, report, models,
-    recipes,
+    demo, train, discover, analyze, costs, plan, prune, finetune, compare, ablate, report,
+    compare_analyses, models, recipes,
 )  # fmt: skip
 for module in VERBS:
-    app.command(module.__name__.rpartition(".")[2])(expand_groups(module.command))
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(expand_groups(module.command))

@@ -52,6 +52,7 @@ def run(
     from ela_probe.pipeline.refit import refit_and_measure
     from ela_probe.pipeline.train import finetune, train
     from ela_probe.pruning.planners import make_plan
+    from ela_probe.report.history import History
     from ela_probe.report.page import write_report
     from ela_probe.report.plots import save_figures
     from ela_probe.system.device import resolve_device
@@ -110,7 +111,13 @@ def run(
     )
     document = compared.model_dump(mode="json")
     write_json(output / "comparison.json", console.jsonable(document))
-    page = write_report(analysis, folder / "report.html", plan=made, comparison=compared)
+    page = write_report(
+        analysis,
+        folder / "report.html",
+        plan=made,
+        comparison=compared,
+        history=History.load(trained.log),
+    )
     if json:
         console.print_json(
             {

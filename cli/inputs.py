@@ -90,6 +90,8 @@ PLAN = Kind("plan", "a file written by `ela-probe plan`", ("plan.json",))
 COSTS = Kind("costs", "a file written by `ela-probe costs`", ("costs.json", "best-costs.json"))
 SITES = Kind("sites file", "a TOML file (docs/adapters.md)", ("sites.toml",))
 COMPARISON = Kind("comparison", "JSON written by `ela-probe compare -o`", ("comparison.json",))
+ABLATION = Kind("ablation", "JSON written by `ela-probe ablate`", ("ablation.json",))
+HISTORY = Kind("history", "the metrics.csv of a run of `ela-probe train`", ("metrics.csv",))
 CODE_FOLDER = Kind("--path", "the folder of the code", is_folder=True)
 RECIPE = Kind("recipe", "a YAML file, or a name that `ela-probe recipes` lists")
 
@@ -97,13 +99,17 @@ RECIPE = Kind("recipe", "a YAML file, or a name that `ela-probe recipes` lists")
 # What the first word after a verb names, and the word after an option.
 FIRST_WORDS = {
     **dict.fromkeys(("discover", "analyze", "costs", "prune", "finetune", "compare"), CHECKPOINT),
-    **dict.fromkeys(("plan", "report"), ANALYSIS_FOLDER),
+    **dict.fromkeys(("plan", "report", "compare-analyses"), ANALYSIS_FOLDER),
 }
+# The verbs whose first words are all of that kind.
+SEVERAL = ("compare", "report", "compare-analyses")
 OPTIONS = {
     "--plan": PLAN,
     "--costs": COSTS,
     "--sites": SITES,
     "--comparison": COMPARISON,
+    "--ablation": ABLATION,
+    "--history": HISTORY,
     "--path": CODE_FOLDER,
 }
 
@@ -122,7 +128,7 @@ def look_for_files(words: Sequence[str]) -> None:
         return
     first = [*takewhile(lambda word: not word.startswith("-"), rest)]
     if verb in FIRST_WORDS:
-        for word in first if verb == "compare" else first[:1]:
+        for word in first if verb in SEVERAL else first[:1]:
             FIRST_WORDS[verb].check(Path(word))
     given = {option: value for option, value in pairwise(rest) if not value.startswith("-")}
     for word in rest:
@@ -144,6 +150,19 @@ def look_for_files(words: Sequence[str]) -> None:
 def files_of(analysis: Path) -> list[Path]:
     """The files of an analysis folder that other commands read."""
     return [analysis / name for name in (ANALYSIS, "arrays.npz", "pairs.csv", "sites.csv")]
+
+
+def names_of(first: Path, second: Path) -> tuple[str, str]:
+    """What two analyses are called: their folders, with as much of the paths as tells them apart.
+
+    >>> names_of(Path("runs/seed0/analysis"), Path("runs/seed1/analysis"))
+    ('seed0/analysis', 'seed1/analysis')
+    """
+    for length in range(1, max(len(first.parts), len(second.parts)) + 1):
+        names = ["/".join(path.parts[-length:]) for path in (first, second)]
+        if names[0] != names[1]:
+            return names[0], names[1]
+    return str(first), f"{second} (again)"
 
 
 def check_recipe(name: str | None) -> str | None:

@@ -18,6 +18,12 @@ def command(
             help="A folder that `analyze` wrote.", callback=inputs.ANALYSIS_FOLDER.check
         ),
     ],
+    other: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A second analysis, to compare with.", callback=inputs.ANALYSIS_FOLDER.check
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Page. Default: DIR/report.html.")
     ] = None,
@@ -34,28 +40,85 @@ def command(
             help="JSON that `compare -o` wrote, to show.", callback=inputs.COMPARISON.check
         ),
     ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that `costs` wrote: the plans then show a predicted time.",
+            callback=inputs.COSTS.check,
+        ),
+    ] = None,
+    ablation: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that `ablate` wrote, to show. Default: DIR/ablation.json, if it exists.",
+            callback=inputs.ABLATION.check,
+        ),
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            help="metrics.csv of the training run, to show. Default: that in the folder of DIR, "
+            "if the analysed checkpoint lies there too.",
+            callback=inputs.HISTORY.check,
+        ),
+    ] = None,
+    resamples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Plan again on so many resampled analyses, such as 100, and show how often each "
+            "site keeps its action. 0: don't. Slow for many sites.",
+        ),
+    ] = 0,
     json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page about an analysis: figures, findings, plan.
+    """Write one HTML page about an analysis, or about two: pictures, findings, a plan a budget.
+
+    The page needs no network and no server. Its slider shows the plan of every budget, and saves
+    it as JSON for `prune`.
 
     ela-probe report runs/digits/best-analysis
+
+    ela-probe report runs/seed0/best-analysis runs/seed1/best-analysis
     """
-    if plan is None and (analysis / "plan.json").is_file():
-        plan = analysis / "plan.json"
+    plan = plan or existing(analysis / "plan.json")
+    ablation = ablation or existing(analysis / "ablation.json")
     path = output or analysis / "report.html"
-    check_output(path, [plan, comparison, *inputs.files_of(analysis)])
+    others = [] if other is None else inputs.files_of(other)
+    check_output(
+        path, [plan, comparison, costs, ablation, history, *inputs.files_of(analysis), *others]
+    )
 
     from ela_probe.analysis.result import Analysis
     from ela_probe.evaluation.comparison import Comparison
+    from ela_probe.pruning.ablation import Ablation
+    from ela_probe.pruning.cost_model import CostModel
     from ela_probe.pruning.plan import SkipPlan
+    from ela_probe.report.history import History
     from ela_probe.report.page import write_report
 
     loaded = Analysis.load(analysis)
-    chosen = None if plan is None else SkipPlan.load(plan)
+    checkpoint = loaded.provenance.checkpoint
+    if history is None and checkpoint and (analysis.parent / Path(checkpoint).name).is_file():
+        history = existing(analysis.parent / "metrics.csv")
+    second = None if other is None else Analysis.load(other)
+    names = ("A", "B") if other is None else inputs.names_of(analysis, other)
+    shown = None if plan is None else SkipPlan.load(plan)
     compared = None if comparison is None else Comparison.load(comparison)
+    timed = None if costs is None else CostModel.load(costs)
+    measured = None if ablation is None else Ablation.load(ablation)
+    trained = None if history is None else History.load(history)
     with writing(path):
-        write_report(loaded, path, plan=chosen, comparison=compared, folder=analysis)
+        write_report(
+            loaded, path, other=second, names=names, plan=shown, comparison=compared, costs=timed,
+            ablation=measured, history=trained, resamples=resamples, folder=analysis,
+        )  # fmt: skip
     if json:
         console.print_json({"report": path})
     else:
         console.print_line(f"written to {path}")
+
+
+def existing(path: Path) -> Path | None:
+    """The path if there is such a file."""
+    return path if path.is_file() else None

@@ -16,7 +16,7 @@ from ela_probe.evaluation.labels import class_labels
 from ela_probe.forward import eval_mode, inputs_and_labels, logits_of
 from ela_probe.models.stand_in import affine
 from ela_probe.pruning.replay import RecordedPass
-from ela_probe.sites import Action
+from ela_probe.sites import Action, Stage
 from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import mapped
@@ -93,6 +93,15 @@ class Ablation(JsonDocument):
     complete: bool = False
     changes: tuple[Change, ...] = Field(())
     plans: tuple[PlanResult, ...] = Field(())
+
+    def check_sites(self, stages: Sequence[Stage]) -> None:
+        """Raise PlanError unless every measured site is one of these."""
+        names = {site.name for stage in stages for site in stage.sites}
+        if unknown := [change.site for change in self.changes if change.site not in names]:
+            raise PlanError(
+                f"the ablation is of another model: it measured {unknown[0]}, which the analysis "
+                "does not have; expected the ablation of the checkpoint that was analysed"
+            )
 
 
 def ablate_sites(

@@ -1,60 +1,96 @@
-"""Writing the report page: the provenance, the findings, figures and tables."""
+"""Writing the report: one HTML page that stands alone, with pictures that answer.
+
+The page carries its data, its style and its scripts. Nothing is fetched: its content security
+policy allows the scripts in it by their hashes, and nothing else.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
-import io
+import hashlib
+import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from string import Template
+from typing import Any
 
-from matplotlib.figure import Figure
+import jinja2
+from markupsafe import Markup
 
-from ela_probe.analysis.findings import Finding, findings, next_command
-from ela_probe.analysis.result import Analysis, StageAnalysis
+from ela_probe.analysis.findings import (
+    NEAR,
+    SMALL_LOSS,
+    cheap_sites,
+    findings,
+    next_command,
+    verdicts,
+)
+from ela_probe.analysis.result import Analysis
 from ela_probe.evaluation.comparison import Comparison
-from ela_probe.pruning.plan import SkipPlan
-from ela_probe.report import plots
-from ela_probe.report.tables import cell, comparison_table, plan_table, site_table
+from ela_probe.pruning.ablation import Ablation
+from ela_probe.pruning.budgets import plans_by_count
+from ela_probe.pruning.changes import AnalysisChanges, compare_analyses
+from ela_probe.pruning.correlations import site_table as measured_sites
+from ela_probe.pruning.cost_model import CostModel
+from ela_probe.pruning.plan import Constraints, SkipPlan
+from ela_probe.pruning.stability import plan_stability
+from ela_probe.report.history import History
+from ela_probe.report.page_data import analysis_data, rounded, script_json
+from ela_probe.report.page_plans import plans_data
+from ela_probe.report.tables import (
+    ablation_tables,
+    cell,
+    changes_table,
+    comparison_table,
+    number,
+    plan_table,
+    site_table,
+)
 from ela_probe.system.messages import quoted
+from ela_probe.system.numbers import counted
 from ela_probe.system.storage import write_text
 
-# With more stages than this only the first one's figures are unfolded.
-UNFOLDED = 4
+# In this order: D3, Observable Plot on it, then ours.
+SCRIPTS = (
+    "vendor/d3.min.js", "vendor/plot.umd.min.js", "browser/tables.js", "browser/charts.js",
+    "browser/pairs.js", "browser/runs.js", "browser/plans.js", "browser/page.js",
+)  # fmt: skip
 LABELS = {"model_args": "model arguments", "checkpoint_sha256": "checkpoint SHA-256"}
-GLOSSARY = """<details><summary>How to read this</summary><ul>
-<li><b>kl</b> (nats): how far a retrieval is from an earlier one, as a mean over samples. 0 means
-equal weights. kl = shape + mass, exactly.</li>
-<li><b>shape</b>: how differently it weights the sources that both retrievals have. <b>mass</b>:
-−log of the weight that it leaves on these: exp(−mass) stays there, and the rest goes to new
-sources.</li>
-<li>shape ≈ 0 and mass ≈ 0: it retrieves what the earlier site did. shape ≈ 0 and mass &gt; 0: it
-retrieves the same plus new sources.</li>
-<li><b>u</b> = 1 − exp(−kl), in (0, 1). A Beta distribution is fitted to the u of a stage.
-<b>q</b>: the chance that a random retrieval of the stage is less divergent than this one.
-<b>score</b>: the skip score that q is mapped to (our reading of EBQM). The highest scores are
-skipped first.</li>
-</ul></details>"""
+# A site that keeps its action in this share of resamples is counted as stable.
+FIRM = 0.9
 
 
 def write_report(
     analysis: Analysis,
     path: str | Path,
     *,
+    other: Analysis | None = None,
+    names: tuple[str, str] = ("A", "B"),
     plan: SkipPlan | None = None,
     comparison: Comparison | None = None,
+    costs: CostModel | None = None,
+    ablation: Ablation | None = None,
+    history: History | None = None,
+    resamples: int = 0,
     folder: str | Path | None = None,
 ) -> Path:
-    """Write one self-contained page: figures are embedded, and nothing is fetched.
+    """Write one page that stands alone: it carries its data and scripts, and fetches nothing.
 
     Args:
-        plan: drawn as a strip and listed in a table.
+        other: a second analysis, to compare with. names: what the page calls the two.
+        plan: listed in a table; its constraints are those of the plans for every budget.
         comparison: shown as a table.
+        costs: of the analysed model; the plans for every budget then show a predicted time.
+        ablation: measured loss changes, shown beside the predicted ones.
+        history: of the training run.
+        resamples: if not 0, the plan that the slider starts at is made again on so many resampled
+            analyses, and the page tells how often every site keeps its action (`plan_stability`).
         folder: where the analysis was saved, for the next command; beside the page when None.
 
     Raises:
-        PlanError, OptionError: the plan or the comparison is of another model.
+        PlanError, OptionError: the plan, the comparison, the costs or the ablation is of another
+            model.
+        AnalysisError: the other analysis has no site of this one.
         OutputError: the page can't be written.
     """
     stages = [part.stage for part in analysis.stages]
@@ -62,124 +98,157 @@ def write_report(
         plan.check_sites(stages, found="the analysis")
     if comparison is not None:
         comparison.check_sites(stages, model=analysis.provenance.model)
+    if ablation is not None:
+        ablation.check_sites(stages)
+    constraints = Constraints() if plan is None else plan.constraints
+    plans = plans_by_count(analysis, constraints=constraints, costs=costs)
+    changes = None if other is None else compare_analyses(analysis, other, names=names)
+    start = _first_budget(analysis, plan, plans)
+    stability = plan_stability(analysis, plans[start], resamples=resamples) if resamples else None
+    data = {
+        "near": NEAR,
+        "smallLoss": SMALL_LOSS,
+        "loss": analysis.provenance.loss,
+        "analyses": [analysis_data(analysis, names[0])]
+        + ([] if other is None else [analysis_data(other, names[1])]),
+        "plans": plans_data(plans),
+        "start": list(plans).index(start),
+        "stability": stability,
+        "timeError": None if costs is None else rounded(costs.error),
+        "measured": None if ablation is None else _measured(analysis, ablation),
+        "history": None if history is None else history.rows,
+        "siteHistory": None if history is None else history.sites,
+        "changes": None if changes is None else _changed(changes),
+    }
     source = analysis.provenance
-    folder = Path(path).parent if folder is None else folder
-    parts = [
-        _summary(findings(analysis)) + _next(analysis, folder),
-        f"<h2>What was analysed</h2>{_provenance(analysis)}",
-    ]
-    if comparison is not None:
-        parts.append(f"<h2>Comparison</h2>{_comparison(comparison)}")
-    if plan is not None:
-        parts.append(f"<h2>Skip plan</h2>{_plan(plan)}")
-    parts.append(
-        f"<h2>Along depth</h2>{GLOSSARY}"
-        + _figure(
-            plots.adjacent_divergence(analysis)[0],
-            "Each retrieval's divergence from the one before it. Retrievals below the dashed line "
-            "nearly repeat the one before.",
-        )
-    )
-    parts.append("<h2>Stages</h2>")
-    for index, part in enumerate(analysis.stages):
-        unfolded = index == 0 or len(analysis.stages) <= UNFOLDED
-        parts.append(_stage(part, unfolded))
-    parts.append(f"<h2>Sites</h2>{site_table(analysis)}")
-    template = resources.files("ela_probe.report").joinpath("page.html").read_text("utf-8")
+    where = Path(path).parent if folder is None else Path(folder)
     versions = ", ".join(f"{name} {version}" for name, version in source.versions.items())
-    page = Template(template).substitute(
-        title=html.escape(f"Layer-attention redundancy of {source.model or 'a model'}"),
-        subtitle=html.escape(f"ela-probe report{f' · {versions}' if versions else ''}"),
-        body="\n".join(parts),
+    page = _render(
+        title=f"Layer attention of {source.model or 'a model'}",
+        subtitle=f"ela-probe report{f' · {versions}' if versions else ''}",
+        findings=findings(analysis),
+        commands=_commands(analysis, where),
+        stability=None if stability is None else _stability(stability, start, resamples),
+        facts=_facts(analysis),
+        stages=stages,
+        has_damage=analysis.has_damage,
+        verdicts=[v for part in analysis.stages for v in verdicts(part)],
+        sites=site_table(analysis),
+        plan=plan,
+        plan_table=None if plan is None else plan_table(plan),
+        comparison=comparison,
+        comparison_table=None if comparison is None else comparison_table(comparison),
+        costs=costs,
+        ablation=ablation,
+        ablation_tables=[] if ablation is None else ablation_tables(analysis, ablation),
+        history=history,
+        changes=changes,
+        changes_table=None if changes is None else changes_table(changes),
+        data=data,
     )
     return write_text(path, page)
 
 
-def _summary(found: list[Finding]) -> str:
-    """The summary of all stages, then a list: verdicts, reservations, fits."""
-    lead = "".join(f'<p class="lead">{cell(f.text)}</p>' for f in found if f.kind == "summary")
-    items = "".join(
-        f"<li>{cell(f.text)}</li>" for f in found if f.kind not in ("summary", "fit", "caution")
+def _render(*, data: Mapping[str, Any], **context: Any) -> str:
+    """The page's text. Every value of the context is escaped by the template."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ela_probe.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    cautions = "".join(
-        f'<li class="caution">{cell(f.text)}</li>' for f in found if f.kind == "caution"
+    environment.filters |= {"cell": cell, "number": number}
+    files = resources.files("ela_probe.report")
+    scripts = [files.joinpath(name).read_text("utf-8") for name in SCRIPTS]
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
+    text = environment.get_template("page.html").render(
+        **context,
+        policy="; ".join(
+            (
+                "default-src 'none'",
+                "img-src data: blob:",
+                "style-src 'unsafe-inline'",
+                "script-src " + " ".join(f"'sha256-{digest}'" for digest in hashes),
+                "base-uri 'none'",
+                "form-action 'none'",
+            )
+        ),
+        style=Markup(files.joinpath("browser/page.css").read_text("utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        data=Markup(script_json(data)),
     )
-    fits = "".join(f"<li>{cell(f.text)}</li>" for f in found if f.kind == "fit")
-    return f"{lead}<ul>{items}{cautions}{fits}</ul>"
+    # File names that are no text are held as lone surrogates, which UTF-8 can't write.
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def _next(analysis: Analysis, folder: str | Path) -> str:
+def _commands(analysis: Analysis, folder: Path) -> list[str]:
     """The commands that carry out what the summary recommends."""
     command = next_command(analysis, folder)
     if command is None:
-        return ""
+        return []
     checkpoint = quoted(analysis.provenance.checkpoint or "CHECKPOINT")
-    plan = quoted(Path(folder) / "plan.json")
-    pruning = f"ela-probe prune {checkpoint} --plan {plan}"
-    return f"<p>Next: <code>{cell(command)}</code>, then <code>{cell(pruning)}</code>.</p>"
+    return [command, f"ela-probe prune {checkpoint} --plan {quoted(folder / 'plan.json')}"]
 
 
-def _provenance(analysis: Analysis) -> str:
-    known = {k: v for k, v in analysis.provenance.model_dump().items() if v not in (None, {}, "")}
+def _facts(analysis: Analysis) -> list[tuple[str, Any]]:
+    """What the analysis was made from."""
+    known = {
+        k: v for k, v in analysis.provenance.model_dump().items() if v not in (None, {}, "", ())
+    }
     known.pop("versions", None)
     kinds = sorted({part.stage.kind for part in analysis.stages})
     sites = sum(len(part.stage.sites) for part in analysis.stages)
     known["stages"] = (
         f"{len(analysis.stages)}, with {sites} retrievals ({', '.join(kinds)} weights)"
     )
-    rows = "".join(
-        f"<dt>{html.escape(LABELS.get(name, name))}</dt><dd>{cell(value)}</dd>"
-        for name, value in known.items()
-    )
-    return f"<dl>{rows}</dl>"
+    return [(LABELS.get(name, name), value) for name, value in known.items()]
 
 
-def _comparison(comparison: Comparison) -> str:
-    rounds = comparison.models[0].latency.training.rounds
-    text = (
-        f"Time and memory for batches of {comparison.batch_shape[0]}, measured on "
-        f"{comparison.machine.device_name}. A ratio is to the first model: the median of {rounds} "
-        "rounds, with the quartiles in brackets. One marked noise can't be told from 1."
-    )
-    return f"<p>{html.escape(text)}</p>{comparison_table(comparison)}"
+def _first_budget(analysis: Analysis, plan: SkipPlan | None, plans: Mapping[int, SkipPlan]) -> int:
+    """How many retrievals the plan skips that the slider starts at: as many as the given plan."""
+    if plan is not None:
+        wanted = len(plan.changes)
+    elif analysis.has_damage:
+        wanted = len(cheap_sites(analysis))
+    else:
+        wanted = sum(v == "repeats" for part in analysis.stages for v in verdicts(part))
+    return max(count for count in plans if count <= wanted)
 
 
-def _plan(plan: SkipPlan) -> str:
-    text = (
-        f"{len(plan.skipped)} of {len(plan.actions)} retrievals ({plan.share:.0%}) are not formed, "
-        f"chosen by {plan.origin.planner} on {plan.origin.measure}."
-    )
-    figure = _figure(
-        plots.skip_plan(plan)[0],
-        "keep: formed; recur: updated from the one before; skip: not formed, but still a source "
-        "of later layers; drop: neither formed nor a source.",
-    )
+def _stability(kept: Mapping[str, float], count: int, resamples: int) -> str:
+    """How sure the plan is, in words."""
+    firm = sum(share >= FIRM for share in kept.values())
+    least = min(kept, key=lambda name: kept[name])
     return (
-        f"<p>{html.escape(text)}</p>{figure}<details><summary>Site by site</summary>"
-        f"{plan_table(plan)}</details>"
+        f"How sure the plan for {counted(count, 'retrieval')} is: made again on {resamples} "
+        f"resampled analyses, {firm} of {len(kept)} sites keep their action in at least {FIRM:.0%} "
+        f"of them; the least stable is {least} ({kept[least]:.0%})."
     )
 
 
-def _stage(part: StageAnalysis, unfolded: bool) -> str:
-    figures = (
-        (plots.divergence_heatmap(part)[0], "KL of every pair; the diagonal holds neighbours."),
-        (plots.weights_heatmap(part)[0], "Mean weight of every source at every site."),
-        (plots.beta_histogram(part)[0], "How divergent neighbours are over all samples."),
-    )
-    embedded = "".join(_figure(figure, caption) for figure, caption in figures)
-    return (
-        f"<details{' open' if unfolded else ''}><summary>{html.escape(part.stage.name)} "
-        f"({len(part.stage.sites)} sites)</summary>"
-        f'<div class="figures">{embedded}</div></details>'
-    )
+def _measured(analysis: Analysis, ablation: Ablation) -> list[dict[str, Any]]:
+    """Of every site and action the measured and the predicted loss change, in nats."""
+    table = measured_sites(analysis, ablation)
+    names = ["loss_change", "loss_change_se", "accuracy_change", "damage", "damage_se"]
+    return [
+        {"site": row["site"], "action": row["action"]} | {n: rounded(row[n]) for n in names}
+        for row in table.to_dict("records")
+    ]
 
 
-def _figure(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    title = html.escape(figure.axes[0].get_title(loc="left"), quote=True)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{title}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+def _changed(changes: AnalysisChanges) -> list[dict[str, Any]]:
+    """Of every common site the figures that the pictures of changes show."""
+    return [
+        {
+            "site": site.site,
+            **{
+                name: [None if x is None else rounded(x) for x in (c.first, c.second, c.reach)]
+                for name, c in (("kl", site.kl), ("damage", site.damage))
+            },
+            "actions": [site.first_action, site.second_action],
+        }
+        for site in changes.sites
+    ]

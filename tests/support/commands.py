@@ -7,8 +7,8 @@ import pytest
 from ela_probe_cli import main
 
 VERBS = (
-    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
-    "recipes"
+    "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report",
+    "compare-analyses", "models", "recipes"
 )  # fmt: skip
 
 

@@ -4,15 +4,15 @@ Each stage repeats a pattern of retrievals: `new` (unlike the one before), `repe
 weights, a new source that is hardly read) and `extend` (the same weights plus a new source).
 """
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ela_probe.analysis.damage import MEASURED, StageDamage
+from ela_probe.analysis.damage import StageDamage
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.sites import Kind, Site, Stage
@@ -65,17 +65,22 @@ def make_analysis(
     return Analysis(tuple(parts), known)
 
 
-def with_damage(analysis: Analysis) -> Analysis:
-    """The analysis with random damages of every action at every site."""
-    generator = np.random.default_rng(0)
+def with_damage(analysis: Analysis, *, channels: int = 8, seed: int = 0) -> Analysis:
+    """The analysis with a random damage of `skip` and `affine` at every site, and stand-ins."""
+    generator = np.random.default_rng(seed)
     parts = []
     for part in analysis.stages:
-        mean = np.exp(generator.normal(-4, 2, (len(part.stage.sites), len(MEASURED))))
-        sums = 50 * np.stack([mean, mean**2, mean, mean**2 * 1.5], axis=-1)
-        count = len(part.stage.sites)
-        damage = StageDamage(50, sums, np.ones(count), (None,) * count)
-        parts.append(dataclasses.replace(part, damage=damage))
-    return dataclasses.replace(analysis, stages=tuple(parts))
+        sites, n = len(part.stage.sites), part.samples
+        c = generator.exponential(0.05, (sites, 1, n)) * np.array([1.0, 0.2, np.nan])[:, None]
+        c += generator.normal(0, 0.02, c.shape)
+        d = c + c**2 / 2
+        sums = np.stack([c, c**2, d, d**2], axis=-1).sum(axis=2)
+        stand_ins = tuple(
+            generator.normal(size=(2, channels)).astype(np.float32) for _ in range(sites)
+        )
+        damage = StageDamage(n, sums, generator.random(sites), stand_ins)
+        parts.append(replace(part, damage=damage))
+    return replace(analysis, stages=tuple(parts))
 
 
 def random_weights(
