@@ -15,6 +15,7 @@ from ela_probe.errors import CheckpointError, PlanError
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.pipeline.inputs import Split, check_data, data_for
 from ela_probe.pipeline.refit import refit_checkpoint
+from ela_probe.pipeline.rounds import plan_in_rounds
 from ela_probe.pipeline.train import finetune
 from ela_probe.pruning.ablation import Ablation, PlanResult, ablate_sites
 from ela_probe.pruning.candidates import candidate_plans, plans_for_time
@@ -25,6 +26,9 @@ from ela_probe.sites import check_same_sites, fingerprint
 from ela_probe.system.device import resolve_device
 from ela_probe.system.progress import track
 from ela_probe.training.config import TrainConfig
+
+# The plan by damage that is measured again after every quarter of its removals.
+IN_ROUNDS, ROUNDS = "damage-rounds", 4
 
 
 def ablate_checkpoint(
@@ -52,7 +56,7 @@ def ablate_checkpoint(
     Args:
         analysis: of this checkpoint; its stand-ins are used.
         split, limit: the samples to measure on, by default none that the analysis has seen.
-        skip: also measure plans for this share by every planner.
+        skip: also measure plans for this share by every planner, and one by damage in rounds.
         costs, time: also measure plans for this share of the step's time: the one of least damage,
             and random ones. Without `skip` and `time` only sites are measured.
         random: how many random plans of each action.
@@ -114,6 +118,11 @@ def ablate_checkpoint(
         result = result.model_copy(update={"complete": True})
         result.save(path)
     finished = {plan.name: plan for plan in result.plans}
+    if skip is not None and analysis.has_damage and IN_ROUNDS not in finished:
+        candidates[IN_ROUNDS] = plan_in_rounds(
+            checkpoint, analysis, rounds=ROUNDS, skip=skip, data=data,
+            limit=analysis.provenance.samples, device=device, progress=progress,
+        )  # fmt: skip
     # Small networks have few plans: one that is drawn twice is measured once.
     known = {
         tuple(plan.changes.items()): finished[name]
