@@ -276,18 +276,20 @@ def test_stand_ins_are_saved_loaded_and_trained_on(name: str, tmp_path: Path) ->
 @given(st.lists(st.integers(2, 4), min_size=1, max_size=2), st.integers(0, 2**31))
 def test_random_plans_for_a_time_remove_no_more_than_it_takes(sizes: list[int], seed: int) -> None:
     generator = np.random.default_rng(seed)
-    prices = {a: [list(generator.uniform(0, 1, size)) for size in sizes] for a in MEASURED}
+    prices: dict[str, list[list[float]]] = {
+        action: [list(generator.uniform(0, 1, size)) for size in sizes] for action in MEASURED
+    }
     analysis = with_damage(analysis_of(sizes, seed), prices)
     stages = [part.stage for part in analysis.stages]
     costs = costs_of(
         [priced_with_stand_ins(s, generator.uniform(0.01, 1, 6)) for s in stages], of=stages
     )
-    for action in ("skip", "affine"):
+    removals: tuple[SkipAction, ...] = ("skip", "affine")
+    for action in removals:
         names = [site.name for stage in stages for site in stage.sites[1:]]
         subsets = itertools.chain(*(itertools.combinations(names, n) for n in range(1, 7)))
         ratios = [
-            costs.predict(dict.fromkeys(subset, action)) / costs.predict({})  # type: ignore[arg-type]
-            for subset in subsets
+            costs.predict(dict.fromkeys(subset, action)) / costs.predict({}) for subset in subsets
         ]
         least, whole = min(ratios), ratios[-1]
         if whole >= 1:  # in these costs, removing all takes longer than keeping all
