@@ -50,6 +50,7 @@ class ELA(pl.Callback):
         seconds: time of probing and planning so far.
         trained: time of training so far, without validation.
         row: of the last epoch the share that was `skipped` in it, and its `ebqm_seconds`.
+        measured: whether the last epoch was probed, so that `analysis` is new.
 
     Raises:
         OptionError: settings that don't fit each other or the trainer.
@@ -75,6 +76,7 @@ class ELA(pl.Callback):
         self.path, self.provenance = path, provenance
         self.seconds = self.trained = 0.0
         self.row: dict[str, float] = {}
+        self.measured = False
         self._model = model
         self._pruning: GradualPruning | None = None
         self._parameter_names: list[list[list[str]]] = []
@@ -287,7 +289,8 @@ class ELA(pl.Callback):
             len(pruning.removed) + epoch.random_skips / max(1, epoch.batches)
         ) / pruning.sites
         epoch.synchronize()
-        if epoch.probe is not None and epoch.probe.passes:
+        self.measured = epoch.probe is not None and epoch.probe.passes > 0
+        if epoch.probe is not None and self.measured:
             with epoch.overhead:
                 found = epoch.probe.analysis().stages
                 if epoch.damage is not None:
