@@ -7,17 +7,17 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo notebook test coverage lint types format hooks wheel check clean
+.PHONY: demo notebook test coverage lint types format hooks wheel docs docs-serve check clean
 
 demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
 	@echo "explore the analysis in a notebook: make notebook"
 	@echo "run ela-probe yourself: source $(BIN)/activate"
 
-# Opens the notebook in a browser, on the analysis that `make demo` wrote.
+# Opens a notebook in a browser, on the analysis that `make demo` wrote.
 notebook: $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks]'
-	cd notebooks && ../$(BIN)/jupyter lab $(JUPYTER_OPTIONS) 01_explore.ipynb
+	$(BIN)/ela-probe notebook runs/demo/analysis
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
@@ -43,7 +43,7 @@ hooks: $(VENV)/ready
 	$(BIN)/pre-commit install
 
 # An ordinary install from a wheel: the command answers, and no bare `cli` lies in site-packages,
-# and the recipes are there.
+# the recipes are there, and a notebook can be copied out of it.
 wheel: $(VENV)/ready
 	rm -rf build/wheel && $(BIN)/uv build --quiet --wheel --out-dir build/wheel .
 	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel/venv
@@ -52,6 +52,7 @@ wheel: $(VENV)/ready
 	cd build/wheel && venv/bin/ela-probe --version && venv/bin/python -c \
 	  "import importlib.util as u; assert u.find_spec('ela_probe_cli') and not u.find_spec('cli')"
 	test -f build/wheel/venv/lib/python3*/site-packages/ela_probe/recipes/cifar10-kcla.yaml
+	cd build/wheel && venv/bin/python -m ela_probe notebook --copy -o copied.ipynb && test -f copied.ipynb
 
 check: lint types test
 

@@ -11,6 +11,7 @@ from . import (
     discover,
     finetune,
     models,
+    notebook,
     plan,
     prune,
     recipes,
@@ -61,8 +62,8 @@ def root(
 
 app.callback(help=fence_examples(root.__doc__ or ""))(root)
 VERBS = (
-    demo, train, discover, analyze, costs, plan, prune, finetune, compare, ablate, report, models,
-    recipes,
+    demo, train, discover, analyze, costs, plan, prune, finetune, compare, ablate, report, notebook,
+    models, recipes,
 )  # fmt: skip
 for module in VERBS:
     app.command(module.__name__.rpartition(".")[2])(expand_groups(module.command))

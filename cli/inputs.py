@@ -97,7 +97,7 @@ RECIPE = Kind("recipe", "a YAML file, or a name that `ela-probe recipes` lists")
 # What the first word after a verb names, and the word after an option.
 FIRST_WORDS = {
     **dict.fromkeys(("discover", "analyze", "costs", "prune", "finetune", "compare"), CHECKPOINT),
-    **dict.fromkeys(("plan", "report"), ANALYSIS_FOLDER),
+    **dict.fromkeys(("plan", "report", "notebook"), ANALYSIS_FOLDER),
 }
 OPTIONS = {
     "--plan": PLAN,

@@ -9,7 +9,8 @@ from ela_probe.system.outputs import Kept, keep_file, keep_folder, refuse_folder
 from . import console
 
 RUN_FILES = (
-    "best.pt", "last.pt", "metrics.csv", "resume.ckpt", "plan.json", "tensorboard", "wandb", "mlruns"
+    "best.pt", "last.pt", "metrics.csv", "resume.ckpt", "plan.json", "tensorboard", "wandb",
+    "mlruns",
 )  # fmt: skip
 
 

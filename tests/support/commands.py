@@ -8,7 +8,7 @@ from ela_probe_cli import main
 
 VERBS = (
     "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report", "models",
-    "recipes"
+    "recipes", "notebook",
 )  # fmt: skip
 
 
