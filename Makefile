@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo notebook test coverage lint types format hooks wheel docs docs-serve check clean
+.PHONY: demo notebook test coverage lint types format hooks wheel docs docs-serve docs-pictures check clean
 
 demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
@@ -53,6 +53,22 @@ wheel: $(VENV)/ready
 	  "import importlib.util as u; assert u.find_spec('ela_probe_cli') and not u.find_spec('cli')"
 	test -f build/wheel/venv/lib/python3*/site-packages/ela_probe/recipes/cifar10-kcla.yaml
 	cd build/wheel && venv/bin/python -m ela_probe notebook --copy -o copied.ipynb && test -f copied.ipynb
+
+# The documentation site, in build/site; any warning is an error, and nothing comes from elsewhere.
+docs: $(VENV)/ready
+	rm -rf build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	! grep -rlE '<(script|img|iframe)[^>]* src="(https?:)?//|<link[^>]*stylesheet[^>]* href="(https?:)?//' \
+	  --include='*.html' build/site
+
+docs-serve: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# The pictures of docs/tutorial.md.
+docs-pictures: $(VENV)/ready
+	$(BIN)/ela-probe demo -o build/pictures
+	cp $(addprefix build/pictures/analysis/figures/,adjacent.png kl-stages.0.png beta-stages.0.png) \
+	  docs/images/tutorial/
 
 check: lint types test
 
