@@ -76,9 +76,9 @@ def errors_page() -> str:
     parts = [
         "# Error messages",
         "A mistake in what you give ends in one line on stderr and exit code 2. The line says what "
-        "was given, what was expected, and what to do. Below are all of them, from the source code; "
-        "… stands for a name or a number. In Python each is an exception of the class in the "
-        "heading, a child of `ElaProbeError`. Answers to common questions are in the [FAQ](faq.md).",
+        "was given, what was expected, and what to do. These are all of them, from the source "
+        "code; … stands for a name or a number. In Python each is an exception of the class in the "
+        "heading, a child of `ElaProbeError`. The [FAQ](faq.md) answers common questions.",
     ]
     found = list(messages())
     for name, kind in vars(errors).items():
