@@ -98,7 +98,7 @@ def messages() -> Iterator[tuple[str, str, str]]:
         where = path.relative_to(ROOT).as_posix()
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                text = " ".join(_text(node.exc.args[0]).split())
+                text = re.sub("…+", "…", " ".join(_text(node.exc.args[0]).split()))
                 if re.search(r"\w\w", text):
                     yield ast.unparse(node.exc.func), text, where
 

@@ -21,7 +21,7 @@ FOLDER = ROOT / "ela_probe" / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 # The number of pictures that each cell shows, and that of tables.
 SHOWN = {
-    "02_checkpoint_to_pruned": (3, 2),
+    "02_checkpoint_to_pruned": (2, 2),
     "03_ebqm": (3, 3),
     "04_ablation": (1, 4),
     "05_own_model": (1, 1),
