@@ -51,8 +51,9 @@ def run(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tensorboard_holds_the_rows_of_the_csv_file(run: Path) -> None:
     events, table = board(run), rows(run)
     for name in ROWS:
-        expected = [(int(row["epoch"]), float(row[name])) for row in table]
-        assert scalars(events, name) == [(e, pytest.approx(x, rel=1e-6)) for e, x in expected]
+        steps, values = zip(*scalars(events, name), strict=True)
+        assert steps == tuple(int(row["epoch"]) for row in table)
+        assert values == pytest.approx([float(row[name]) for row in table], rel=1e-6)
 
 
 def test_divergences_and_figures_follow_the_epochs_that_were_probed(run: Path) -> None:
@@ -77,10 +78,10 @@ def test_logging_does_not_change_what_is_trained(run: Path, prefix: Path, tmp_pa
 def test_a_resumed_run_goes_on_in_the_same_folder(
     prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    from ela_probe.training import trainer
+    from ela_probe.training.record import WriteLastEpoch
 
     words = [*train_command(prefix, tmp_path), "--logger", "csv,tensorboard"]
-    original = trainer.WriteLastEpoch.on_train_epoch_end
+    original = WriteLastEpoch.on_train_epoch_end
 
     def stop_after_two(self: Any, *given: Any) -> None:
         original(self, *given)
@@ -88,7 +89,7 @@ def test_a_resumed_run_goes_on_in_the_same_folder(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.WriteLastEpoch, "on_train_epoch_end", stop_after_two)
+        patch.setattr(WriteLastEpoch, "on_train_epoch_end", stop_after_two)
         assert main([*map(str, words)]) == 130
     assert [e for e, _ in scalars(board(tmp_path), "train_loss")] == [1, 2]
     command(capsys, *words, "--resume")

@@ -59,9 +59,12 @@ def test_jupyter_is_started_on_the_copy(
         returncode = 3
 
     monkeypatch.setattr(module, "_is_installed", lambda name: True)
-    monkeypatch.setattr(
-        module.subprocess, "run", lambda words, check: started.append(words) or Done
-    )
+
+    def start(words: list[str], *, check: bool) -> type[Done]:
+        started.append(words)
+        return Done
+
+    monkeypatch.setattr("subprocess.run", start)
     assert main(["notebook", str(analysis), "--no-browser"]) == 3
     path = analysis.parent / "01_explore.ipynb"
     assert started[0][1:] == ["-m", "jupyterlab", str(path), "--no-browser"]
