@@ -7,17 +7,18 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo notebook test browser coverage lint types format hooks wheel check clean
+.PHONY: demo notebook test browser coverage lint types format hooks wheel docs docs-serve docs-pictures
+.PHONY: check clean
 
 demo: $(VENV)/ready
 	$(BIN)/ela-probe demo -o runs/demo
 	@echo "explore the analysis in a notebook: make notebook"
 	@echo "run ela-probe yourself: source $(BIN)/activate"
 
-# Opens the notebook in a browser, on the analysis that `make demo` wrote.
+# Opens a notebook in a browser, on the analysis that `make demo` wrote.
 notebook: $(VENV)/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[notebooks]'
-	cd notebooks && ../$(BIN)/jupyter lab $(JUPYTER_OPTIONS) 01_explore.ipynb
+	$(BIN)/ela-probe notebook runs/demo/analysis
 
 test: $(VENV)/ready browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
@@ -50,7 +51,7 @@ hooks: $(VENV)/ready
 	$(BIN)/pre-commit install
 
 # An ordinary install from a wheel: the command answers, and no bare `cli` lies in site-packages,
-# and the recipes and the report's templates and scripts are there.
+# the recipes and the report's files are there, and a notebook can be copied out of it.
 wheel: $(VENV)/ready
 	rm -rf build/wheel && $(BIN)/uv build --quiet --wheel --out-dir build/wheel .
 	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel/venv
@@ -61,6 +62,23 @@ wheel: $(VENV)/ready
 	cd build/wheel/venv/lib/python3*/site-packages/ela_probe && test -f recipes/cifar10-kcla.yaml \
 	  && test -f report/templates/page.html && test -f report/browser/page.js \
 	  && test -f report/vendor/plot.umd.min.js
+	cd build/wheel && venv/bin/python -m ela_probe notebook --copy -o copied.ipynb && test -f copied.ipynb
+
+# The documentation site, in build/site; any warning is an error, and nothing comes from elsewhere.
+docs: $(VENV)/ready
+	rm -rf build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	! grep -rlE '<(script|img|iframe)[^>]* src="(https?:)?//|<link[^>]*stylesheet[^>]* href="(https?:)?//' \
+	  --include='*.html' build/site
+
+docs-serve: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# The pictures of docs/tutorial.md.
+docs-pictures: $(VENV)/ready
+	$(BIN)/ela-probe demo -o build/pictures
+	cp $(addprefix build/pictures/analysis/figures/,adjacent.png kl-stages.0.png beta-stages.0.png) \
+	  docs/images/tutorial/
 
 check: lint types test
 

@@ -12,6 +12,7 @@ from . import (
     discover,
     finetune,
     models,
+    notebook,
     plan,
     prune,
     recipes,
@@ -63,7 +64,7 @@ def root(
 app.callback(help=fence_examples(root.__doc__ or ""))(root)
 VERBS = (
     demo, train, discover, analyze, costs, plan, prune, finetune, compare, ablate, report,
-    compare_analyses, models, recipes,
+    compare_analyses, notebook, models, recipes,
 )  # fmt: skip
 for module in VERBS:
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(expand_groups(module.command))

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ela_probe.system.messages import quoted
+
 from . import analyze, console, inputs, plan
 from . import compare as compare_command
 from .options import Device, Json, Seed
@@ -142,7 +144,7 @@ def run(
         "analysis and figures": folder,
         "plan": folder / "plan.json",
         "report": page,
-        "notebook": "notebooks/01_explore.ipynb reads the analysis",
+        "notebook": f"`ela-probe notebook {quoted(folder)}` explores the analysis",
     }
     for what, where in places.items():
         console.print_line(f"{what}: {where}")

@@ -14,6 +14,7 @@ from .options import (
     CheckpointArgument,
     DataOptions,
     Json,
+    LoggerNames,
     ModelOptions,
     ProcessOptions,
     Seed,
@@ -59,6 +60,7 @@ def command(
         bool, typer.Option("--resume", help="Continue after an interruption.")
     ] = False,
     seed: Seed = 0,
+    logger: LoggerNames = "csv",
     hardware: ProcessOptions,
     strategy: StrategyName = "ddp",
     json: Json = False,
@@ -80,7 +82,9 @@ def command(
     from ela_probe.pipeline.train import finetune
     from ela_probe.system.processes import shutdown
     from ela_probe.training.config import TrainConfig
+    from ela_probe.training.loggers import parse_loggers
 
+    loggers = parse_loggers(logger)
     processes = hardware.processes(strategy)
     loaded = model.read(checkpoint)
     samples = data.open(loaded)
@@ -109,6 +113,7 @@ def command(
             device=hardware.device,
             processes=processes,
             resume=resume,
+            loggers=loggers,
         )
     if shutdown():
         describe(result, path, json, task=task)

@@ -99,7 +99,7 @@ RECIPE = Kind("recipe", "a YAML file, or a name that `ela-probe recipes` lists")
 # What the first word after a verb names, and the word after an option.
 FIRST_WORDS = {
     **dict.fromkeys(("discover", "analyze", "costs", "prune", "finetune", "compare"), CHECKPOINT),
-    **dict.fromkeys(("plan", "report", "compare-analyses"), ANALYSIS_FOLDER),
+    **dict.fromkeys(("plan", "report", "compare-analyses", "notebook"), ANALYSIS_FOLDER),
 }
 # The verbs whose first words are all of that kind.
 SEVERAL = ("compare", "report", "compare-analyses")

@@ -32,6 +32,14 @@ StrategyName = Annotated[
         "optimizer are sharded too. Either way each takes a part of every batch.",
     ),
 ]
+LoggerNames = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,...",
+        help="Where the numbers of each epoch go: csv (metrics.csv, always written), tensorboard, "
+        "wandb, mlflow. With --ela also divergences, damage and figures.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder of the torchvision data sets.", show_default=False)

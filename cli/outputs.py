@@ -8,7 +8,10 @@ from ela_probe.system.outputs import Kept, keep_file, keep_folder, refuse_folder
 
 from . import console
 
-RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "ela.csv", "resume.ckpt", "plan.json")
+RUN_FILES = (
+    "best.pt", "last.pt", "metrics.csv", "ela.csv", "resume.ckpt", "plan.json", "tensorboard",
+    "wandb", "mlruns",
+)  # fmt: skip
 
 
 def check_output(output: Path, inputs: Iterable[Path | None]) -> None:

@@ -17,6 +17,7 @@ from .options import (
     ImageSize,
     Json,
     Limit,
+    LoggerNames,
     ModelArgs,
     ProcessOptions,
     StrategyName,
@@ -147,6 +148,7 @@ def command(
         int | None,
         typer.Option(min=0, help="Seed of all random numbers. Default: 0."),
     ] = None,
+    logger: LoggerNames = "csv",
     hardware: ProcessOptions,
     strategy: StrategyName = "ddp",
     json: Json = False,
@@ -170,8 +172,10 @@ def command(
     from ela_probe.pipeline.inputs import check_task
     from ela_probe.pipeline.train import train
     from ela_probe.system.processes import shutdown
+    from ela_probe.training.loggers import parse_loggers
     from ela_probe.training.recipes import Recipe, read_recipe
 
+    loggers = parse_loggers(logger)
     processes = hardware.processes(strategy)
     plan = Recipe() if recipe is None else read_recipe(recipe)
     spec = plan.model_spec(model, parse_model_args(model_args))
@@ -231,6 +235,7 @@ def command(
             device=hardware.device,
             processes=processes,
             resume=resume,
+            loggers=loggers,
         )
     if shutdown():
         describe(result, result.best, json, task=samples.spec.task)

@@ -18,7 +18,7 @@ from benchmarks.__main__ import app as benchmarks
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "ela_probe/notebooks").glob("*.ipynb"))
 PROGRAMS = {"ela-probe": app, "python -m benchmarks": benchmarks}
 # What stands for a verb, and for more words than are shown.
 PLACEHOLDERS = ("VERB", "CASE", "...")

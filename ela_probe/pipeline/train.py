@@ -39,11 +39,13 @@ def train(
     processes: Processes = Processes(),
     resume: bool = False,
     progress: bool = True,
+    loggers: Sequence[str] = (),
 ) -> FitResult:
     """Train a model from scratch on `data`; its classes and channels, or tokens, are the data's.
 
     Writes `best.pt`, `last.pt`, `metrics.csv` and `resume.ckpt` into `output`; with `ela`, which
-    skips retrievals in training (`training.ELA`), also `plan.json`.
+    skips retrievals in training (`training.ELA`), also `plan.json`. `loggers` are names of
+    `training.loggers.LOGGERS`, which get every epoch's row too.
 
     Raises:
         ModelError, OptionError, PlanError, DataError, OutputError, CheckpointError (on resume).
@@ -67,8 +69,9 @@ def train(
         )
         callback = ELA(ela, path=output / PLAN, provenance=provenance)
     return _fit(
-        model, spec, (), data, config, output, device, processes, resume, progress, callback
-    )
+        model, spec, (), data, config, output, device, processes, resume, progress, loggers,
+        callback,
+    )  # fmt: skip
 
 
 def finetune(
@@ -81,6 +84,7 @@ def finetune(
     processes: Processes = Processes(),
     resume: bool = False,
     progress: bool = True,
+    loggers: Sequence[str] = (),
 ) -> FitResult:
     """Continue to train a checkpoint, pruned or not, and write the best weights to `output`.
 
@@ -102,7 +106,7 @@ def finetune(
     header = checkpoint.header
     result = _fit(
         checkpoint.model, header.model, header.plans, data, config, folder, device, processes,
-        resume, progress, start={"checkpoint (SHA-256)": checkpoint.sha256},
+        resume, progress, loggers, start={"checkpoint (SHA-256)": checkpoint.sha256},
     )  # fmt: skip
     if is_first():
         with replacing(output) as temporary:
@@ -121,6 +125,7 @@ def _fit(
     processes: Processes,
     resume: bool,
     progress: bool,
+    loggers: Sequence[str],
     ela: ELA | None = None,
     *,
     start: Mapping[str, Any] | None = None,
@@ -139,5 +144,5 @@ def _fit(
     return fit(
         model, data, config, output=output, save=save, device=device, processes=processes,
         resume=resume, progress=progress, callbacks=[] if ela is None else [ela],
-        definition=definition,
+        loggers=loggers, definition=definition,
     )  # fmt: skip

@@ -3,5 +3,5 @@
 In: a network and data.
 Out: trained weights, a log, a plan.
 May import: errors, system, forward, data, models, evaluation, analysis, pruning, checkpoint,
-    training.ela.
+    report, training.ela.
 """

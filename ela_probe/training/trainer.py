@@ -29,6 +29,7 @@ from ela_probe.training.config import TrainConfig
 from ela_probe.training.display import EpochDisplay
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.ela.wrapping import check_strategy
+from ela_probe.training.loggers import LogEpochs
 from ela_probe.training.module import ClassificationModule
 from ela_probe.training.record import (
     BEST,
@@ -81,6 +82,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[str] = (),
     definition: Definition | None = None,
 ) -> FitResult:
     """Train `model` on the training samples of `data`; afterwards it holds the last weights.
@@ -105,12 +107,14 @@ def fit(
         callbacks: Lightning callbacks, for example `ELA`. They run after `best.pt` is written and
             before `last.pt` and `resume.ckpt` are: if one changes the model at the end of an
             epoch, the last two hold the changed model.
+        loggers: names of `loggers.LOGGERS` that get every epoch's row too.
         definition: what else defines the run, as plain values by section: how the model was built
             (`model`), the weights that it starts from (`start`). It is compared when the run is
             resumed, and so are `config`, `data` and the settings of ELA; more epochs are allowed.
 
     Raises:
-        OptionError: a setting does not work on this device, or the loss is not finite.
+        OptionError: a setting does not work on this device, the loss is not finite, or the package
+            of a logger is missing.
         OutputError: `output` can't be written to.
         CheckpointError: there is nothing to resume, or the run was defined differently (all
             differences are listed).
@@ -137,6 +141,7 @@ def fit(
     model.train()
     defined = run_definition(config, data, ela, definition or {})
     history = History(output, save, definition=defined, by_loss=data.spec.task == "tokens")
+    logging = LogEpochs(loggers, history, ela)
     state = output / RESUME
     epochs_done = check_resume(state, module, definition=defined, ela=ela) if resume else 0
 
@@ -160,6 +165,7 @@ def fit(
                 history,
                 *callbacks,
                 *([] if ela is None else [AddELAColumns(history, ela)]),
+                *([logging] if loggers and is_first() else []),
                 *([EpochDisplay(history)] if progress and is_first() else []),
                 WriteLastEpoch(history),
             ],

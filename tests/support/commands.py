@@ -8,7 +8,7 @@ from ela_probe_cli import main
 
 VERBS = (
     "demo", "train", "analyze", "costs", "plan", "prune", "finetune", "compare", "report",
-    "compare-analyses", "models", "recipes"
+    "compare-analyses", "models", "recipes", "notebook",
 )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class ELA(pl.Callback):
         row: of the last epoch the share that was `skipped` in it, and its `ebqm_seconds`.
         site_rows: of the last epoch a row for every site (`GradualPruning.site_rows`); empty once
             the plan is final.
+        measured: whether the last epoch was probed, so that `analysis` is new.
 
     Raises:
         OptionError: settings that don't fit each other or the trainer.
@@ -78,6 +79,7 @@ class ELA(pl.Callback):
         self.seconds = self.trained = 0.0
         self.row: dict[str, float] = {}
         self.site_rows: list[dict[str, Any]] = []
+        self.measured = False
         self._model = model
         self._pruning: GradualPruning | None = None
         self._parameter_names: list[list[list[str]]] = []
@@ -291,7 +293,8 @@ class ELA(pl.Callback):
         ) / pruning.sites
         epoch.synchronize()
         self.site_rows = []
-        if epoch.probe is not None and epoch.probe.passes:
+        self.measured = epoch.probe is not None and epoch.probe.passes > 0
+        if epoch.probe is not None and self.measured:
             with epoch.overhead:
                 found = epoch.probe.analysis().stages
                 if epoch.damage is not None:
