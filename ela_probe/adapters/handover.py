@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ela_probe.models.stand_in import MAPS
 from ela_probe.sites import Action
+from ela_probe.system.nested_tensors import leaves_of, with_first_tensor
 
 
 class Passed(NamedTuple):
@@ -55,6 +57,8 @@ class Handover:
         alternatives: from these tensors, or the same samples of each, to what is handed on.
         channel_axis: the axis of y that runs over channels, from the end.
         has_shift: whether a stand-in also has a shift.
+        outputs: how many of the module's output tensors y is; several are joined along the last
+            axis.
     """
 
     module: str
@@ -64,6 +68,19 @@ class Handover:
     alternatives: Callable[..., Alternatives]
     channel_axis: int = MAPS
     has_shift: bool = True
+    outputs: int = 1
+
+    def output_of(self, returned: Any) -> Tensor:
+        """y, from what the module returned."""
+        if self.outputs == 1:
+            return next(leaf for leaf in leaves_of(returned) if isinstance(leaf, Tensor))
+        return torch.cat(returned[: self.outputs], dim=-1)
+
+    def with_output(self, returned: Any, y: Tensor) -> Any:
+        """What the module returned, with another y."""
+        if self.outputs == 1:
+            return with_first_tensor(returned, lambda _: y)
+        return (*y.chunk(self.outputs, dim=-1), *returned[self.outputs :])
 
 
 def input_and_output(

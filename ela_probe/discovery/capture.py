@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.registry import Adapter
+from ela_probe.adapters.registry import Adapter, ReducingAdapter
 from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.discovery.watch import Firing, Watch
@@ -126,8 +126,15 @@ class Capture:
         if not self._inside:  # recomputed in a backward pass, or a part called by itself
             self.stray = True
             return
-        copies = tuple(tensor.clone() for tensor in tensors_of(values))
-        self._captured.setdefault((name, reads), []).append(copies)
+        fired = self._captured.setdefault((name, reads), [])
+        if isinstance(self._adapter, ReducingAdapter):
+            with torch.no_grad():
+                read = self._adapter.reduced(
+                    self._model, name, len(fired), tuple(tensors_of(values))
+                )
+        else:
+            read = tuple(tensor.clone() for tensor in tensors_of(values))
+        fired.append(read)
 
     def _begin(self, module: nn.Module, inputs: Any, options: Any) -> None:
         self._captured.clear()  # what an interrupted pass left behind
