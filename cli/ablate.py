@@ -18,7 +18,7 @@ from .options import (
     Seed,
     SplitName,
 )
-from .outputs import check_output_folder, writing_folder
+from .outputs import beside, check_output_folder, writing_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,7 @@ def command(
         ela-probe ablate best.pt --analysis best-analysis --limit 2000
         ela-probe ablate best.pt --analysis best-analysis --skip 0.5 --random 20 --tune-epochs 1
     """
-    folder = output or checkpoint.parent / f"{checkpoint.stem}-ablation"
+    folder = output or beside(checkpoint, "ablation", "")
     given_files = [checkpoint, inputs.path_of_data(data.data), *inputs.files_of(analysis)]
     check_output_folder(folder, RESULTS, given_files)
 

@@ -9,7 +9,7 @@ from ela_probe.system.messages import quoted
 
 from . import console, inputs
 from .options import CheckpointArgument, DataOptions, Device, Json, ModelOptions
-from .outputs import check_output, writing
+from .outputs import beside, check_output, writing
 
 
 def command(
@@ -41,8 +41,9 @@ def command(
         ela-probe prune runs/digits/best.pt --plan plan.json -o pruned.pt
         ela-probe prune runs/digits/best.pt --plan plan.json --check 2000
     """
-    path = output or checkpoint.with_name(f"{checkpoint.stem}-pruned{checkpoint.suffix}")
-    check_output(path, [checkpoint, plan, inputs.path_of_data(data.data)])
+    path = output or beside(checkpoint, "pruned")
+    given_files = [checkpoint, plan, inputs.path_of_data(data.data)]
+    check_output(path, given_files, made_from=checkpoint)
 
     from ela_probe.models.registry import parameter_count
     from ela_probe.pipeline.prune import check_loss, prune_checkpoint

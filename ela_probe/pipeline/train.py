@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ela_probe.analysis.result import Provenance
-from ela_probe.checkpoint import Checkpoint, save_checkpoint
+from ela_probe.checkpoint import Checkpoint, save_beside, save_checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.errors import DataError
 from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.pipeline.inputs import check_data, check_task, data_for
 from ela_probe.pruning.plan import SkipPlan
+from ela_probe.system.checkpoint_file import read_file
 from ela_probe.system.outputs import refuse_inputs
 from ela_probe.system.processes import Processes, is_first
 from ela_probe.system.storage import replacing
@@ -104,7 +105,13 @@ def finetune(
         checkpoint.model, header.model, header.plans, data, config, folder, device, processes,
         resume, progress, start={"checkpoint (SHA-256)": checkpoint.sha256},
     )  # fmt: skip
-    if is_first():
+    if is_first() and checkpoint.is_directory:
+        checkpoint.model.load_state_dict(read_file(result.best).state)
+        save_beside(
+            checkpoint, output, checkpoint.model, plans=header.plans, data=data.spec,
+            metrics=result.best_metrics,
+        )  # fmt: skip
+    elif is_first():
         with replacing(output) as temporary:
             shutil.copyfile(result.best, temporary)
     return result

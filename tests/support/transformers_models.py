@@ -1,6 +1,7 @@
 """Small networks of transformers, built from their configs with weights far from their start."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,11 +37,11 @@ def inkling_config(**settings: Any) -> dict[str, Any]:
     }
 
 
-def inkling(seed: int = 0, **settings: Any) -> nn.Module:
+def inkling(seed: int = 0, std: float = 0.3, **settings: Any) -> nn.Module:
     """inkling2, in eval mode; a site with three queries in every second layer."""
     from transformers.models.inkling2 import Inkling2ForCausalLM, Inkling2TextConfig
 
-    return built(Inkling2ForCausalLM, Inkling2TextConfig(**inkling_config(**settings)), seed)
+    return built(Inkling2ForCausalLM, Inkling2TextConfig(**inkling_config(**settings)), seed, std)
 
 
 def inkling_loop(seed: int = 0) -> nn.Module:
@@ -74,3 +75,24 @@ def built(network: Any, config: Any, seed: int = 0, std: float = 0.3) -> nn.Modu
 def token_ids(batch: int = 3, length: int = 7, seed: int = 1) -> Tensor:
     """Random token ids, int64 [batch, length]."""
     return torch.randint(0, WORDS, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+LETTERS = "\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,;:!?'-&3"
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a tokenizer with a token for each letter of `LETTERS`; any other letter is a blank."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({c: n for n, c in enumerate(LETTERS)}, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(str(folder))
+
+
+def save_model(folder: Path, model: nn.Module) -> Path:
+    """A directory with a network and a tokenizer, as `save_pretrained` writes it."""
+    saved: Any = model
+    saved.save_pretrained(str(folder))
+    save_tokenizer(folder)
+    return folder
