@@ -238,9 +238,9 @@ def test_layers_that_run_several_times_have_a_site_for_each_run() -> None:
     model, tokens = inkling_loop(), token_ids()
     found = discover(model)
     stages = {stage.name: stage for stage in found.stages}
-    assert list(stages) == ["run 0", "messages 0", "run 1", "messages 1", "depth"]
-    assert stages["run 1"].sites[0].name == "model.layers.2.attention_input@1"
-    assert stages["messages 1"].sites[-1].name == "model.message_input@7"
+    assert list(stages) == ["run-0", "messages-0", "run-1", "messages-1", "depth"]
+    assert stages["run-1"].sites[0].name == "model.layers.2.attention_input@1"
+    assert stages["messages-1"].sites[-1].name == "model.message_input@7"
     weights, seen = read(model, tokens)
     for stage, of_stage in zip(found.stages, weights, strict=True):
         for site, one in zip(stage.sites, of_stage, strict=True):
@@ -262,6 +262,24 @@ def test_a_retrieval_that_runs_several_times_is_not_pruned() -> None:
             adapter.apply(model, {name: "skip"})
     adapter.apply(model, {"model.layers.1.mlp_input": "skip"})
     assert isinstance(model.model.layers[1].mlp_input, PlainSum)
+
+
+def test_padding_is_left_out_of_the_statistics(model: nn.Module) -> None:
+    """Samples padded on the right have the statistics of each sample run alone."""
+    lengths = (7, 4, 4, 2)
+    tokens = token_ids(4)
+    mask = torch.tensor([[n < length for n in range(7)] for length in lengths])
+    tokens[~mask] = 0
+    with AttentionProbe(model) as padded, torch.no_grad():
+        model(input_ids=tokens, attention_mask=mask.long())
+    with AttentionProbe(model) as alone, torch.no_grad():
+        for row, length in zip(tokens, lengths, strict=True):
+            model(input_ids=row[None, :length])
+    found, expected = (probe.metrics["depth"].compute() for probe in (padded, alone))
+    assert found["samples"] == 4
+    assert found["rows"] == sum(lengths)
+    for name in ("weights", "kl", "kl_se", "mass"):
+        assert torch.allclose(found[name], expected[name], atol=1e-6, rtol=1e-4, equal_nan=True)
 
 
 def test_from_analysis_to_a_pruned_model(model: nn.Module) -> None:

@@ -231,11 +231,11 @@ def stages_of(name: str, decoder: nn.Module) -> list[Stage]:
     stages = []
     for run in range(runs - 1):
         earlier = tuple(layers(loop, before, run, runs))
-        stages.append(Stage(f"run {run}", "softmax", earlier))
+        stages.append(Stage(f"run-{run}", "softmax", earlier))
         calls = range(run * len(loop), (run + 1) * len(loop))
         every = (runs - 1) * len(loop)
         messages = (site(part.message_input, MESSAGES, inside, call, every) for call in calls)
-        stages.append(Stage(f"messages {run}", "softmax", tuple(chain.from_iterable(messages))))
+        stages.append(Stage(f"messages-{run}", "softmax", tuple(chain.from_iterable(messages))))
     depth = [
         *layers(range(loop.start), 0),
         *layers(loop, before, runs - 1, runs),

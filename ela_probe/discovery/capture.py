@@ -41,6 +41,8 @@ class Capture:
         seen: the number of forward passes, recorded or not.
         stray: whether sites fired outside the model's own forward.
         input_shape: the shape of the first input tensor in the current pass.
+        mask: of the tokens in the current pass [samples, tokens], False for padding; None where
+            the model was called without an `attention_mask` of that shape.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Capture:
         self._around = ExitStack()
         self.passes, self.seen, self.stray = 0, 0, False
         self.input_shape: tuple[int, ...] = ()
+        self.mask: Tensor | None = None
 
     def __enter__(self) -> "Capture":
         if self._hooks:
@@ -141,6 +144,9 @@ class Capture:
         self._inside = True
         first = next(tensors_of((inputs, options)), None)
         self.input_shape = () if first is None else tuple(first.shape)
+        mask = options.get("attention_mask")
+        is_mask = isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point()
+        self.mask = mask.detach() != 0 if is_mask else None
 
     def _left(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._captured.clear()
