@@ -151,7 +151,9 @@ class ModelOptions:
         """
         import os
 
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+        # Read when transformers is imported: no network, no warnings about missing kernels.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
         import torch
 
