@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ela_probe.system.messages import quoted
 from ela_probe.system.outputs import (
     Kept,
     keep_directory,
@@ -15,6 +16,7 @@ from ela_probe.system.outputs import (
 )
 
 from . import console
+from .inputs import PRETRAINED
 
 RUN_FILES = ("best.pt", "last.pt", "metrics.csv", "resume.ckpt", "plan.json")
 
@@ -28,6 +30,11 @@ def beside(checkpoint: Path, word: str, suffix: str | None = None) -> Path:
     stem = checkpoint.name if is_folder else checkpoint.stem
     own = "" if is_folder else checkpoint.suffix
     return checkpoint.with_name(f"{stem}-{word}{own if suffix is None else suffix}")
+
+
+def as_argument(checkpoint: Path) -> str:
+    """A checkpoint as a command line names it, quoted where needed."""
+    return quoted(f"{PRETRAINED}{checkpoint}" if checkpoint.is_dir() else checkpoint)
 
 
 def check_output(

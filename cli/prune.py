@@ -5,11 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ela_probe.system.messages import quoted
-
 from . import console, inputs
 from .options import CheckpointArgument, DataOptions, Device, Json, ModelOptions
-from .outputs import beside, check_output, writing
+from .outputs import as_argument, beside, check_output, writing
 
 
 def command(
@@ -97,4 +95,4 @@ def command(
             f"nats{foreseen}"
         )
     console.print_line(f"written to {path}")
-    console.print_line(f"next: ela-probe finetune {quoted(path)}")
+    console.print_line(f"next: ela-probe finetune {as_argument(path)}")

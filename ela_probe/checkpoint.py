@@ -129,7 +129,7 @@ def save_beside(
     Returns: its SHA-256.
 
     Raises:
-        OutputError: the place can't be written to, or there is a directory already.
+        OutputError: the place can't be written to.
     """
     spec = checkpoint.header.model
     if not checkpoint.is_directory:

@@ -21,6 +21,7 @@ from ela_probe.errors import CheckpointError
 from ela_probe.system.checkpoint_file import KEY
 from ela_probe.system.extras import transformers
 from ela_probe.system.messages import class_and_first_line, first_line
+from ela_probe.system.outputs import refuse_other_folder
 from ela_probe.system.storage import replacing_folder
 
 CONFIG = "config.json"
@@ -102,13 +103,14 @@ def write_directory(
     """Write a model as `save_pretrained` does, with the other files of `source`.
 
     Args:
-        output: the directory; it must not exist.
+        output: the directory; a model's directory of that name is replaced.
         source: the directory that the model was read from.
         header: stands under KEY in the new config.
 
     Raises:
-        OutputError: the place can't be written to.
+        OutputError: the place can't be written to, or something else lies there.
     """
+    refuse_other_folder(output)
     saved: Any = model
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     stand_ins = {name: state.pop(name) for name in list(state) if "stand_in" in name.split(".")}

@@ -96,9 +96,8 @@ def test_where_all_sites_have_as_many_queries_each_is_a_head() -> None:
     captured = [adapter.reduced(model, site.module, 0, x) for site in stage.sites]
     weights = adapter.weights(model, stage, captured)
     assert {w.shape for w in weights} == {(2, 5, 3, 3)}
-    assert torch.allclose(
-        weights[0].double(), by_hand(model.model.layers[0].mlp_input.query, *x)[0]
-    )
+    expected, _ = by_hand(model.model.layers[0].mlp_input.query, *x)
+    assert torch.allclose(weights[0].double(), expected, atol=1e-6, rtol=0)
 
 
 def test_a_probe_keeps_no_states(model: nn.Module) -> None:
@@ -144,7 +143,8 @@ def test_pruning_equals_its_definition(model: nn.Module, skipped: list[str] | No
     assert torch.allclose(outputs[0], outputs[1], atol=1e-4)
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
     left = sum(p.numel() for p in pruned.parameters())
-    removed = sum(model.get_submodule(name).query.numel() for name in names)
+    queries: list[Any] = [model.get_submodule(name).query for name in names]
+    removed = sum(query.numel() for query in queries)
     assert sum(p.numel() for p in model.parameters()) - left == removed
     remaining = [s.name for stage in adapter_for(pruned).stages(pruned) for s in stage.sites]
     assert remaining == [site.name for site in stage.sites if site.name not in names]
@@ -164,7 +164,7 @@ def test_a_stand_in_scales_blocks_and_running_sum_by_channel_and_query() -> None
     rms = (total.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     for head, output in enumerate(outputs):
         a, b = 1 + coefficients[:, 32 * head : 32 * (head + 1)]
-        assert torch.allclose(output, (a * blocks.sum(-2) + b * running) / rms, atol=1e-5)
+        assert torch.allclose(output, (a * blocks.sum(-2) + b * running) / rms, atol=1e-4)
 
 
 def test_recur_and_drop_are_refused_by_name(model: nn.Module) -> None:

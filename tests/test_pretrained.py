@@ -10,10 +10,11 @@ from ela_probe_cli import main
 
 pytest.importorskip("transformers.models.inkling2", reason="needs transformers with inkling2")
 
-from ela_probe import load_checkpoint
+from ela_probe import SkipPlan, load_checkpoint, prune
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
-from ela_probe.errors import CheckpointError
+from ela_probe.errors import CheckpointError, OutputError
+from ela_probe.pipeline.prune import prune_checkpoint
 from tests.support.commands import run
 from tests.support.transformers_models import (
     LETTERS,
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def analysed(folder: Path) -> Path:
     """The folder, with an analysis, a plan and the pruned directory."""
     text = f"text:{folder / 'text.txt'}"
-    words = [
+    words: list[list[Any]] = [
         ["analyze", f"hf:{folder / 'model'}", "--data", text, "--context", "16", "--limit", "16",
          "--no-figures"],
         ["plan", folder / "model-analysis", "--skip", "0.4", "--action", "affine"],
@@ -73,8 +74,6 @@ def test_discover_needs_no_data(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_pruned_directory_is_loaded_in_one_call_and_names_its_plan(analysed: Path) -> None:
-    from ela_probe import SkipPlan, prune
-
     plan = SkipPlan.load(analysed / "model-analysis" / "plan.json")
     pruned = analysed / "model-pruned"
     with torch.no_grad():
@@ -219,6 +218,31 @@ def test_an_output_of_that_name_is_kept_under_a_number(
     kept, new = analysed / "out-1", analysed / "out"
     assert {p.name for p in kept.iterdir()} == {p.name for p in new.iterdir()}
     assert torch.equal(outputs(kept), outputs(new))
+
+
+def test_the_next_command_names_the_directory(
+    analysed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = analysed / "model-analysis" / "plan.json"
+    words = ["prune", f"hf:{analysed / 'model'}", "--plan", str(plan), "-o", str(analysed / "new")]
+    assert main(words) == 0
+    assert f"next: ela-probe finetune hf:{analysed / 'new'}" in capsys.readouterr().out
+
+
+def test_from_python_a_model_of_that_name_is_replaced_and_nothing_else(
+    analysed: Path, tmp_path: Path
+) -> None:
+    plan = SkipPlan.load(analysed / "model-analysis" / "plan.json")
+    checkpoint = read_checkpoint(analysed / "model")
+    output = tmp_path / "model"
+    for _ in range(2):
+        pruned = prune_checkpoint(checkpoint, plan, output=output)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert read_checkpoint(output).sha256 == pruned.sha256
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(OutputError, match="expected a directory to write"):
+        prune_checkpoint(checkpoint, plan, output=tmp_path / "notes")
+    assert not list((tmp_path / "notes").iterdir())
 
 
 def test_the_small_config_is_the_saved_one(folder: Path) -> None:

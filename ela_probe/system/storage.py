@@ -49,16 +49,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and rename it to `path` on success.
+    """Yield a temporary folder beside `path`, and put it in the place of `path` on success.
 
-    After any error the temporary folder is removed.
+    After any error the temporary folder is removed, and a folder at `path` stays as it was.
 
     Raises:
-        OutputError: `path` exists, the folder around it can't be written to, or the disk is full.
+        OutputError: `path` is a file, the folder around it can't be written to, or the disk is
+            full.
     """
     path = Path(path)
-    if path.exists():
-        raise OutputError(f"cannot write {path}: it exists already; choose another name")
+    if path.is_file():
+        raise OutputError(f"cannot write {path}: it is a file; expected the name of a folder")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,13 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        os.replace(temporary, path)
+        if path.exists():
+            earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            os.replace(path, earlier)
+            os.replace(temporary, path)
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; "

@@ -37,14 +37,14 @@ def inkling_config(**settings: Any) -> dict[str, Any]:
     }
 
 
-def inkling(seed: int = 0, std: float = 0.3, **settings: Any) -> nn.Module:
+def inkling(seed: int = 0, std: float = 0.3, **settings: Any) -> Any:
     """inkling2, in eval mode; a site with three queries in every second layer."""
     from transformers.models.inkling2 import Inkling2ForCausalLM, Inkling2TextConfig
 
     return built(Inkling2ForCausalLM, Inkling2TextConfig(**inkling_config(**settings)), seed, std)
 
 
-def inkling_loop(seed: int = 0) -> nn.Module:
+def inkling_loop(seed: int = 0) -> Any:
     """inkling2_loop: of eight layers the middle four run three times."""
     from transformers.models.inkling2_loop import Inkling2LoopForCausalLM, Inkling2LoopTextConfig
 
