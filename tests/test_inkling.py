@@ -294,3 +294,23 @@ def test_from_analysis_to_a_pruned_model(model: nn.Module) -> None:
     with AttentionProbe(smaller) as probe, torch.no_grad():
         smaller(token_ids())
     assert sum(len(stage.sites) for stage in probe.stages) == 5
+
+
+def test_the_runs_of_a_loop_are_analysed_apart() -> None:
+    model = inkling_loop()
+    analysis = analyze(model, [(token_ids(4), token_ids(4, seed=2))], progress=False)
+    sizes = {part.stage.name: len(part.stage.sites) for part in analysis.stages}
+    assert sizes == {"run-0": 8, "messages-0": 4, "run-1": 8, "messages-1": 4, "depth": 16}
+    # only what runs once has its damage measured, and a plan by damage leaves the rest alone
+    damage = analysis.sites.set_index("site")["damage_skip"]
+    assert set(damage.dropna().index) == {
+        site.name
+        for stage in discover(model).stages
+        for site in stage.sites
+        if "@" not in site.name
+    }
+    plan = make_plan(analysis, skip=0.1, action="skip")
+    smaller = prune(model, plan)
+    assert len(plan.skipped) == 4
+    with torch.no_grad():
+        assert smaller(token_ids()).logits.shape == (3, 7, 64)
