@@ -144,13 +144,17 @@ def test_text_is_read_by_the_tokenizer_of_the_model(folder: Path) -> None:
     assert sum(len(part) for part in data._parts.values()) == len(TEXT)
 
 
-def test_dtype(folder: Path) -> None:
+def test_dtype(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = read_checkpoint(folder / "model", dtype=torch.bfloat16)
     weights = dict(loaded.model.named_parameters())
     assert weights["model.layers.1.self_attn.o_proj.linear.weight"].dtype == torch.bfloat16
     assert weights["model.layers.1.mlp_input.query"].dtype == torch.float32  # kept by inkling2
     exact, rounded = outputs(folder / "model"), outputs(folder / "model", dtype=torch.bfloat16)
     assert torch.nn.functional.cosine_similarity(exact, rounded.float(), dim=-1).mean() > 0.99
+    document = run(capsys, "analyze", f"hf:{folder / 'model'}", "--dtype", "bfloat16", "--data",
+                   f"text:{folder / 'text.txt'}", "--context", "16", "--limit", "8", "--no-figures",
+                   "-o", tmp_path / "analysis")  # fmt: skip
+    assert all(site["damage_skip"] is not None for site in document["sites"])
 
 
 def test_a_failed_prune_leaves_nothing(analysed: Path, capsys: pytest.CaptureFixture[str]) -> None:
