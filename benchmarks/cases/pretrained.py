@@ -1,6 +1,6 @@
 """A small inkling2 network with a tokenizer, untrained, as save_pretrained writes it.
 
-The verbs of ela-probe do the rest (docs/results.md): finetune trains it, and so on.
+The verbs of ela-probe do the rest: `ela-probe finetune hf:DIR --data text:FILE` trains it.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import typer
 
 from ela_probe.data.source_files import check_text
 from ela_probe.errors import OutputError
+from ela_probe.pretrained import quiet
 from ela_probe.system.extras import transformers
 
 
@@ -59,7 +60,8 @@ def run(
         eos_token_id=None,
     )
     model = Inkling2ForCausalLM(config)
-    model.save_pretrained(str(output))
+    with quiet():
+        model.save_pretrained(str(output))
     saved = library.PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer)
     saved.save_pretrained(str(output))
     parameters = sum(p.numel() for p in model.parameters())
