@@ -22,6 +22,7 @@ COMMANDS = (
     "methods",
     "parity",
     "plans",
+    "pretrained",
     "speed",
     "table",
 )

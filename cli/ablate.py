@@ -20,7 +20,7 @@ from .options import (
     Seed,
     SplitName,
 )
-from .outputs import check_output_folder, writing_folder
+from .outputs import beside, check_output_folder, writing_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ def command(
     """
     if (costs is None) != (time is None):
         raise OptionError("got one of --costs and --time; expected both, or neither")
-    folder = output or checkpoint.parent / f"{checkpoint.stem}-ablation"
+    folder = output or beside(checkpoint, "ablation", "")
     given_files = [checkpoint, costs, inputs.path_of_data(data.data), *inputs.files_of(analysis)]
     check_output_folder(folder, RESULTS, given_files)
 

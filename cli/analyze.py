@@ -23,7 +23,7 @@ from .options import (
     SplitName,
     Workers,
 )
-from .outputs import check_output_folder, writing_folder
+from .outputs import beside, check_output_folder, writing_folder
 
 if TYPE_CHECKING:
     from ela_probe.analysis.result import Analysis
@@ -69,7 +69,7 @@ def command(
         ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
         ela-probe analyze best.pth.tar --factory models:net --path REPO --input-size 3,224,224
     """
-    folder = output or checkpoint.parent / f"{checkpoint.stem}-analysis"
+    folder = output or beside(checkpoint, "analysis", "")
     check_output_folder(folder, RESULTS, [checkpoint, sites, path_of_data(data.data)])
 
     from ela_probe.analysis.findings import next_command, recommended_share

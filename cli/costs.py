@@ -10,7 +10,7 @@ from ela_probe.system.messages import quoted
 from . import console
 from .inputs import path_of_data
 from .options import BatchSize, CheckpointArgument, DataOptions, Device, Json, ModelOptions, Seed
-from .outputs import check_output, writing
+from .outputs import beside, check_output, writing
 
 if TYPE_CHECKING:
     from ela_probe.pruning.cost_model import CostModel
@@ -43,7 +43,7 @@ def command(
         ela-probe costs runs/digits/best.pt -o costs.json
         ela-probe plan runs/digits/analysis --planner cost --costs costs.json --time 0.8
     """
-    path = output or checkpoint.with_name(f"{checkpoint.stem}-costs.json")
+    path = output or beside(checkpoint, "costs", ".json")
     check_output(path, [checkpoint, path_of_data(data.data)])
 
     import torch

@@ -39,6 +39,7 @@ def command(
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.discovery.discover import discover
     from ela_probe.forward import first_samples, inputs_and_labels
+    from ela_probe.pretrained import example_tokens
 
     batches = inputs.build(path=model.path, data=data, limit=None, batch_size=2, seed=seed)
     loaded = model.read(checkpoint)
@@ -50,6 +51,8 @@ def command(
         example = data.open(loaded).spec.example()[0]
     elif loaded.header.data is not None:
         example = loaded.header.data.example()[0]
+    elif loaded.is_directory:
+        example = example_tokens(loaded.model)
     if sites is not None:
         found = DeclaredAdapter.load(sites).discover(loaded.model, example)
     else:

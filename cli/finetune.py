@@ -21,7 +21,7 @@ from .options import (
     StrategyName,
     Workers,
 )
-from .outputs import RUN_FILES, check_output, check_output_folder, writing, writing_folder
+from .outputs import RUN_FILES, beside, check_output, check_output_folder, writing, writing_folder
 from .train import Precision, describe, given
 
 
@@ -71,12 +71,12 @@ def command(
 
         ela-probe finetune pruned.pt -o tuned.pt --epochs 5
     """
-    path = output or checkpoint.with_name(f"{checkpoint.stem}-tuned{checkpoint.suffix}")
+    path = output or beside(checkpoint, "tuned")
     run = path.parent / f"{path.stem}-run"
     given_files = [checkpoint, path_of_data(data.data)]
     if resume:
         check_resumable(run / "resume.ckpt")
-    check_output(path, given_files)
+    check_output(path, given_files, made_from=checkpoint)
     check_output_folder(run, RUN_FILES, given_files)
 
     from ela_probe.pipeline.train import finetune

@@ -80,9 +80,42 @@ def _similar(path: Path) -> str:
     return f" (did you mean {path.with_name(near[0])}?)" if near else ""
 
 
-CHECKPOINT = Kind(
+@dataclass(frozen=True)
+class CheckpointKind(Kind):
+    """A file, or `hf:DIR`: a directory that transformers wrote."""
+
+    def check(self, given: Any) -> Any:
+        """The paths, of `hf:DIR` the directory. Raises OptionError as `Kind.check`."""
+        if isinstance(given, list):
+            return [self.check(path) for path in given]
+        if given is None or not str(given).startswith(PRETRAINED):
+            return super().check(given)
+        folder = Path(str(given).removeprefix(PRETRAINED)).expanduser()
+        if folder.is_file():
+            raise OptionError(
+                f"got the file {folder} after {PRETRAINED}, expected a directory that "
+                f"save_pretrained of transformers wrote; a checkpoint is named by its path alone: "
+                f"{folder}"
+            )
+        if not (folder / CONFIG).is_file():
+            what = f"no {CONFIG} in it" if folder.is_dir() else f"no such folder{_similar(folder)}"
+            raise OptionError(
+                f"cannot read the model {given}: {what}; expected a directory that "
+                "save_pretrained of transformers wrote"
+            )
+        return folder if folder.name not in ("", "..") else folder.resolve()
+
+    def _instead_of_file(self, path: Path) -> str:
+        message = super()._instead_of_file(path)
+        if (path / CONFIG).is_file():
+            return f"{message}; for a directory of transformers write {PRETRAINED}{path}"
+        return message
+
+
+PRETRAINED, CONFIG = "hf:", "config.json"
+CHECKPOINT = CheckpointKind(
     "checkpoint",
-    "a file written by `ela-probe train`, or a state dict",
+    "a file written by `ela-probe train`, a state dict, or hf:DIR",
     ("best.pt", "train/best.pt", "last.pt"),
 )
 ANALYSIS_FOLDER = Kind("analysis", "a folder written by `ela-probe analyze`", is_folder=True)

@@ -89,7 +89,7 @@ SitesFile = Annotated[
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(
-        help="A checkpoint, or a state dict with --model.",
+        help="A checkpoint, a state dict with --model, or hf:DIR, a directory of transformers.",
         callback=inputs.CHECKPOINT.check,
         show_default=False,
     ),
@@ -124,6 +124,17 @@ class ModelOptions:
         ),
     ] = None
 
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="Type of the weights of hf:DIR. Default: as they are stored.", show_default=False
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run the code that lies in hf:DIR."),
+    ] = False
+
     def spec(self) -> "ModelSpec | None":
         """The model that the options name, if any. Raises OptionError."""
         from ela_probe.errors import OptionError
@@ -146,9 +157,35 @@ class ModelOptions:
 
         Raises OptionError, CheckpointError, ModelError.
         """
-        from ela_probe.checkpoint import read_checkpoint
+        import os
 
-        loaded = read_checkpoint(checkpoint, spec=self.spec())
+        # Read when transformers is imported: no network, no warnings about missing kernels.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+        import torch
+
+        from ela_probe.checkpoint import read_checkpoint
+        from ela_probe.errors import OptionError
+
+        spec, is_directory = self.spec(), checkpoint.is_dir()
+        if is_directory and spec is not None:
+            raise OptionError(
+                f"got a model's name for {checkpoint}, a directory that names its model itself; "
+                "leave it out"
+            )
+        for option, given in (
+            ("--dtype", self.dtype is not None),
+            ("--trust-remote-code", self.trust_remote_code),
+        ):
+            if given and not is_directory:
+                raise OptionError(f"got {option}, but {checkpoint} is no hf:DIR; leave it out")
+        loaded = read_checkpoint(
+            checkpoint,
+            spec=spec,
+            dtype=None if self.dtype is None else getattr(torch, self.dtype),
+            trust_remote_code=self.trust_remote_code,
+        )
         if loaded.note is not None and console.is_first_process():
             console.print_note(f"note: {checkpoint.name}: {loaded.note}")
         return loaded
@@ -168,6 +205,12 @@ class DataOptions:
     ] = None
     data_root: DataRoot = None
     download: Download = False
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens per sequence of text. Default: as in training.", show_default=False
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         inputs.check_data(self.data, root=self.data_root, download=self.download)
@@ -175,7 +218,12 @@ class DataOptions:
     @property
     def are_given(self) -> bool:
         """Whether an option says more than what the checkpoint does."""
-        return self.data is not None or self.data_root is not None or self.download
+        return (
+            self.data is not None
+            or self.data_root is not None
+            or self.download
+            or self.context is not None
+        )
 
     def open(self, checkpoint: "Checkpoint", *, image_size: int | None = None) -> "Data":
         """Open the data for this checkpoint. Raises CheckpointError, DataError, OptionError."""
@@ -187,6 +235,7 @@ class DataOptions:
             root=self.data_root,
             download=self.download,
             image_size=image_size,
+            context=self.context,
         )
 
 
@@ -255,6 +304,7 @@ class InputOptions:
             "--data": data.data,
             "--data-root": data.data_root,
             "--download": data.download or None,
+            "--context": data.context,
             "--image-size": image_size,
         }
         instead = {"--input-size": self.input_size, "--example-inputs": self.example_inputs}

@@ -4,9 +4,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ela_probe.system.outputs import Kept, keep_file, keep_folder, refuse_folder, refuse_inputs
+from ela_probe.system.messages import quoted
+from ela_probe.system.outputs import (
+    Kept,
+    keep_directory,
+    keep_file,
+    keep_folder,
+    refuse_folder,
+    refuse_inputs,
+    refuse_other_folder,
+)
 
 from . import console
+from .inputs import PRETRAINED
 
 RUN_FILES = (
     "best.pt", "last.pt", "metrics.csv", "ela.csv", "resume.ckpt", "plan.json", "tensorboard",
@@ -14,9 +24,33 @@ RUN_FILES = (
 )  # fmt: skip
 
 
-def check_output(output: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise OutputError where the output file is an input or a folder, before any work is done."""
-    refuse_folder(output)
+def beside(checkpoint: Path, word: str, suffix: str | None = None) -> Path:
+    """The default output next to a checkpoint: its name, `-word`, and its suffix or another one.
+
+    The name of a directory has no suffix.
+    """
+    is_folder = checkpoint.is_dir()
+    stem = checkpoint.name if is_folder else checkpoint.stem
+    own = "" if is_folder else checkpoint.suffix
+    return checkpoint.with_name(f"{stem}-{word}{own if suffix is None else suffix}")
+
+
+def as_argument(checkpoint: Path) -> str:
+    """A checkpoint as a command line names it, quoted where needed."""
+    return quoted(f"{PRETRAINED}{checkpoint}" if checkpoint.is_dir() else checkpoint)
+
+
+def check_output(
+    output: Path, inputs: Iterable[Path | None], *, made_from: Path | None = None
+) -> None:
+    """Raise OutputError where the output is an input or a folder, before any work is done.
+
+    made_from: a checkpoint; where it is a directory of transformers, so is the output.
+    """
+    if made_from is not None and made_from.is_dir():
+        refuse_other_folder(output)
+    else:
+        refuse_folder(output)
     refuse_inputs([output], inputs)
 
 
@@ -27,11 +61,14 @@ def check_output_folder(folder: Path, names: Iterable[str], inputs: Iterable[Pat
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A block that writes one file. A different file of that name is kept under a number."""
+    """A block that writes one file or directory. A different one of that name is kept.
+
+    It is kept under a number.
+    """
     if not console.is_first_process():
         yield
         return
-    with keep_file(path) as kept:
+    with keep_directory(path) if path.is_dir() else keep_file(path) as kept:
         yield
     if kept.path is not None:
         console.print_note(f"note: the earlier {path} is kept as {kept.path}")

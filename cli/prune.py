@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ela_probe.system.messages import quoted
-
 from . import console, inputs
 from . import plan as plan_command
 from .options import CheckpointArgument, DataOptions, Device, Json, ModelOptions
-from .outputs import check_output, writing
+from .outputs import as_argument, beside, check_output, writing
 
 
 def command(
@@ -42,8 +40,9 @@ def command(
         ela-probe prune runs/digits/best.pt --plan plan.json -o pruned.pt
         ela-probe prune runs/digits/best.pt --plan plan.json --check 2000
     """
-    path = output or checkpoint.with_name(f"{checkpoint.stem}-pruned{checkpoint.suffix}")
-    check_output(path, [checkpoint, plan, inputs.path_of_data(data.data)])
+    path = output or beside(checkpoint, "pruned")
+    given_files = [checkpoint, plan, inputs.path_of_data(data.data)]
+    check_output(path, given_files, made_from=checkpoint)
 
     from ela_probe.models.registry import parameter_count
     from ela_probe.pipeline.prune import check_loss, prune_checkpoint
@@ -100,4 +99,4 @@ def command(
             f"nats{foreseen}"
         )
     console.print_line(f"written to {path}")
-    console.print_line(f"next: ela-probe finetune {quoted(path)}")
+    console.print_line(f"next: ela-probe finetune {as_argument(path)}")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ela_probe.system.messages import quoted
 from ela_probe.system.outputs import check_resumable
 
 from . import console, inputs
@@ -25,7 +24,7 @@ from .options import (
     parse_model_args,
     parse_numbers,
 )
-from .outputs import RUN_FILES, check_output_folder, writing_folder
+from .outputs import RUN_FILES, as_argument, check_output_folder, writing_folder
 
 if TYPE_CHECKING:
     from ela_probe.training.trainer import FitResult
@@ -287,4 +286,4 @@ def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> No
         quality += f"perplexity {best_perplexity:.3f}, "
     console.print_line(f"{quality}{counted(result.epochs, 'epoch')} in {result.seconds:.0f} s")
     console.print_line(f"best weights: {best}")
-    console.print_line(f"next: ela-probe analyze {quoted(best)}")
+    console.print_line(f"next: ela-probe analyze {as_argument(best)}")

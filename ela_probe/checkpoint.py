@@ -1,10 +1,13 @@
 """Checkpoints: one format, written by train, prune and finetune; read without running code.
 
 A file is a state dict and a JSON header. `.safetensors` keeps the header in its metadata, any
-other suffix is a torch zip file of {"ela_probe": header, "state_dict": ...}.
+other suffix is a torch zip file of {"ela_probe": header, "state_dict": ...}. A directory that
+transformers wrote (`ela_probe.pretrained`) is read as a checkpoint too, and stays a directory.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
+from ela_probe import pretrained
 from ela_probe.data.opening import AnySpec
 from ela_probe.errors import CheckpointError, ModelError
 from ela_probe.forward import without_compile
@@ -57,10 +61,10 @@ class Checkpoint:
     """A checkpoint in memory. Verbs pass it on, so that its file is read once.
 
     Attributes:
-        path: its file.
+        path: its file, or its directory.
         model: built, pruned as the plans say, with its weights, on the CPU, in eval mode.
         header: what the file says of itself.
-        sha256: of the file.
+        sha256: of the file, or of the config and weights in the directory.
         note: what a user should know of how a foreign file was read, if anything.
     """
 
@@ -69,6 +73,11 @@ class Checkpoint:
     header: Header
     sha256: str
     note: str | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it was read from a directory of transformers."""
+        return self.path.is_dir()
 
 
 def save_checkpoint(
@@ -106,10 +115,43 @@ def save_checkpoint(
     return Path(path)
 
 
+def save_beside(
+    checkpoint: Checkpoint,
+    output: Path,
+    model: nn.Module,
+    *,
+    plans: Sequence[SkipPlan],
+    data: AnySpec | None,
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Write a model that was made from a checkpoint, as a directory where that is one.
+
+    Returns: its SHA-256.
+
+    Raises:
+        OutputError: the place can't be written to.
+    """
+    spec = checkpoint.header.model
+    if not checkpoint.is_directory:
+        save_checkpoint(output, model, spec=spec, plans=plans, data=data, metrics=metrics)
+        return hashlib.sha256(output.read_bytes()).hexdigest()
+    header = Header(
+        model=spec,
+        plans=tuple(plans),
+        data=data,
+        metrics=dict(metrics or {}),
+        versions=versions(),
+    )
+    document = header.model_dump(mode="json")
+    pretrained.write_directory(output, model, source=checkpoint.path, header=document)
+    return pretrained.digest(output)
+
+
 def load_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> nn.Module:
     """The model of a checkpoint, ready in eval mode on the CPU, pruned as it was saved.
 
     Args:
+        path: a file, or a directory of transformers (also as `hf:DIR`).
         spec: how to build the model of a bare state dict; a checkpoint of ours carries its own,
             and only a factory (`package.module:function`) must be named again, because calling
             it runs code.
@@ -121,9 +163,21 @@ def load_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> nn.Mo
     return read_checkpoint(path, spec=spec).model
 
 
-def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Checkpoint:
-    """Like `load_checkpoint`, with all that the file tells."""
-    path = Path(path)
+def read_checkpoint(
+    path: str | Path,
+    *,
+    spec: ModelSpec | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Like `load_checkpoint`, with all that the file tells.
+
+    Args:
+        dtype, trust_remote_code: for a directory, as `pretrained.read_network` takes them.
+    """
+    path = Path(str(path).removeprefix("hf:"))
+    if path.is_dir():
+        return _read_directory(path, dtype, trust_remote_code=trust_remote_code)
     file = read_file(path)
     header = _header(path, file, spec)
     if spec is not None:
@@ -157,6 +211,31 @@ def read_checkpoint(path: str | Path, *, spec: ModelSpec | None = None) -> Check
     _load(model, state)
     note = "; ".join(note for note in notes if note) or None
     return Checkpoint(path, model.eval(), header, file.sha256, note)
+
+
+def _read_directory(
+    path: Path, dtype: torch.dtype | None, *, trust_remote_code: bool
+) -> Checkpoint:
+    """The checkpoint in a directory of transformers. Raises CheckpointError, PlanError."""
+    stored = pretrained.read_config(path).get(KEY)
+    model, missing = pretrained.read_network(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    header = Header(model=ModelSpec(name=type(model).__name__))
+    if stored is not None:
+        header = _parse_header(path, json.dumps(stored))
+    for plan in header.plans:
+        model = prune(model, plan)
+    state, stand_ins = model.state_dict(), pretrained.read_stand_ins(path)
+    problems = [f"{name} is missing" for name in missing if name in state]
+    expected = {name: state[name] for name in state if "stand_in" in name.split(".")}
+    problems += _differences(stand_ins, expected)
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{path} does not fit the model {type(model).__name__}: {'; '.join(problems[:3])}{more}"
+        )
+    _load(model, {**state, **stand_ins})
+    _check_finite(path, model.state_dict())
+    return Checkpoint(path, model.eval(), header, pretrained.digest(path))
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -169,6 +169,17 @@ def logits_of(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
+def required_logits(output: Any) -> Tensor:
+    """The logits in a model's output. Raises ModelError where it has none."""
+    logits = logits_of(output)
+    if logits is None:
+        raise ModelError(
+            f"the model returns a {type(output).__name__} without logits; expected logits (N, K), "
+            "alone or as `logits` of the output"
+        )
+    return logits
+
+
 def sample_count(inputs: Any) -> int:
     """The number of samples in a batch: the length of its first tensor. Raises DataError."""
     first = next(leaves_of(inputs), None)

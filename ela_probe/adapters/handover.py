@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ela_probe.models.stand_in import MAPS
 from ela_probe.sites import Action
+from ela_probe.system.nested_tensors import leaves_of, with_first_tensor
 
 
 class Passed(NamedTuple):
@@ -63,6 +65,8 @@ class Handover:
         has_shift: whether a stand-in also has a shift.
         within: opens a block in which the model has the module; None where it always has. Equal
             values are opened once.
+        outputs: how many of the module's output tensors y is; several are joined along the last
+            axis.
     """
 
     module: str
@@ -73,6 +77,19 @@ class Handover:
     channel_axis: int = MAPS
     has_shift: bool = True
     within: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+    outputs: int = 1
+
+    def output_of(self, returned: Any) -> Tensor:
+        """y, from what the module returned."""
+        if self.outputs == 1:
+            return next(leaf for leaf in leaves_of(returned) if isinstance(leaf, Tensor))
+        return torch.cat(returned[: self.outputs], dim=-1)
+
+    def with_output(self, returned: Any, y: Tensor) -> Any:
+        """What the module returned, with another y."""
+        if self.outputs == 1:
+            return with_first_tensor(returned, lambda _: y)
+        return (*y.chunk(self.outputs, dim=-1), *returned[self.outputs :])
 
 
 def input_and_output(

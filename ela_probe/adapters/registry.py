@@ -55,6 +55,23 @@ class StandInAdapter(DamageAdapter, Protocol):
         """
 
 
+@runtime_checkable
+class ReducingAdapter(Protocol):
+    """What an adapter has besides, so that no more than the weights is kept of what is read."""
+
+    def reduced(
+        self, model: nn.Module, site: str, call: int, captured: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """What `weights` needs of the tensors that were read, computed at once.
+
+        Args:
+            site: the qualified name of the module. call: which of its calls in this pass.
+            captured: the tensors among its inputs or outputs, detached, not copied.
+
+        Returns: tensors that share no memory with them.
+        """
+
+
 class ReadOnlyAdapter:
     """Defaults for an adapter: the weights are the first tensor read; nothing can be pruned."""
 
@@ -76,7 +93,7 @@ class ReadOnlyAdapter:
         raise cannot_prune(model)
 
 
-BUILT_IN = ("attnres", "deit", "dia", "kcla", "mrla_base", "mrla_light", "resnet")
+BUILT_IN = ("attnres", "deit", "dia", "inkling", "kcla", "mrla_base", "mrla_light", "resnet")
 ADAPTERS: list[Adapter] = []
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ela_probe.adapters.handover import Handover, Passed
 from ela_probe.discovery.hooks import Hooks
 from ela_probe.forward import uncompiled
-from ela_probe.system.nested_tensors import leaves_of, tensors_of, with_first_tensor
+from ela_probe.system.nested_tensors import tensors_of
 
 # site, the tensors of its handover (detached), its output y; returns what replaces y, or None
 Arrive = Callable[[str, Sequence[Tensor], Tensor], Tensor | None]
@@ -87,13 +87,11 @@ class HandoverHooks:
         self._passed[name] = Passed(tuple(tensors_of(inputs)), tuple(tensors_of(output)), arguments)
         replaced = None
         for site in sites:
-            y = next(leaf for leaf in leaves_of(output) if isinstance(leaf, Tensor))
-            new = self._arrive(site, self._handovers[site].tensors(self._passed), y)
+            handover = self._handovers[site]
+            y = handover.output_of(output)
+            new = self._arrive(site, handover.tensors(self._passed), y)
+            if new is None and handover.outputs > 1:
+                new = y  # it was joined: the graph has to pass through it
             if new is not None:
-                output = replaced = with_first_tensor(output, partial(_instead, new))
+                output = replaced = handover.with_output(output, new)
         return replaced
-
-
-def _instead(new: Tensor, old: Tensor) -> Tensor:
-    """The new tensor in place of the old one."""
-    return new

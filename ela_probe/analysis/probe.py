@@ -10,7 +10,7 @@ from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.discover import Discovery, discover
-from ela_probe.discovery.sampling import Sampling, positions, token_axis
+from ela_probe.discovery.sampling import Sampling, positions, token_axis, without_padding
 from ela_probe.errors import ProbeError
 from ela_probe.forward import check_has_values, unwrap
 
@@ -18,9 +18,10 @@ from ela_probe.forward import check_has_values, unwrap
 class AttentionProbe:
     """A context manager that streams a model's layer-attention weights into metrics.
 
-    Every forward pass of the model inside the `with` block counts, and no batch is stored. The
-    model's modes, parameters, outputs and random state don't change. When the block ends, also by
-    an error, the probe removes its own hooks and no others.
+    Every forward pass of the model inside the `with` block counts, and no batch is stored. Tokens
+    that the model's `attention_mask` [samples, tokens] calls padding are left out. The model's
+    modes, parameters, outputs and random state don't change. When the block ends, also by an error,
+    the probe removes its own hooks and no others.
 
         with AttentionProbe(model) as probe:
             for images, _ in loader:
@@ -135,13 +136,17 @@ class AttentionProbe:
         for stage, retrievals in zip(self.stages, weights, strict=True):
             metric = self.metrics[stage.name]
             device = retrievals[0].device
+            mask = self._capture.mask
             if self.sampling.max_tokens is not None:
                 retrievals = self._thinned(retrievals, self.sampling.max_tokens)
+                if mask is not None:
+                    mask = mask[:, positions(mask.shape[1], self.sampling.max_tokens)]
             if device.type == "mps":  # it has no float64
                 retrievals, device = [w.cpu() for w in retrievals], torch.device("cpu")
             if metric.device != device:
                 metric.to(device)
-            metric.update(retrievals)
+            for part in without_padding(retrievals, mask):
+                metric.update(part)
 
     def _thinned(self, retrievals: list[Tensor], count: int) -> list[Tensor]:
         shape, device = retrievals[0].shape, retrievals[0].device

@@ -35,6 +35,7 @@ def open_data(
     image_size: int | None = None,
     augment: Augmentation | None = None,
     context: int | None = None,
+    tokenizer: Path | None = None,
 ) -> Data:
     """Open a source: `text:FILE` (see `open_text`) or images (see `open_images`).
 
@@ -43,6 +44,7 @@ def open_data(
             text.
         image_size, augment: for images only.
         context: tokens in a window, for text only.
+        tokenizer: the directory of the tokenizer of a text; None: the tokens are bytes.
         The other arguments are those of `open_images` and `open_text`.
 
     Raises:
@@ -54,7 +56,14 @@ def open_data(
         if value is not None:
             raise DataError(f"{name}={value} doesn't apply to {source}; leave it out")
     if is_text:
-        return open_text(source, limit=limit, val_fraction=val_fraction, seed=seed, context=context)
+        return open_text(
+            source,
+            limit=limit,
+            val_fraction=val_fraction,
+            seed=seed,
+            context=context,
+            tokenizer=tokenizer,
+        )
     return open_images(
         source,
         root=root,
@@ -67,8 +76,13 @@ def open_data(
     )
 
 
-def data_from_spec(spec: DataSpec | TextSpec, *, download: bool = False) -> Data:
-    """Open the data that a checkpoint was trained on. Raises DataError when it is missing."""
+def data_from_spec(
+    spec: DataSpec | TextSpec, *, download: bool = False, tokenizer: Path | None = None
+) -> Data:
+    """Open the data that a checkpoint was trained on. Raises DataError when it is missing.
+
+    tokenizer: as `open_data` takes it.
+    """
     if isinstance(spec, TextSpec):
-        return TextData(spec)
+        return TextData(spec, tokenizer=tokenizer)
     return ImageData.from_spec(spec, download=download)

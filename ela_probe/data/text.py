@@ -1,4 +1,7 @@
-"""Text: a plain file as byte tokens, split by position, in windows for next-token prediction."""
+"""Text: a plain file as tokens, split by position, in windows for next-token prediction.
+
+Tokens are bytes, or those of the tokenizer in a model's directory.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -12,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ela_probe.data.batches import Batch, SeededBatches, Share, seeded_loader
 from ela_probe.data.source_files import check_text
 from ela_probe.data.source_names import absolute_source
+from ela_probe.data.tokens import load_tokenizer, read_tokens
 from ela_probe.errors import DataError
 from ela_probe.system.messages import first_line
 from ela_probe.system.validation import Strict
@@ -26,13 +30,16 @@ TEST_FRACTION = 0.05
 class TextSpec(Strict):
     """Where text comes from and how it becomes training, validation and test windows.
 
-    The last 5 % of the bytes are the test split; the `val_fraction` before them is the validation
+    The last 5 % of the tokens are the test split; the `val_fraction` before them is the validation
     split.
     """
 
     source: str = Field(pattern="^text:.", description="text:FILE, the path absolute")
     context: int = Field(CONTEXT, ge=1, description="tokens in a window")
-    tokens: Literal["bytes"] = "bytes"
+    tokens: Literal["bytes", "tokenizer"] = Field(
+        "bytes", description="bytes, or tokens of the tokenizer in the model's directory"
+    )
+    vocab_size: int = Field(256, ge=1, description="number of tokens")
     val_fraction: float = Field(VAL_FRACTION, ge=0, lt=0.9, description="of the file")
     seed: int = Field(0, ge=0, description="of the limited subset")
     limit: int | None = Field(None, ge=1, description="training windows used")
@@ -44,13 +51,13 @@ class TextSpec(Strict):
 
     @property
     def num_classes(self) -> int:
-        """Number of tokens; labels are 0..255."""
-        return 256
+        """Number of tokens; labels are less."""
+        return self.vocab_size
 
     @property
     def sample(self) -> str:
         """One sample in words."""
-        return f"sequences of {self.context} byte tokens"
+        return f"sequences of {self.context} {'byte ' if self.tokens == 'bytes' else ''}tokens"
 
     def model_arguments(self) -> dict[str, int]:
         """Arguments that a model of the zoo needs to fit this data."""
@@ -74,30 +81,47 @@ class TextSpec(Strict):
 class TextData:
     """The splits of one text file. Made by `open_text` or from a spec.
 
+    Args:
+        tokenizer: the directory of the tokenizer, where the spec's tokens are those of one.
+
     Raises:
         DataError: the file is missing or empty, or a split is shorter than a window.
     """
 
-    def __init__(self, spec: TextSpec) -> None:
+    def __init__(self, spec: TextSpec, *, tokenizer: Path | None = None) -> None:
         self.spec = spec
-        content = _read(Path(spec.source.partition(":")[2]))
+        path = Path(spec.source.partition(":")[2])
+        if spec.tokens == "tokenizer":
+            if tokenizer is None:
+                raise DataError(
+                    f"{spec.source} was read with the tokenizer of a model's directory, which is "
+                    "not at hand; give the model as hf:DIR, or other data with --data"
+                )
+            content = read_tokens(path, tokenizer)
+        else:
+            content = _read(path)
         test = round(len(content) * TEST_FRACTION)
         val = round(len(content) * spec.val_fraction)
         train = len(content) - test - val
         self._parts = dict(
             zip(("train", "val", "test"), content.split([train, val, test]), strict=True)
         )
+        unit = self._unit
         for split, part in self._parts.items():
             if len(part) <= spec.context and (split != "val" or spec.val_fraction):
                 raise DataError(
-                    f"{spec.source}: the {split} split has {len(part)} of {len(content)} bytes, "
-                    f"expected at least {spec.context + 1}, a window and the byte after it; use a "
-                    "longer file or a shorter context"
+                    f"{spec.source}: the {split} split has {len(part)} of {len(content)} {unit}, "
+                    f"expected at least {spec.context + 1}, a window and the {unit[:-1]} after it; "
+                    "use a longer file or a shorter context"
                 )
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{self.size(split)} {split}" for split in ("train", "val", "test"))
-        return f"TextData({self.spec.source}: {sizes} windows of {self.spec.context} bytes)"
+        return f"TextData({self.spec.source}: {sizes} windows of {self.spec.context} {self._unit})"
+
+    @property
+    def _unit(self) -> str:
+        return "bytes" if self.spec.tokens == "bytes" else "tokens"
 
     def size(self, split: Split) -> int:
         """Number of windows in "train", "val" or "test"; 0 for "val" when there is none."""
@@ -167,13 +191,13 @@ class TextData:
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Windows of bytes by position: tokens and next tokens, int64.
+    """Windows of a text by position: tokens and next tokens, int64.
 
     Args:
-        text: uint8 (N,).
-        starts: first byte of each window, int64.
+        text: integers (N,).
+        starts: first token of each window, int64.
         context: tokens in a window.
-        shift: shift each window of a batch forward by 0 to context - 1 bytes, which follow the
+        shift: shift each window of a batch forward by 0 to context - 1 tokens, which follow the
             batch's seed; a window at the end stays within the text.
     """
 
@@ -211,10 +235,12 @@ def open_text(
     val_fraction: float | None = None,
     seed: int = 0,
     context: int | None = None,
+    tokenizer: Path | None = None,
 ) -> TextData:
-    """Open `text:FILE` as byte tokens.
+    """Open `text:FILE` as byte tokens, or as those of a tokenizer.
 
     Args:
+        tokenizer: a directory of transformers with a tokenizer.
         limit: use this many training windows, a random subset that follows `seed`.
         val_fraction: share of the file for validation, 0.05 when None; 0 for none.
         context: tokens in a window, 128 when None.
@@ -232,15 +258,17 @@ def open_text(
     ):
         if not valid:
             raise DataError(f"{name} {value} is out of range: expected {expected}")
-    return TextData(
-        TextSpec(
-            source=absolute_source(source),
-            context=context,
-            val_fraction=fraction,
-            seed=seed,
-            limit=limit,
-        )
+    spec = TextSpec(
+        source=absolute_source(source),
+        context=context,
+        val_fraction=fraction,
+        seed=seed,
+        limit=limit,
     )
+    if tokenizer is not None:
+        size = len(load_tokenizer(tokenizer))
+        spec = spec.model_copy(update={"tokens": "tokenizer", "vocab_size": size})
+    return TextData(spec, tokenizer=tokenizer)
 
 
 def _read(path: Path) -> Tensor:

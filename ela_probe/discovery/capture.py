@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.registry import Adapter
+from ela_probe.adapters.registry import Adapter, ReducingAdapter
 from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.discovery.watch import Firing, Watch
@@ -41,6 +41,8 @@ class Capture:
         seen: the number of forward passes, recorded or not.
         stray: whether sites fired outside the model's own forward.
         input_shape: the shape of the first input tensor in the current pass.
+        mask: of the tokens in the current pass [samples, tokens], False for padding; None where
+            the model was called without an `attention_mask` of that shape.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Capture:
         self._around = ExitStack()
         self.passes, self.seen, self.stray = 0, 0, False
         self.input_shape: tuple[int, ...] = ()
+        self.mask: Tensor | None = None
 
     def __enter__(self) -> "Capture":
         if self._hooks:
@@ -126,14 +129,24 @@ class Capture:
         if not self._inside:  # recomputed in a backward pass, or a part called by itself
             self.stray = True
             return
-        copies = tuple(tensor.clone() for tensor in tensors_of(values))
-        self._captured.setdefault((name, reads), []).append(copies)
+        fired = self._captured.setdefault((name, reads), [])
+        if isinstance(self._adapter, ReducingAdapter):
+            with torch.no_grad():
+                read = self._adapter.reduced(
+                    self._model, name, len(fired), tuple(tensors_of(values))
+                )
+        else:
+            read = tuple(tensor.clone() for tensor in tensors_of(values))
+        fired.append(read)
 
     def _begin(self, module: nn.Module, inputs: Any, options: Any) -> None:
         self._captured.clear()  # what an interrupted pass left behind
         self._inside = True
         first = next(tensors_of((inputs, options)), None)
         self.input_shape = () if first is None else tuple(first.shape)
+        mask = options.get("attention_mask")
+        is_mask = isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point()
+        self.mask = mask.detach() != 0 if is_mask else None
 
     def _left(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._captured.clear()

@@ -6,6 +6,8 @@ Nothing is chosen at random: a run can be repeated, and the random state stays a
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ela_probe.errors import OptionError, ProbeError
 
 
@@ -74,3 +76,26 @@ def token_axis(weights: Sequence[int], inputs: Sequence[int]) -> int:
         "over tokens, so that max_tokens (--max-tokens) has nothing to choose from; leave it out, "
         "and record fewer batches instead (every, max_batches)"
     )
+
+
+def without_padding(retrievals: list[Tensor], mask: Tensor | None) -> list[list[Tensor]]:
+    """The retrievals of a stage without padded tokens, for each number of real tokens apart.
+
+    So every sample keeps its own tokens only, and its mean stays one observation.
+
+    Args:
+        retrievals: per site [samples, tokens, ..., sources].
+        mask: [samples, tokens], whether a token is real; None: all are.
+
+    Returns: the retrievals as they are where nothing is padded, or the mask has another shape.
+    """
+    if mask is None or retrievals[0].shape[:2] != mask.shape or bool(mask.all()):
+        return [retrievals]
+    mask = mask.to(retrievals[0].device)
+    counts = mask.sum(dim=1)
+    parts = []
+    for count in counts.unique().tolist():
+        rows = counts == count
+        if count:
+            parts.append([w[rows][mask[rows]].unflatten(0, (-1, count)) for w in retrievals])
+    return parts

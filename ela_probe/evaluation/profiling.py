@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.comparison import Latency, Machine, PeakMemory, Timing
 from ela_probe.evaluation.peak_memory import peak_bytes
-from ela_probe.forward import copied
+from ela_probe.forward import copied, required_logits
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.progress import bar
 
@@ -185,7 +185,8 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
     def step() -> None:
-        F.cross_entropy(model(images).flatten(0, -2), labels.flatten()).backward()
+        logits = required_logits(model(images))
+        F.cross_entropy(logits.flatten(0, -2), labels.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -24,6 +24,7 @@ def data_for(
     root: Path | None = None,
     download: bool = False,
     image_size: int | None = None,
+    context: int | None = None,
 ) -> Data:
     """Open the data that a checkpoint was trained on, or other data for its model.
 
@@ -34,13 +35,15 @@ def data_for(
         root: folder of the torchvision data sets.
         download: fetch a torchvision data set that is missing.
         image_size: resize images to this height and width, in pixels.
+        context: tokens in a window of text.
 
     Raises:
         CheckpointError: there is no source, and the checkpoint names none.
-        OptionError: an image size for data without images.
+        OptionError: an image size for data without images, or a context for data without text.
         DataError: the data are missing or damaged.
     """
     spec = checkpoint.header.data
+    tokenizer = checkpoint.path if checkpoint.is_directory else None
     if spec is None:
         if source is None:
             raise CheckpointError(
@@ -49,14 +52,25 @@ def data_for(
                 "or text:FILE), or analyze it on --example-inputs package.module:function or on "
                 "random inputs, --input-size C,H,W"
             )
-        return open_data(source, root=root, download=download, image_size=image_size)
+        return open_data(
+            source,
+            root=root,
+            download=download,
+            image_size=image_size,
+            context=context,
+            tokenizer=tokenizer,
+        )
     if source is not None or root is not None:
         spec = spec.with_source(source or spec.source, root=root)
     if image_size is not None:
         if spec.task != "images":
             raise OptionError(f"got --image-size {image_size}, but {spec.source} has no images")
         spec = spec.model_copy(update={"image_size": image_size})
-    return data_from_spec(spec, download=download)
+    if context is not None:
+        if spec.task != "tokens":
+            raise OptionError(f"got --context {context}, but {spec.source} has no text")
+        spec = spec.model_copy(update={"context": context})
+    return data_from_spec(spec, download=download, tokenizer=tokenizer)
 
 
 def check_task(spec: ModelSpec, source: str) -> None:
@@ -85,7 +99,13 @@ def check_data(model: nn.Module, data: Data) -> None:
             "choose other data with --data, or a model made for them",
         )
     )
-    if logits is not None and logits.shape != (*labels.shape, data.spec.num_classes):
+    if logits is None:
+        return
+    classes = logits.shape[-1]
+    # A tokenizer may know fewer tokens than a model has room for.
+    if getattr(data.spec, "tokens", None) == "tokenizer":
+        classes = min(classes, data.spec.num_classes)
+    if logits.shape[:-1] != labels.shape or classes != data.spec.num_classes:
         raise DataError(
             f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
             f"a sample has shape {list(logits.shape[1:])}; choose other data with --data"

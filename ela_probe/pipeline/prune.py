@@ -1,9 +1,8 @@
 """Carry out a plan on a checkpoint, and measure what it does to the loss."""
 
-import hashlib
 from pathlib import Path
 
-from ela_probe.checkpoint import Checkpoint, save_checkpoint
+from ela_probe.checkpoint import Checkpoint, save_beside
 from ela_probe.data.opening import Data
 from ela_probe.errors import DataError
 from ela_probe.evaluation.loss_change import LossChange, loss_change
@@ -25,12 +24,12 @@ def prune_checkpoint(checkpoint: Checkpoint, plan: SkipPlan, *, output: Path) ->
     header = checkpoint.header
     plans = (*header.plans, plan)
     smaller = prune(checkpoint.model, plan)
-    save_checkpoint(output, smaller, spec=header.model, plans=plans, data=header.data)
+    digest = save_beside(checkpoint, output, smaller, plans=plans, data=header.data)
     return Checkpoint(
         path=output,
         model=smaller,
         header=header.model_copy(update={"plans": plans, "metrics": {}}),
-        sha256=hashlib.sha256(output.read_bytes()).hexdigest(),
+        sha256=digest,
     )
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ela_probe.analysis.result import Provenance
-from ela_probe.checkpoint import Checkpoint, save_checkpoint
+from ela_probe.checkpoint import Checkpoint, save_beside, save_checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.errors import DataError
 from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.pipeline.inputs import check_data, check_task, data_for
 from ela_probe.pruning.plan import SkipPlan
-from ela_probe.system.outputs import refuse_inputs
+from ela_probe.system.checkpoint_file import read_file
+from ela_probe.system.outputs import refuse_inputs, refuse_other_folder
 from ela_probe.system.processes import Processes, is_first
 from ela_probe.system.storage import replacing
 from ela_probe.system.versions import versions
@@ -89,7 +90,8 @@ def finetune(
     """Continue to train a checkpoint, pruned or not, and write the best weights to `output`.
 
     The run itself (log, last weights, state to resume from) lies beside it in
-    `<output stem>-run/`. The checkpoint's model is trained in place.
+    `<output stem>-run/`. The checkpoint's model is trained in place. From a directory of
+    transformers a directory is made; the files of the run are state dicts.
 
     Args:
         data: replaces the data that the checkpoint names.
@@ -102,13 +104,21 @@ def finetune(
     refuse_inputs(
         [output, *(folder / name for name in (BEST, LAST, LOG, RESUME))], [checkpoint.path]
     )
+    if checkpoint.is_directory:
+        refuse_other_folder(output)
     data = data or data_for(checkpoint)
     header = checkpoint.header
     result = _fit(
         checkpoint.model, header.model, header.plans, data, config, folder, device, processes,
         resume, progress, loggers, start={"checkpoint (SHA-256)": checkpoint.sha256},
     )  # fmt: skip
-    if is_first():
+    if is_first() and checkpoint.is_directory:
+        checkpoint.model.load_state_dict(read_file(result.best).state)
+        save_beside(
+            checkpoint, output, checkpoint.model, plans=header.plans, data=data.spec,
+            metrics=result.best_metrics,
+        )  # fmt: skip
+    elif is_first():
         with replacing(output) as temporary:
             shutil.copyfile(result.best, temporary)
     return result

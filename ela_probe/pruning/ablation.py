@@ -173,7 +173,7 @@ def _added(
                 continue
             given = handover.alternatives(*read[site])
             new = handed_on(given, handover, action, stand_ins.get(site))
-            changed = logits_of(recorded.run_after(handover.module, new))
+            changed = logits_of(recorded.run_after(handover.module, new, handover.with_output))
             assert changed is not None
             new_losses, new_right, _ = _results(changed, classes)
             difference = (new_losses - losses)[counted]

@@ -1,7 +1,7 @@
 """RecordedPass: runs a model again after a site, with what came before from a recorded pass."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,14 @@ class Call:
 def versions_of(output: Any) -> tuple[int, ...]:
     """How often each tensor of an output was overwritten in place."""
     return tuple(leaf._version for leaf in leaves_of(output) if isinstance(leaf, Tensor))
+
+
+Put = Callable[[Any, Tensor], Any]
+
+
+def put_first(returned: Any, new: Tensor) -> Any:
+    """What a module returned, with another first tensor."""
+    return with_first_tensor(returned, lambda _: new)
 
 
 class RecordedPass:
@@ -75,13 +83,16 @@ class RecordedPass:
         self._ended += 1
         self._calls[name].append(Call(self._ended, output, versions_of(output)))
 
-    def run_after(self, site: str, new: Tensor) -> Any:
-        """The model's output for the same inputs, with `new` as a module's first output tensor."""
-        with self._reused(site, new), torch.no_grad():
+    def run_after(self, site: str, new: Tensor, put: Put = put_first) -> Any:
+        """The model's output for the same inputs, with `new` as a module's first output tensor.
+
+        put: how `new` is put into what the module returns, if it is more than that tensor.
+        """
+        with self._reused(site, new, put), torch.no_grad():
             return call(self._model, self._inputs)
 
     @contextmanager
-    def _reused(self, site: str, new: Tensor) -> Iterator[None]:
+    def _reused(self, site: str, new: Tensor, put: Put) -> Iterator[None]:
         end = self._calls[site][0].ended
         numbers: Counter[str] = Counter()
 
@@ -90,9 +101,9 @@ class RecordedPass:
             calls = self._calls[name]
             done = calls[number] if number < len(calls) and calls[number].ended <= end else None
             if name == site and done is not None and done.is_intact(but_first=True):
-                return with_first_tensor(done.output, lambda _: new.clone())
+                return put(done.output, new.clone())
             if name == site:
-                return with_first_tensor(original(*args, **kwargs), lambda _: new.clone())
+                return put(original(*args, **kwargs), new.clone())
             if done is not None and done.is_intact():
                 for part in self._names:  # these don't run now: their next call is a later one
                     if part.startswith(f"{name}."):

@@ -42,6 +42,16 @@ def refuse_folder(output: Path) -> None:
         )
 
 
+def refuse_other_folder(output: Path) -> None:
+    """Raise OutputError where something else than a model's directory lies in its place."""
+    if output.exists() and not (output / "config.json").is_file():
+        what = "folder" if output.is_dir() else "file"
+        raise OutputError(
+            f"got the {what} {output}, expected a directory to write, a new one or a model's; "
+            "choose another name with -o"
+        )
+
+
 def check_resumable(state: Path) -> None:
     """Raise CheckpointError where the state that --resume continues from does not exist."""
     if not state.is_file():
@@ -80,6 +90,31 @@ def keep_file(path: Path) -> Iterator[Kept]:
         copy.unlink()
     else:
         kept.path = copy
+
+
+@contextmanager
+def keep_directory(folder: Path) -> Iterator[Kept]:
+    """Rename an existing folder to a numbered one while the block writes another in its place.
+
+    Where the block ends in an error, it gets its name back.
+
+    Raises:
+        OutputError: it can't be renamed.
+    """
+    kept = Kept()
+    numbered = _numbered_folder(folder)
+    try:
+        os.replace(folder, numbered)
+    except OSError as error:
+        raise _cannot_keep(folder, error) from error
+    kept.path = numbered
+    try:
+        yield kept
+    except BaseException:
+        if not folder.exists():
+            os.replace(numbered, folder)
+            kept.path = None
+        raise
 
 
 @contextmanager

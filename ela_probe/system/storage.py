@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,47 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, and put it in the place of `path` on success.
+
+    After any error the temporary folder is removed, and a folder at `path` stays as it was.
+
+    Raises:
+        OutputError: `path` is a file, the folder around it can't be written to, or the disk is
+            full.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise OutputError(f"cannot write {path}: it is a file; expected the name of a folder")
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if path.exists():
+            earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            os.replace(path, earlier)
+            os.replace(temporary, path)
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; "
+            "choose another place with -o, or free some space"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.labels import IGNORED
+from ela_probe.forward import required_logits
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.processes import process_count
 from ela_probe.training.config import TrainConfig
@@ -76,8 +77,7 @@ class ClassificationModule(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (*L, K)."""
-        logits: Tensor = self.model(images)
-        return logits
+        return required_logits(self.model(images))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch, nats. Raises OptionError if a check finds that it is not finite."""

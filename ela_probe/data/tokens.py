@@ -1,0 +1,51 @@
+"""The tokens of a text file, by the tokenizer in a directory of transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ela_probe.data.source_files import check_text
+from ela_probe.errors import DataError
+from ela_probe.system.extras import transformers
+from ela_probe.system.messages import first_line
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a directory, never one from elsewhere and never with code of its own.
+
+    Raises:
+        DataError: there is none, or it can't be read. OptionError: transformers is missing.
+    """
+    try:
+        return transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, OSError, ImportError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{folder} has no tokenizer that can be read ({first_line(error)}); save the model's "
+            "own there: tokenizer.save_pretrained(DIR)"
+        ) from error
+
+
+def read_tokens(path: Path, folder: Path) -> Tensor:
+    """The whole text as token ids, int64 (N,), without special tokens.
+
+    Args:
+        path: the text, UTF-8. folder: with the tokenizer.
+
+    Raises:
+        DataError: the text is missing, empty or not UTF-8; or as `load_tokenizer`.
+    """
+    check_text(path)
+    tokenizer = load_tokenizer(folder)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read the text {path} ({first_line(error)}); expected a plain text file in "
+            "UTF-8"
+        ) from error
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if not ids:
+        raise DataError(f"the text {path} has no tokens; expected a plain text file")
+    return torch.tensor(ids, dtype=torch.int64)

@@ -1,0 +1,167 @@
+"""Directories that `save_pretrained` of transformers writes: a model's config, weights, tokenizer.
+
+Nothing is fetched from a network. A pruned model's config names its plans under KEY; the parameters
+of its stand-ins, which transformers doesn't know, lie in a file of their own beside its weights.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ela_probe.errors import CheckpointError
+from ela_probe.system.checkpoint_file import KEY
+from ela_probe.system.extras import transformers
+from ela_probe.system.messages import class_and_first_line, first_line
+from ela_probe.system.outputs import refuse_other_folder
+from ela_probe.system.storage import replacing_folder
+
+CONFIG = "config.json"
+STAND_INS = "ela_probe.safetensors"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config in a directory. Raises CheckpointError: there is none, or it is no JSON object."""
+    try:
+        config = json.loads((path / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read {path / CONFIG} ({first_line(error)}); expected a directory that "
+            "save_pretrained of transformers wrote"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path / CONFIG} holds no JSON object; write the directory again")
+    return config
+
+
+def read_network(
+    path: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The unpruned network of a directory, on the CPU in eval mode, and the weights it lacks.
+
+    The class is the one that the config names, or a causal language model. It keeps no cache.
+
+    Args:
+        dtype: of the weights; None: as stored.
+        trust_remote_code: whether code in the directory may be run.
+
+    Raises:
+        OptionError: transformers is missing. CheckpointError: it can't read the directory.
+    """
+    library, config = transformers(), read_config(path)
+    named = next(iter(config.get("architectures") or ()), "")
+    network = getattr(library, named, None) if not config.get("auto_map") else None
+    try:
+        with quiet():
+            model, info = (network or library.AutoModelForCausalLM).from_pretrained(
+                str(path),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+            )
+    except (ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
+        hint = ""
+        if "trust_remote_code" in str(error):
+            hint = "; the directory has code of its own: pass --trust-remote-code if you trust it"
+        raise CheckpointError(
+            f"transformers {library.__version__} can't read {path} "
+            f"({class_and_first_line(error)}){hint}"
+        ) from error
+    for part in (model.config, model.config.get_text_config()):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+    return model.eval(), tuple(sorted(info["missing_keys"]))
+
+
+def read_stand_ins(path: Path) -> dict[str, Tensor]:
+    """The parameters of the stand-ins in a directory, by name; empty where it has none."""
+    file = path / STAND_INS
+    if not file.exists():
+        return {}
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read {file} ({first_line(error)}); write the directory again"
+        ) from error
+
+
+def write_directory(
+    output: Path, model: nn.Module, *, source: Path, header: Mapping[str, Any]
+) -> Path:
+    """Write a model as `save_pretrained` does, with the other files of `source`.
+
+    Args:
+        output: the directory; a model's directory of that name is replaced.
+        source: the directory that the model was read from.
+        header: stands under KEY in the new config.
+
+    Raises:
+        OutputError: the place can't be written to, or something else lies there.
+    """
+    refuse_other_folder(output)
+    saved: Any = model
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    stand_ins = {name: state.pop(name) for name in list(state) if "stand_in" in name.split(".")}
+    with replacing_folder(output) as temporary:
+        with quiet():
+            saved.save_pretrained(str(temporary), state_dict=state)
+        written = read_config(temporary)
+        for file in source.iterdir():
+            if file.is_file() and not file.name.endswith(WEIGHTS):
+                shutil.copyfile(file, temporary / file.name)
+        config = {**read_config(source), KEY: header}
+        config |= {key: written[key] for key in ("dtype", "transformers_version") if key in written}
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+        (temporary / CONFIG).write_text(text, encoding="utf-8")
+        if stand_ins:
+            content = {name: tensor.contiguous() for name, tensor in stand_ins.items()}
+            safetensors.torch.save_file(content, temporary / STAND_INS)
+    return output
+
+
+def digest(path: Path) -> str:
+    """A SHA-256 of the config and the weights in a directory."""
+    total = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.name == CONFIG or (file.is_file() and file.name.endswith(WEIGHTS)):
+            total.update(file.name.encode())
+            with file.open("rb") as content:
+                for chunk in iter(lambda: content.read(2**20), b""):
+                    total.update(chunk)
+    return total.hexdigest()
+
+
+def example_tokens(model: nn.Module) -> Tensor | None:
+    """Seeded random token ids for a language model, int64 [2, 16]; None for any other model."""
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    if not isinstance(embedding, nn.Embedding):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(embedding.num_embeddings, (2, 16), generator=generator)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A block without the progress bars and warnings of transformers."""
+    control = transformers().utils.logging
+    level, shown = control.get_verbosity(), control.is_progress_bar_enabled()
+    control.set_verbosity(logging.ERROR)
+    control.disable_progress_bar()
+    try:
+        yield
+    finally:
+        control.set_verbosity(level)
+        if shown:
+            control.enable_progress_bar()

@@ -1,0 +1,17 @@
+"""Packages that only some features need."""
+
+from typing import Any
+
+from ela_probe.errors import OptionError
+
+
+def transformers() -> Any:
+    """The package transformers. Raises OptionError where it is missing, with what to type."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise OptionError(
+            f"models of transformers need that package ({error}); install it with "
+            "pip install 'ela-probe[hf]', or pip install transformers (Python 3.11 or later)"
+        ) from error
+    return transformers
