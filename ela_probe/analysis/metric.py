@@ -254,7 +254,7 @@ class RedundancyMetric(Metric):
         )
         result["kl_of_means"] = divergence.pairwise(mean_weights, self.sizes).kl[0]
         if self.heads > 1:
-            result["head_kl"] = -value_of(self.head_sums) / (self.rows / self.heads)
+            result["head_kl"] = (0.0 - value_of(self.head_sums)) / (self.rows / self.heads)
         if self.by_sample:
             result |= class_means(self.class_sums, self.class_counts)
             result |= unusual(self.extremes, float(result["kl"].diagonal(1).mean()))

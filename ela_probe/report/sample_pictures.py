@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from ela_probe.report.site_labels import printable
 
 WORDS = 80  # the most characters of a text
+THUMBNAIL = 64  # pixels
 NUMBERS = 12  # the most numbers of a sequence
 
 
@@ -44,6 +47,17 @@ def picture_of(sample: Any, names: Sequence[str] = ()) -> tuple[NDArray[np.uint8
         more = " ..." if values.size > NUMBERS else ""
         words.append(" ".join(f"{number:g}" for number in values[:NUMBERS].tolist()) + more)
     return None, ": ".join(words)
+
+
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """An image [height, width, 3] as the data URI of a PNG of at most THUMBNAIL pixels."""
+    from PIL import Image
+
+    small = Image.fromarray(image)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    small.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ela_probe.analysis.result import StageAnalysis
@@ -113,12 +114,14 @@ def unusual_samples(
             if image is not None:
                 _put(axes, image, row)
         axes.set_ylim(len(found) - 0.5, -0.5)
-        reach = max(float(np.abs(kl - mean).max()), 1e-12)
+        reach = max(float(np.abs(kl - mean).max()), 0.01 * mean, 1e-9)
         axes.set_xlim(max(0.0, mean - 1.2 * reach), mean + 1.2 * reach)
         fit_ticks(axes, "y", rows.tolist(), labels)
         if samples is not None and any(isinstance(a, AnnotationBbox) for a in axes.artists):
             axes.tick_params("y", pad=42)
-        axes.set_xlabel("mean kl of neighbours over the sites [nats]; line: mean over all samples")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.set_xlabel("mean kl of neighbours [nats]; line: all samples")
         for row, value in enumerate(kl):
             axes.annotate(
                 readable(float(value), digits=3), (float(value), row),
