@@ -130,7 +130,8 @@ class StageAnalysis:
             {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
             beta,
             StageDamage.from_arrays(arrays),
-            *(arrays.get(name, np.array(np.nan)).reshape(-1) for name in ("entropy", "entropy_se")),
+            entropy=arrays.get("entropy", np.array(np.nan)).reshape(-1),
+            entropy_se=arrays.get("entropy_se", np.array(np.nan)).reshape(-1),
             views=StageViews.from_arrays(arrays, sites),
         )
 
