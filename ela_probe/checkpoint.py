@@ -176,8 +176,8 @@ def read_checkpoint(
     Args:
         dtype, trust_remote_code: for a directory, as `pretrained.read_network` takes them.
     """
-    named, path = str(path).startswith(PREFIX), Path(str(path).removeprefix(PREFIX))
-    if named or (path / pretrained.CONFIG).is_file():
+    is_named, path = str(path).startswith(PREFIX), Path(str(path).removeprefix(PREFIX))
+    if is_named or (path / pretrained.CONFIG).is_file():
         return _read_directory(path, dtype, trust_remote_code=trust_remote_code)
     file = read_file(path)
     header = _header(path, file, spec)
