@@ -55,7 +55,15 @@ def printable(text: str) -> str:
     >>> printable("a\nb")
     'a\ufffdb'
     """
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return "\ufffd"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

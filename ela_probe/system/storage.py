@@ -29,11 +29,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OutputError: `path` is no regular file, its folder can't be written to, or the disk is full.
     """
     if is_stdout(path):
-        with _written_to_stdout(Path(path)) as temporary:
-            yield temporary
+        with _written_to_stdout(Path(path)) as written:
+            yield written
         return
     refuse_irregular(path)
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,8 @@ def _written_to_stdout(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as written:
                 shutil.copyfileobj(written, sys.stdout.buffer)
             sys.stdout.buffer.flush()
+        except BrokenPipeError:  # the reader went away: no error of ours
+            raise
         except OSError as error:
             raise OutputError(
                 f"cannot write to the standard output: {error.strerror or error}"
