@@ -55,6 +55,8 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
             else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects")
         declared = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or declared != size - stream.tell():
             raise ValueError(
