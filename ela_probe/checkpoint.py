@@ -22,6 +22,7 @@ from ela_probe import pretrained
 from ela_probe.data.opening import AnySpec
 from ela_probe.errors import CheckpointError, ModelError
 from ela_probe.forward import without_compile
+from ela_probe.models.bounded_build import check_size
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
@@ -183,6 +184,8 @@ def read_checkpoint(
     header = _header(path, file, spec)
     if spec is not None:
         header = header.model_copy(update={"model": header.model.found_in(spec.path)})
+    if file.header is not None:
+        _check_header_size(path, header.model, file.state)
     model = without_compile(header.model.build())
     for plan in header.plans:
         model = prune(model, plan)
@@ -250,6 +253,14 @@ def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model.load_state_dict(typed, assign=True)
     else:
         model.load_state_dict(state)
+
+
+def _check_header_size(path: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where a header asks for a model that the file can't fill."""
+    try:
+        check_size(spec, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _header(path: Path, file: StoredFile, spec: ModelSpec | None) -> Header:
