@@ -154,7 +154,7 @@ def test_other_labels_are_no_classes(labels: object) -> None:
 
 @pytest.mark.parametrize("labels", [[2, 0, 1], torch.tensor([[2], [0], [1]], dtype=torch.uint8)])
 def test_a_class_for_each_sample(labels: object) -> None:
-    assert one_class_each(labels, 3).tolist() == [2, 0, 1]  # type: ignore[union-attr]
+    assert one_class_each(labels, 3).tolist() == [2, 0, 1]
 
 
 def test_what_is_known_follows_the_samples_without_padding() -> None:

@@ -129,7 +129,7 @@ class StageAnalysis:
             beta,
             StageDamage.from_arrays(arrays),
             *(arrays.get(name, np.array(np.nan)).reshape(-1) for name in ("entropy", "entropy_se")),
-            StageViews.from_arrays(arrays, sites),
+            views=StageViews.from_arrays(arrays, sites),
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -87,8 +87,9 @@ def analysed_samples(checkpoint: Checkpoint, provenance: Provenance) -> Dataset[
             f"{checkpoint.path} is not the checkpoint that was analysed ({provenance.checkpoint}, "
             f"SHA-256 {str(provenance.checkpoint_sha256)[:12]}...); give that one"
         )
-    split = provenance.split
-    if split not in ("train", "val", "test"):
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    split = next((name for name in splits if name == provenance.split), None)
+    if split is None:
         raise OptionError(
             f"the analysis is of {provenance.data or 'unknown data'}, not of a split of a data "
             "set, so that its samples can't be read again; leave --checkpoint out"

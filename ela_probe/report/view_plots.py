@@ -142,8 +142,10 @@ def shown_classes(part: StageAnalysis, most: int = MOST_ROWS) -> NDArray[np.intp
     if part.views is None:
         return np.zeros(0, dtype=np.intp)
     present = np.flatnonzero(part.views.class_counts)
-    means = part.views.class_kl[present][:, 1:].mean(axis=1) if len(present) else np.zeros(0)
-    order = np.argsort(-np.abs(means - stage_mean(part)), kind="stable") if len(present) else []
+    if not len(present):
+        return present
+    means = part.views.class_kl[present][:, 1:].mean(axis=1)
+    order = np.argsort(-np.abs(means - stage_mean(part)), kind="stable")
     return np.sort(present[order][:most])
 
 

@@ -45,12 +45,16 @@ function unusualSamples(stage) {
   const { mean, samples } = stage.unusual;
   const label = (s) => `sample ${s.position}${s.words ? `: ${s.words}` : ""}`;
   const points = samples.map((s) => ({ ...s, name: label(s) }));
+  const reach = 1.1 * Math.max(1e-9, 0.01 * mean, ...points.map((p) => Math.abs(p.kl - mean)));
   const pictured = points.some((p) => p.image);
   return {
     draw: (width) =>
       plotOf(Math.min(width, 700), {
-        height: 60 + (pictured ? 44 : 26) * points.length, marginLeft: pictured ? 270 : 220, marginBottom: 40,
-        x: { label: "mean kl of neighbours [nats]; line: all samples", nice: true, ticks: 5, zero: false },
+        height: 80 + (pictured ? 44 : 26) * points.length, marginLeft: pictured ? 270 : 220, marginBottom: 50,
+        x: {
+          domain: [mean - reach, mean + reach], ticks: 5,
+          label: "mean kl of neighbours [nats]; line: all samples", labelAnchor: "center", labelOffset: 38,
+        },
         y: { domain: points.map((p) => p.name), label: null, axis: null },
         marks: [
           Plot.axisY(points.map((p) => p.name), {
