@@ -120,6 +120,7 @@ class StageAnalysis:
             )
             for t in range(sites)
         )
+        unknown = np.full(sites, np.nan)
         return cls(
             stage,
             int(arrays["samples"]),
@@ -128,7 +129,8 @@ class StageAnalysis:
             {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
             beta,
             StageDamage.from_arrays(arrays),
-            *(arrays.get(name, np.array(np.nan)).reshape(-1) for name in ("entropy", "entropy_se")),
+            entropy=arrays.get("entropy", unknown).reshape(sites),
+            entropy_se=arrays.get("entropy_se", unknown).reshape(sites),
             views=StageViews.from_arrays(arrays, sites),
         )
 
