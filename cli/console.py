@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ela_probe.system.messages import printable
 from ela_probe.system.numbers import readable
 
 if TYPE_CHECKING:
@@ -41,17 +42,17 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def print_line(text: str) -> None:
     """Print a message on stdout; a long line is not broken, so that paths can be copied."""
-    stdout().print(text, soft_wrap=True)
+    stdout().print(visible(text), soft_wrap=True)
 
 
 def print_paragraph(text: str) -> None:
     """Print prose on stdout, broken at the width of the terminal."""
-    stdout().print(text)
+    stdout().print(visible(text))
 
 
 def print_note(text: str) -> None:
     """Print a message on stderr."""
-    stderr().print(text, soft_wrap=True)
+    stderr().print(visible(text), soft_wrap=True)
 
 
 def is_first_process() -> bool:
@@ -77,10 +78,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]
     from rich.text import Text
 
     out = stdout()
-    cells = [
-        [cell if isinstance(cell, str | Text) else cell_text(cell) for cell in row] for row in rows
-    ]
-    names = [column.lstrip(">~") for column in columns]
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    names = [visible(column.lstrip(">~")) for column in columns]
     full = [
         max(cell_len(_plain(cell)) for cell in column) for column in zip(names, *cells, strict=True)
     ]
@@ -91,7 +90,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[Any]
     in_file = not out.is_terminal and "COLUMNS" not in os.environ
     limit = _total(full) if in_file else out.width
     if title:
-        out.print(Text(title, style="bold"))
+        out.print(Text(visible(title), style="bold"))
     for chosen in _parts(least, limit):
         room = min(limit, _total([full[i] for i in chosen]))
         width = max(room, _total([least[i] for i in chosen]))
@@ -121,6 +120,24 @@ def _parts(widths: Sequence[int], limit: int) -> list[list[int]]:
 def _total(widths: Sequence[int]) -> int:
     """The width of a table: its columns, what lies between them, and two blanks on each side."""
     return sum(widths) + GAP * (len(widths) - 1) + 4
+
+
+def visible(text: str) -> str:
+    r"""Text whose names can't command a terminal; its own line breaks stay.
+
+    >>> visible("a\x1b[31m")
+    'a\ufffd[31m'
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _cell(cell: Any) -> "str | Text":
+    """A cell as it is printed; the style of a `Text` stays."""
+    from rich.text import Text
+
+    if isinstance(cell, Text):
+        return cell if cell.plain.isprintable() else Text(visible(cell.plain), cell.style)
+    return visible(cell if isinstance(cell, str) else cell_text(cell))
 
 
 def _plain(cell: "str | Text") -> str:

@@ -1,13 +1,16 @@
 """The entry point of the command: errors become one line and an exit code, warnings one line."""
 
+import errno
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ela_probe.errors import ElaProbeError
+
+LONGEST_ERROR = 2000  # characters: a file may hold a name of any length
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .inputs import look_for_files
 
     tolerate_missing_characters()
+    # Read when transformers is imported: no network, no warnings about kernels that are missing.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -23,8 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         look_for_files(words)
         from .app import app
 
-        with _warnings_in_one_line():
-            return int(app(words, prog_name="ela-probe", standalone_mode=False) or 0)
+        with redirect_stdout(sys.stdout), _warnings_in_one_line():  # an output may take stdout
+            code = int(app(words, prog_name="ela-probe", standalone_mode=False) or 0)
+            sys.stdout.flush()
+            return code
     except ElaProbeError as error:
         if debug:
             raise
@@ -32,8 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return fail(str(error) or "interrupted", code=130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         return 0
+    except OSError as error:
+        if debug or error.errno != errno.ENOSPC:
+            raise
+        _close_stdout()
+        return fail(f"cannot write the output: {error.strerror}; free some space")
     except Exception as error:
         message = getattr(error, "format_message", None)
         if debug or message is None:  # no usage error of Typer
@@ -46,10 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"{message()} See `{verb} --help`")
 
 
+def _close_stdout() -> None:
+    """Send what is left to nowhere, so that Python does not fail to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def fail(message: str, *, code: int = 2) -> int:
     """Print an error in one line on stderr."""
+    from ela_probe.system.messages import printable, shortened
+
     lines = (line.strip() for line in message.splitlines())
-    print(f"error: {' '.join(line for line in lines if line)}", file=sys.stderr)
+    text = shortened(" ".join(line for line in lines if line), LONGEST_ERROR)
+    print(f"error: {printable(text)}", file=sys.stderr)
     return code
 
 

@@ -1,9 +1,11 @@
 """What a command does before it writes: the one rule for files that exist (docs/guide.md)."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ela_probe.errors import OutputError
 from ela_probe.system.messages import quoted
 from ela_probe.system.outputs import (
     Kept,
@@ -14,6 +16,7 @@ from ela_probe.system.outputs import (
     refuse_inputs,
     refuse_other_folder,
 )
+from ela_probe.system.storage import is_stdout
 
 from . import console
 from .inputs import PRETRAINED
@@ -47,6 +50,11 @@ def check_output(
 
     made_from: a checkpoint; where it is a directory of transformers, so is the output.
     """
+    if made_from is not None and is_stdout(output):
+        raise OutputError(
+            f"got -o {output}, expected the name of a file: a checkpoint is not written to the "
+            "standard output"
+        )
     if made_from is not None and made_from.is_dir():
         refuse_other_folder(output)
     else:
@@ -72,6 +80,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     if kept.path is not None:
         console.print_note(f"note: the earlier {path} is kept as {kept.path}")
+    if is_stdout(path):
+        sys.stdout = sys.stderr  # the output has the standard output for itself; see `entry.main`
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ela_probe import pretrained
 from ela_probe.data.opening import AnySpec
 from ela_probe.errors import CheckpointError, ModelError
 from ela_probe.forward import without_compile
+from ela_probe.models.bounded_build import check_size
 from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
@@ -33,6 +34,7 @@ from ela_probe.system.validation import Strict, explain
 from ela_probe.system.versions import versions
 
 CLASSES = "num_classes"
+PREFIX = "hf:"  # of a directory of transformers
 
 
 class Header(Strict):
@@ -175,13 +177,15 @@ def read_checkpoint(
     Args:
         dtype, trust_remote_code: for a directory, as `pretrained.read_network` takes them.
     """
-    path = Path(str(path).removeprefix("hf:"))
-    if path.is_dir():
+    is_named, path = str(path).startswith(PREFIX), Path(str(path).removeprefix(PREFIX))
+    if is_named or (path / pretrained.CONFIG).is_file():
         return _read_directory(path, dtype, trust_remote_code=trust_remote_code)
     file = read_file(path)
     header = _header(path, file, spec)
     if spec is not None:
         header = header.model_copy(update={"model": header.model.found_in(spec.path)})
+    if file.header is not None:
+        _check_header_size(path, header.model, file.state)
     model = without_compile(header.model.build())
     for plan in header.plans:
         model = prune(model, plan)
@@ -249,6 +253,14 @@ def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model.load_state_dict(typed, assign=True)
     else:
         model.load_state_dict(state)
+
+
+def _check_header_size(path: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where a header asks for a model that the file can't fill."""
+    try:
+        check_size(spec, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _header(path: Path, file: StoredFile, spec: ModelSpec | None) -> Header:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, Field, model_validator
 
+from ela_probe.analysis.analysis_folder import csv_text, read_folder, write_folder
 from ela_probe.analysis.beta_fit import (
     BINS,
     BetaFit,
@@ -25,13 +25,11 @@ from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.measures import newest_share
 from ela_probe.analysis.views import StageViews
 from ela_probe.errors import AnalysisError, ElaProbeError
-from ela_probe.sites import Site, Stage
+from ela_probe.sites import Kind, Site, Stage
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
-from ela_probe.system.documents import read_document
-from ela_probe.system.messages import class_and_first_line
+from ela_probe.system.messages import class_and_first_line, printable, shortened
 from ela_probe.system.numbers import counted
-from ela_probe.system.storage import output_directory, replacing, write_json, write_text
 from ela_probe.system.validation import Finite, Strict
 
 if TYPE_CHECKING:
@@ -122,6 +120,7 @@ class StageAnalysis:
             )
             for t in range(sites)
         )
+        unknown = np.full(sites, np.nan)
         return cls(
             stage,
             int(arrays["samples"]),
@@ -130,8 +129,8 @@ class StageAnalysis:
             {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
             beta,
             StageDamage.from_arrays(arrays),
-            entropy=arrays.get("entropy", np.array(np.nan)).reshape(-1),
-            entropy_se=arrays.get("entropy_se", np.array(np.nan)).reshape(-1),
+            entropy=arrays.get("entropy", unknown).reshape(sites),
+            entropy_se=arrays.get("entropy_se", unknown).reshape(sites),
             views=StageViews.from_arrays(arrays, sites),
         )
 
@@ -183,6 +182,22 @@ class StageAnalysis:
     def adjacent(self, measure: str) -> Floats:
         """[T] divergence of each site from the one before it; NaN for the first."""
         return np.concatenate([[np.nan], np.diagonal(self.divergences[measure], offset=1)])
+
+
+class StoredStage(BaseModel):
+    """What analysis.json says of a stage and is read again. Names can be printed."""
+
+    name: str
+    kind: Kind
+    sites: tuple[Site, ...] = Field(min_length=1)
+    carried_over: bool
+
+    @model_validator(mode="after")
+    def _printable(self) -> StoredStage:
+        for name in (self.name, *(site.name for site in self.sites)):
+            if not name.isprintable():
+                raise ValueError(f"the name {printable(shortened(name))!r} can't be printed")
+        return self
 
 
 class Provenance(Strict):
@@ -316,19 +331,20 @@ class Analysis:
         raise AnalysisError(f"no stage is called {name!r}; this analysis has {names}")
 
     def save(self, directory: str | Path) -> Path:
-        """Write analysis.json, pairs.csv, sites.csv and arrays.npz. Raises OutputError."""
-        directory = output_directory(directory)
+        """Write arrays.npz, pairs.csv, sites.csv and, last, analysis.json. Raises OutputError.
+
+        analysis.json has the SHA-256 of the others: `load` refuses files of two analyses.
+        """
         arrays = {
             f"{s}/{name}": value
             for s, part in enumerate(self.stages)
             for name, value in part.arrays().items()
         }
-        with replacing(directory / "arrays.npz") as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        write_text(directory / "pairs.csv", self.pairs.to_csv(index=False))
-        write_text(directory / "sites.csv", self.sites.to_csv(index=False))
-        write_json(directory / "analysis.json", self.summary())
-        return directory
+        tables = {
+            "pairs.csv": csv_text(self.pairs),
+            "sites.csv": csv_text(self.sites),
+        }
+        return write_folder(directory, document=self.summary(), arrays=arrays, tables=tables)
 
     def summary(self) -> dict[str, Any]:
         """The analysis without its arrays, as plain values for JSON."""
@@ -355,43 +371,16 @@ class Analysis:
         """Read a folder that `save` wrote.
 
         Raises:
-            AnalysisError: no analysis is there, it has another version, or a file is broken.
+            AnalysisError: no analysis is there, it has another version, a file is broken, or
+                its files don't belong together.
         """
         directory = Path(directory)
-        expected = "a folder that `ela-probe analyze` wrote"
-        if directory.is_file():
-            raise AnalysisError(f"{directory} is a file; expected {expected}")
         try:
-            if missing := [
-                n for n in ("analysis.json", "arrays.npz") if not (directory / n).exists()
-            ]:
-                raise AnalysisError(
-                    f"there is no analysis in {directory}: {missing[0]} is missing; expected "
-                    f"{expected}"
-                )
-            text = read_document(
-                directory / "analysis.json",
-                what="the analysis",
-                expected="JSON that `ela-probe analyze` wrote",
-                error=AnalysisError,
-            )
-            document = json.loads(text)
-            version = document["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise AnalysisError(
-                    f"{directory} has version {version!r} of the analysis format; expected "
-                    f"{SCHEMA_VERSION}; run `ela-probe analyze` again"
-                )
-            with np.load(directory / "arrays.npz", allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            document, arrays = read_folder(directory, version=SCHEMA_VERSION, wanted=_is_of_a_stage)
             stages = []
             for index, entry in enumerate(document["stages"]):
-                stage = Stage(
-                    entry["name"],
-                    entry["kind"],
-                    tuple(Site(**site) for site in entry["sites"]),
-                    entry["carried_over"],
-                )
+                stored = StoredStage.model_validate(entry)
+                stage = Stage(stored.name, stored.kind, stored.sites, stored.carried_over)
                 of_stage = {
                     name.partition("/")[2]: value
                     for name, value in arrays.items()
@@ -410,6 +399,11 @@ class Analysis:
                 f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "
                 "run `ela-probe analyze` again"
             ) from error
+
+
+def _is_of_a_stage(name: str) -> bool:
+    """Whether an array in the file belongs to a stage, as `0/kl` does."""
+    return name.partition("/")[0].isdecimal()
 
 
 def _damage_columns(damage: StageDamage | None, t: int) -> dict[str, float]:

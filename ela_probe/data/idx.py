@@ -14,6 +14,8 @@ from torch import Tensor
 from ela_probe.errors import DataError
 from ela_probe.system.messages import first_line
 
+LARGEST_FILE = 2**28  # bytes; Fashion-MNIST's largest file has 47 million
+
 
 def read_fashion_mnist_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
     """One split, "train" or "test", zero-padded from 28 x 28 to 32 x 32.
@@ -58,9 +60,8 @@ def _find(root: Path, name: str) -> Path:
 def _read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
     """The array in an IDX file, read-only: its bytes are not copied."""
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(LARGEST_FILE)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} can't be read ({first_line(error)}); fetch it again") from error
     header = 4 + 4 * dimensions

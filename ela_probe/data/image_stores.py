@@ -18,6 +18,8 @@ from ela_probe.system.messages import first_line
 
 IN_MEMORY_BYTES = 2**30
 DECODED_AT_OPENING = 10_000
+MOST_PIXELS = 2**27
+MOST_ELONGATED = 200  # resized, a picture of 1 x 1,000,000 pixels would take gigabytes
 WIDE_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """Pillow's modes of more than 8 bits; its own conversion to RGB clips them."""
 
@@ -158,6 +160,7 @@ def read_rgb(path: str) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
+            _check_size(path, *file.size)
             if file.mode not in WIDE_MODES:
                 return file.convert("RGB")
             pixels = np.asarray(file)
@@ -168,6 +171,15 @@ def read_rgb(path: str) -> Image.Image:
         raise ImageFileError(printable(str(error))) from None
     except Exception as error:  # Pillow's readers raise errors of many types
         raise _unreadable(path, error) from None
+
+
+def _check_size(path: str, width: int, height: int) -> None:
+    """Raise DataError where a picture would take gigabytes, decoded or resized."""
+    if width * height > MOST_PIXELS or max(width, height) > MOST_ELONGATED * min(width, height):
+        raise DataError(
+            f"{path} has {width:,} x {height:,} pixels; expected at most {MOST_PIXELS:,}, and one "
+            f"side at most {MOST_ELONGATED} times as long as the other; remove or replace it"
+        )
 
 
 def check_headers(paths: Iterable[str]) -> None:

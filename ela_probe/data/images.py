@@ -21,6 +21,7 @@ from ela_probe.errors import DataError, DataWarning
 Split = Literal["train", "val", "test"]
 
 FILE_WORKERS = 4
+LARGEST_SIZE = 2**13  # of an image in pixels, height and width
 
 
 def open_images(
@@ -73,8 +74,10 @@ def open_images(
         raise DataError(f"validation fraction {val_fraction} is out of range; expected 0 to 0.9")
     if seed < 0:
         raise DataError(f"seed {seed} is negative; expected 0 or more")
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image size {image_size} is out of range; expected 1 or more pixels")
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIZE:
+        raise DataError(
+            f"image size {image_size} is out of range; expected 1 to {LARGEST_SIZE:,} pixels"
+        )
     source = absolute_source(source)
     folder = absolute_root(root) if root is not None else None
     splits = read_splits(source, root=folder, download=download, image_size=image_size)

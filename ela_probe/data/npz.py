@@ -24,6 +24,7 @@ from ela_probe.data.source_files import SPLITS, npz_files
 from ela_probe.data.source_names import NPZ_SPLIT
 from ela_probe.data.splits import Splits, first_difference, held_out
 from ela_probe.errors import DataError
+from ela_probe.system.array_files import array_names, read_arrays
 from ela_probe.system.messages import first_line
 
 ONE_FILE_KEYS = (
@@ -108,22 +109,25 @@ def _read(
             "numpy.savez"
         )
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream:
+            names = array_names(stream)
             if keys is None:
-                keys = _one_file_keys(file, arrays.files)
-            missing = [key for pair in keys.values() for key in pair if key not in arrays.files]
+                keys = _one_file_keys(file, names)
+            needed = {key for pair in keys.values() for key in pair}
+            missing = [key for pair in keys.values() for key in pair if key not in names]
             if missing:
                 raise DataError(
                     f"{file} contains no {' and no '.join(missing)} (it contains "
-                    f"{', '.join(arrays.files) or 'nothing'}); expected images and labels"
+                    f"{', '.join(names) or 'nothing'}); expected images and labels"
                 )
-            classes = arrays["classes"].ravel().tolist() if "classes" in arrays.files else None
-            parts = {
-                split: Part(
-                    arrays[images], arrays[labels], f"{images} in {file}", f"{labels} in {file}"
-                )
-                for split, (images, labels) in keys.items()
-            }
+            arrays = read_arrays(stream, {*needed, "classes"}.__contains__)
+        classes = arrays["classes"].ravel().tolist() if "classes" in arrays else None
+        parts = {
+            split: Part(
+                arrays[images], arrays[labels], f"{images} in {file}", f"{labels} in {file}"
+            )
+            for split, (images, labels) in keys.items()
+        }
     except DataError:
         raise
     except Exception as error:  # zipfile, zlib, pickle and NumPy raise errors of many types

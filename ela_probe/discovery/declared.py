@@ -20,10 +20,13 @@ from ela_probe.discovery.sites_file import DeclaredStage, SitesFile
 from ela_probe.errors import ModelError, ProbeError
 from ela_probe.forward import call, eval_mode, moved, uncompiled, unwrap
 from ela_probe.sites import Site, Stage
-from ela_probe.system.messages import first_line
+from ela_probe.system.messages import first_line, shortened
 
 if TYPE_CHECKING:
     from ela_probe.discovery.discover import Discovery
+
+
+LISTED = 5  # patterns that a message names
 
 
 class DeclaredAdapter(ReadOnlyAdapter):
@@ -151,7 +154,7 @@ class DeclaredAdapter(ReadOnlyAdapter):
             )
 
     def _no_match(self, part: DeclaredStage, names: Sequence[str]) -> str:
-        patterns = (*part.modules, *part.regex)
+        patterns = [shortened(pattern) for pattern in (*part.modules, *part.regex)[:LISTED]]
         near: list[str] = []
         for pattern in patterns:
             near += difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)

@@ -6,20 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import re2
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ela_probe.errors import OptionError
 from ela_probe.sites import Kind, Reads
-from ela_probe.system.documents import read_document
+from ela_probe.system.documents import LARGEST_BY_HAND, read_document
+from ela_probe.system.messages import first_line, shortened
 from ela_probe.system.validation import Strict, explain
+
+MOST_CALLS = 1000
 
 
 class DeclaredStage(Strict):
     """One `[[stage]]` of the file: which modules retrieve, and where their weights are.
 
     modules: globs over qualified module names; `*` stays within one part of a name, `**` crosses
-    dots. regex: patterns that match whole names instead. group: a capture group of the regex, by
-    name or number, whose text tells stages apart. reads, axis, kind: as in Site and Stage.
+    dots. regex: patterns of RE2 that match whole names instead. group: a capture group of the
+    regex, by name or number, whose text tells stages apart. reads, axis, kind: as in Site and
+    Stage.
     tensor: which of the tensors read, from 0. calls: how often a module retrieves in a pass.
     sources: the number of sources of every site of a stage; counted in a forward pass if left out.
     """
@@ -32,7 +37,7 @@ class DeclaredStage(Strict):
     axis: int = -1
     tensor: int = Field(0, ge=0)
     kind: Kind = "softmax"
-    calls: int = Field(1, ge=1)
+    calls: int = Field(1, ge=1, le=MOST_CALLS)
     sources: tuple[int, ...] | None = None
 
     @field_validator("modules", "regex", mode="before")
@@ -45,9 +50,13 @@ class DeclaredStage(Strict):
     def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in value:
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+                _compiled(pattern)
+            except re2.error as error:
+                reason = shortened(error.args[0].decode(errors="replace"))
+                raise ValueError(
+                    f"{shortened(pattern)!r} is no regular expression of RE2 ({reason}), which has "
+                    "no look-around and no back-references"
+                ) from error
         return value
 
     @field_validator("kind")
@@ -67,7 +76,7 @@ class DeclaredStage(Strict):
         if self.group is not None:
             known: set[str | int] = {
                 key
-                for pattern in map(re.compile, self.regex)
+                for pattern in map(_compiled, self.regex)
                 for key in (*range(1, pattern.groups + 1), *pattern.groupindex)
             }
             if self.modules or self.group not in known:
@@ -79,13 +88,13 @@ class DeclaredStage(Strict):
 
     def grouped(self, names: Sequence[str]) -> dict[str, list[str]]:
         """The matching module names by stage, both in the model's order."""
-        patterns = [re.compile(p) for p in (*map(_glob, self.modules), *self.regex)]
+        patterns = [_compiled(p) for p in (*map(_glob, self.modules), *self.regex)]
         stages: dict[str, list[str]] = {}
         for name in names:
             match = next((m for m in (p.fullmatch(name) for p in patterns) if m), None)
             if match is None:
                 continue
-            label = "" if self.group is None else str(match[self.group])
+            label = "" if self.group is None else str(match.group(self.group))
             stages.setdefault(".".join(part for part in (self.name, label) if part), []).append(
                 name
             )
@@ -105,12 +114,18 @@ class SitesFile(Strict):
             OptionError: no such file, no TOML, or not what a sites file holds.
         """
         expected = "TOML with [[stage]] tables (docs/adapters.md)"
-        text = read_document(path, what="the sites file", expected=expected, error=OptionError)
+        text = read_document(
+            path,
+            what="the sites file",
+            expected=expected,
+            error=OptionError,
+            most=LARGEST_BY_HAND,
+        )
         try:
             table = _toml(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
             raise OptionError(
-                f"cannot read the sites file {path}: {error}; expected {expected}"
+                f"cannot read the sites file {path}: {first_line(error)}; expected {expected}"
             ) from error
         try:
             return cls.model_validate(table)
@@ -118,6 +133,16 @@ class SitesFile(Strict):
             raise OptionError(
                 f"{path} is no valid sites file: {explain(error, cls)}; see docs/adapters.md"
             ) from error
+
+
+def _compiled(pattern: str) -> Any:
+    """A regular expression of RE2: its time is linear in the length of a name.
+
+    Python's own takes years for some patterns. Raises re2.error.
+    """
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(pattern, options)
 
 
 def _glob(pattern: str) -> str:

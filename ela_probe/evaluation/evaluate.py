@@ -158,7 +158,7 @@ def evaluate(
 
 
 def sample_losses(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean cross entropy of each sample over its labels, and whether it has any that count.
+    """The mean cross entropy of each sample over its labels, and how many of them count.
 
     Args:
         logits: [samples, ..., K]. classes: [samples, ...]; those of IGNORED don't count.
@@ -169,7 +169,7 @@ def sample_losses(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
         losses = F.cross_entropy(precise, classes.flatten(), ignore_index=IGNORED, reduction="none")
         counts = (classes != IGNORED).reshape(len(classes), -1).sum(dim=1)
-        return losses.reshape(len(classes), -1).sum(dim=1) / counts.clamp_min(1), counts > 0
+        return losses.reshape(len(classes), -1).sum(dim=1) / counts.clamp_min(1), counts
 
 
 def _nothing() -> str:

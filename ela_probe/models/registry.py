@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from ela_probe.errors import ElaProbeError, ModelError
 from ela_probe.models.family import ModelFamily
 from ela_probe.models.zoo import ZOO
-from ela_probe.system.messages import class_and_first_line
+from ela_probe.system.messages import class_and_first_line, shortened
 from ela_probe.system.user_code import importable, load_function
 from ela_probe.system.validation import Strict
 
@@ -48,21 +48,22 @@ def family_of(name: str) -> ModelFamily | None:
     return FAMILIES.get(name.rstrip("0123456789"))
 
 
-def create_model(name: str, **arguments: Any) -> nn.Module:
+def create_model(name: str, /, **arguments: Any) -> nn.Module:
     """Build a model by its registered name, e.g. `create_model("mrla_b_resnet20", head_dim=8)`.
 
     Raises:
         ModelError: an unknown name (the nearest known one is suggested), or arguments that do not
             fit.
     """
-    match = re.fullmatch(r"(.*?)(\d*)", name)
-    assert match is not None
+    match = re.fullmatch(r"(.*?)(\d{0,9})", name)
+    if match is None:
+        raise ModelError(f"no model is called {shortened(name)!r}; see `ela-probe models`")
     family = FAMILIES.get(match[1])
     if family is None or bool(match[2]) != bool(family.depths):
         known = [f"{f.name}{depth}" for f in FAMILIES.values() for depth in f.depths or ("",)]
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "see `ela-probe models`"
-        raise ModelError(f"no model is called {name!r}; {hint}")
+        raise ModelError(f"no model is called {shortened(name)!r}; {hint}")
     if match[2]:
         arguments = {"depth": int(match[2]), **arguments}
     return call_builder(family.build, name, arguments)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ela_probe.analysis.findings import (
     NEAR,
@@ -164,7 +164,7 @@ def _render(*, data: Mapping[str, Any], **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell, "number": number}
+    environment.filters |= {"cell": cell, "number": number, "with_code": _with_code}
     files = resources.files("ela_probe.report")
     scripts = [files.joinpath(name).read_text("utf-8") for name in SCRIPTS]
     hashes = [
@@ -188,6 +188,11 @@ def _render(*, data: Mapping[str, Any], **context: Any) -> str:
     )
     # File names that are no text are held as lone surrogates, which UTF-8 can't write.
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def _with_code(text: str) -> Markup:
+    """A sentence as HTML, with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _commands(analysis: Analysis, folder: Path) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ela_probe.system.messages import printable
+
 
 def short_labels(names: Sequence[str], longest: int = 14) -> list[str]:
     """The parts by which qualified names differ.
@@ -37,15 +39,6 @@ def short(name: str, longest: int = 32) -> str:
         return name
     half = (longest - 1) // 2
     return name[:half] + "…" + name[-half:]
-
-
-def printable(name: str) -> str:
-    r"""The name with a replacement for every line break, control character and lone surrogate.
-
-    >>> printable("a\nb")
-    'a\ufffdb'
-    """
-    return "".join(c if c.isprintable() else "\ufffd" for c in name)
 
 
 def _parts(name: str) -> list[str]:

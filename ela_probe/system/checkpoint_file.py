@@ -10,14 +10,17 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ela_probe.errors import CheckpointError
-from ela_probe.system.messages import first_line
+from ela_probe.system.documents import read_bytes
+from ela_probe.system.messages import first_line, shortened
 from ela_probe.system.restricted_load import load_restricted, network_name
 from ela_probe.system.state_dicts import find_weights, without_wrappers
 
 KEY = "ela_probe"
+SMALL_VIEW = 2**20  # so many numbers may be repetitions of a few that are stored
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,32 @@ def read_file(path: Path) -> StoredFile:
             holds pickled objects.
     """
     content = _read_bytes(path)
-    return replace(_decode(path, content), sha256=hashlib.sha256(content).hexdigest())
+    file = _decode(path, content)
+    for name, tensor in file.state.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(
+                f"{path}: {shortened(name)} is no plain tensor ({tensor.layout}, on "
+                f"{tensor.device}, shape {list(tensor.shape)}); expected dense tensors whose "
+                "values are in the file"
+            )
+    return replace(file, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, has values, and is not a large view of next to nothing."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    stored = tensor.untyped_storage().nbytes()
+    return tensor.numel() <= SMALL_VIEW or tensor.numel() * tensor.element_size() <= stored
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read the checkpoint {path}: {error.strerror}; expected a file written by "
-            "`ela-probe train`, or a state dict"
-        ) from error
+    content = read_bytes(
+        path,
+        what="the checkpoint",
+        expected="a file written by `ela-probe train`, or a state dict",
+        error=CheckpointError,
+    )
     if not content:
         raise CheckpointError(f"the checkpoint {path} is empty (0 bytes); write it again")
     return content

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+LONGEST_NAME = 80  # characters that are compared: the time grows with their square
+
 
 def first_line(error: BaseException, limit: int = 150) -> str:
     r"""The first line of an error's text that is not blank, at most `limit` characters of it.
@@ -35,6 +37,35 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in lines if line), "")
 
 
+def shortened(text: str, longest: int = 120) -> str:
+    """A text cut in its middle to at most `longest` characters, to be quoted.
+
+    >>> shortened("abcdefghij", 5)
+    'ab…ij'
+    """
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
+def printable(text: str) -> str:
+    r"""The text with a replacement for every line break, control character and lone surrogate.
+
+    Names of a file reach a terminal, a page and a figure; an escape sequence in them must not.
+
+    >>> printable("a\nb")
+    'a\ufffdb'
+    """
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return "\ufffd"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'NAME'?)` with the most similar known name; empty if none is similar.
 
@@ -43,7 +74,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("lr", ["skip", "warmup"])
     ''
     """
-    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    similar = difflib.get_close_matches(name[:LONGEST_NAME], list(known), n=1, cutoff=0.6)
     return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 

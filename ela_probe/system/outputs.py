@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from ela_probe.errors import CheckpointError, OutputError
+from ela_probe.system.storage import is_stdout, refuse_irregular
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
@@ -35,11 +36,13 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def refuse_folder(output: Path) -> None:
-    """Raise OutputError where a folder lies in the place of an output file."""
+    """Raise OutputError where no regular file lies in the place of an output file."""
     if output.is_dir():
         raise OutputError(
             f"got the folder {output}, expected a file to write; add a name to it with -o"
         )
+    if not is_stdout(output):
+        refuse_irregular(output)
 
 
 def refuse_other_folder(output: Path) -> None:
@@ -76,7 +79,7 @@ def keep_file(path: Path) -> Iterator[Kept]:
     """
     refuse_folder(path)
     kept = Kept()
-    if not path.exists():
+    if is_stdout(path) or not path.exists():
         yield kept
         return
     copy = _numbered_copy(path)
@@ -154,7 +157,7 @@ def _numbered_copy(path: Path) -> Path:
     for number in count(1):
         copy = path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:
-            os.link(path, copy)
+            os.link(os.path.realpath(path), copy)
             return copy
         except FileExistsError:
             continue

@@ -2,31 +2,42 @@
 
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ela_probe.errors import OutputError
+
+ABANDONED_SECONDS = 3600
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, and rename it to `path` on success.
 
-    After any error the temporary file is removed, and a file at `path` stays as it was.
+    After any error the temporary file is removed, and a file at `path` stays as it was. A link is
+    followed: the file that it leads to is replaced. What is written to `-` or /dev/stdout goes to
+    the standard output.
 
     Raises:
-        OutputError: `path` is a folder, its folder can't be written to, or the disk is full.
+        OutputError: `path` is no regular file, its folder can't be written to, or the disk is full.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; expected the name of a file")
+    if is_stdout(path):
+        with _written_to_stdout(Path(path)) as written:
+            yield written
+        return
+    refuse_irregular(path)
+    path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -47,6 +58,62 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_stdout(path: str | Path) -> bool:
+    """Whether an output is the standard output: `-`, or one of the names that Unix gives to it."""
+    return str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
+def refuse_irregular(path: str | Path) -> None:
+    """Raise OutputError where something else than a regular file lies in an output's place."""
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; expected the name of a file")
+    if path.exists() and not path.is_file():
+        raise OutputError(
+            f"cannot write {path}: it is a pipe or a device; expected the name of a file, or - for "
+            "the standard output"
+        )
+
+
+@contextmanager
+def _written_to_stdout(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, and copy what is written there to the standard output on success."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        try:
+            sys.stdout.flush()
+            with temporary.open("rb") as written:
+                shutil.copyfileobj(written, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # the reader went away: no error of ours
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to the standard output: {error.strerror or error}"
+            ) from error
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files and folders of `path` that killed processes have left.
+
+    One that has not been written to for ABANDONED_SECONDS belongs to no running process.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
+    found: list[str] = []
+    with suppress(OSError):  # the folder can't be listed
+        found = [name for name in os.listdir(path.parent) if pattern.fullmatch(name)]
+    for left in (path.parent / name for name in found):
+        with suppress(OSError):  # another process removes it too
+            parts = [left, *left.iterdir()] if left.is_dir() else [left]
+            if max(part.stat().st_mtime for part in parts) > time.time() - ABANDONED_SECONDS:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, and put it in the place of `path` on success.
@@ -63,6 +130,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield temporary
         for file in temporary.iterdir():
@@ -88,11 +156,16 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write `content`. Raises OutputError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8. Raises OutputError."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
+    return write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> Path:

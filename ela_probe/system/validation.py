@@ -6,10 +6,12 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ela_probe.errors import OptionError
-from ela_probe.system.messages import did_you_mean
+from ela_probe.system.messages import did_you_mean, shortened
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 LONGEST_VALUE = 80  # characters of a value that are shown
+LONGEST_MESSAGE = 400  # characters that pydantic or a check of ours says of one field
+MOST_PROBLEMS = 20
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
@@ -45,10 +47,10 @@ def explain(
     Args:
         error: from validating a document or settings.
         model: their class, so that an unknown field is reported with the known ones.
-        limit: describe at most this many problems, and count the others.
+        limit: describe at most this many problems, and count the others. None: MOST_PROBLEMS.
     """
     problems = error.errors()
-    described = [_describe(problem, model) for problem in problems[:limit]]
+    described = [_describe(problem, model) for problem in problems[: limit or MOST_PROBLEMS]]
     hidden = len(problems) - len(described)
     return "; ".join(described) + (f"; and {hidden} more" if hidden else "")
 
@@ -58,16 +60,19 @@ def _describe(problem: Any, model: type[BaseModel] | None) -> str:
     field = ".".join(str(part) for part in location)
     value = "" if isinstance(problem["input"], dict) else repr(problem["input"])
     if location == ("schema_version",):
-        return f"{field}: got {value}, expected version 1; this ela-probe is too old or too new"
+        return (
+            f"{field}: got {shortened(value)}, expected version 1; this ela-probe is too old or "
+            "too new"
+        )
     if problem["type"] == "extra_forbidden" and model is not None:
         known = _known_fields(model, location[:-1])
         hint = did_you_mean(str(location[-1]), known)
-        return f"there is no {field!r}{hint}; expected {', '.join(known)}"
+        return f"there is no {shortened(field)!r}{hint}; expected {', '.join(known)}"
     message: str = problem["msg"].removeprefix("Value error, ")
     if not location:
-        return message
+        return shortened(message, LONGEST_MESSAGE)
     shown = f" {value}" if value and len(value) <= LONGEST_VALUE else ""
-    return f"{field}{shown}: {message}"
+    return f"{shortened(field)}{shown}: {shortened(message, LONGEST_MESSAGE)}"
 
 
 def _known_fields(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:

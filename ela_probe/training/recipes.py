@@ -4,7 +4,9 @@ The built-in ones, in `ela_probe/recipes/`, are named without a path (`cifar10-k
 """
 
 import importlib.resources
+from collections import Counter
 from collections.abc import Hashable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +15,8 @@ from pydantic import Field, ValidationError
 
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
-from ela_probe.system.documents import read_document
-from ela_probe.system.messages import did_you_mean, first_line
+from ela_probe.system.documents import LARGEST_BY_HAND, read_document
+from ela_probe.system.messages import class_and_first_line, did_you_mean, shortened
 from ela_probe.system.validation import Strict, explain
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ela_probe.models.registry import ModelSpec
 
 SUFFIXES = (".yaml", ".yml")
+DEEPEST = 50
 
 
 class RecipeData(Strict):
@@ -127,13 +130,21 @@ def read_recipe(recipe: str | Path) -> Recipe:
     from ela_probe.models.registry import FAMILIES, family_of
 
     path = find_recipe(recipe)
-    text = read_document(path, what="the recipe", expected="a recipe in YAML", error=OptionError)
+    text = read_document(
+        path,
+        what="the recipe",
+        expected="a recipe in YAML",
+        error=OptionError,
+        most=LARGEST_BY_HAND,
+    )
+    if _depth(text) > DEEPEST:
+        raise OptionError(f"{path} has more than {DEEPEST} brackets in brackets; expected a recipe")
     try:
         content = yaml.load(text, Loader=UniqueKeys)
-    except yaml.YAMLError as error:
+    except Exception as error:  # of a bad number, date or depth PyYAML raises errors of many types
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or first_line(error)
+        problem = getattr(error, "problem", None) or class_and_first_line(error)
         raise OptionError(f"{path} is no valid YAML{line}: {problem}") from error
     if not isinstance(content, dict):
         raise OptionError(
@@ -157,6 +168,12 @@ def read_recipe(recipe: str | Path) -> Recipe:
                 "without its depth"
             )
     return read
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at once. PyYAML's time grows with the square of that number."""
+    steps = ({"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0) for character in text)
+    return max(accumulate(steps), default=0)
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -190,10 +207,10 @@ class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping. Raises ConstructorError when a key comes twice."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = next((key for key, count in keys.items() if count > 1), None)
+        if twice is not None:
             raise yaml.constructor.ConstructorError(
-                None, None, f"got the key {twice[0]!r} twice", node.start_mark
+                None, None, f"got the key {shortened(twice)!r} twice", node.start_mark
             )
         return super().construct_mapping(node, deep)

@@ -66,14 +66,21 @@ def make_analysis(
     return Analysis(tuple(parts), known)
 
 
-def with_damage(analysis: Analysis, *, channels: int = 8, seed: int = 0) -> Analysis:
-    """The analysis with a random damage of `skip` and `affine` at every site, and stand-ins."""
+def with_damage(
+    analysis: Analysis, *, channels: int = 8, seed: int = 0, recur: bool = False
+) -> Analysis:
+    """The analysis with a random damage of `skip` and `affine` at every site, and stand-ins.
+
+    recur: whether also of `recur`, at all sites but the first of a stage.
+    """
     generator = np.random.default_rng(seed)
     parts = []
     for part in analysis.stages:
         sites, n = len(part.stage.sites), part.samples
         c = generator.exponential(0.05, (sites, 1, n)) * np.array([1.0, 0.2, np.nan])[:, None]
         c += generator.normal(0, 0.02, c.shape)
+        if recur:
+            c[1:, 2] = 0.5 * c[1:, 0]
         d = c + c**2 / 2
         sums = np.stack([c, c**2, d, d**2], axis=-1).sum(axis=2)
         stand_ins = tuple(

@@ -1,0 +1,173 @@
+"""Small files that ask for a lot, or hold what no reader of a format expects: one clear error."""
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ela_probe.checkpoint import read_checkpoint
+from ela_probe.data import idx
+from ela_probe.data.image_stores import ImageFileError, read_rgb
+from ela_probe.data.images import open_images
+from ela_probe.data.npz import read_npz
+from ela_probe.discovery.sites_file import SitesFile
+from ela_probe.errors import CheckpointError, DataError, ElaProbeError, ModelError, OptionError
+from ela_probe.models.bounded_build import check_size
+from ela_probe.models.registry import FAMILIES, ModelSpec
+from ela_probe.system.documents import read_bytes, read_document
+from ela_probe.training.recipes import read_recipe
+from tests.test_whole_analysis import npy, stored
+
+RECIPES = {
+    "a number without digits": "seeds: 0x_",
+    "5,000 digits": f"train: {{epochs: {'9' * 5000}}}",
+    "an hour of 99": "description: 2001-01-01 99:99:99",
+    "lists in lists": "[" * 500 + "]" * 500,
+    "a key of any length": f"{'x' * 5000}: 1",
+}
+
+
+@pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES.keys())
+def test_a_recipe_that_no_parser_expects_is_refused_in_a_short_line(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=r"r\.yaml") as caught:
+        read_recipe(path)
+    assert len(str(caught.value)) < 800
+
+
+def sites(tmp_path: Path, text: str) -> SitesFile:
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    return SitesFile.load(path)
+
+
+def test_an_expression_that_takes_years_in_pythons_engine_answers_at_once(tmp_path: Path) -> None:
+    file = sites(tmp_path, "[[stage]]\nregex = '(.*.*.*.*.*.*.*.*.*)*Z'")
+    assert file.stage[0].grouped(["stages.0.0.retrieval" * 50]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[stage]]\nregex = '(?=a)a'", "no look-around"),
+        ("[[stage]]\nmodules = 'a'\ncalls = 1000000000000", "less than or equal to 1000"),
+        ("a = " + "{a=" * 3000 + "1" + "}" * 3000, "cannot read the sites file"),
+    ],
+)
+def test_a_sites_file_that_asks_for_too_much_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        sites(tmp_path, text)
+
+
+def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OptionError, match="it is a pipe or a device, not a file; expected text"):
+        read_document(pipe, what="the note", expected="text", error=OptionError)
+    with pytest.raises(CheckpointError, match="it is a pipe or a device"):
+        read_checkpoint(pipe)
+
+
+def test_a_file_larger_than_such_a_file_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    with pytest.raises(OptionError, match="it has 5 bytes, more than the 4 that are read"):
+        read_bytes(tmp_path / "a", what="the note", expected="text", error=OptionError, most=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("attnres100000", {}),
+        ("attnres6", {"vocab_size": 10**6}),
+        ("mrla_b_resnet20", {"in_channels": 10**5}),
+        ("mrla_b_resnet20", {"num_classes": 2**62}),
+        ("rla_g_resnet20", {"hidden": 10**7}),
+        ("mrla_b_resnet" + "9" * 5000, {}),
+        ("attnres6", {"name": "x"}),
+    ],
+)
+def test_a_header_asks_for_no_more_than_the_file_can_fill(
+    name: str, args: dict[str, object]
+) -> None:
+    state = {"fc.weight": torch.zeros(10, 64)}
+    with pytest.raises(ElaProbeError) as caught:
+        check_size(ModelSpec(name=name, args=args), state)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_measured_without_memory(family: str) -> None:
+    depths = FAMILIES[family].depths
+    state = {"weight": torch.zeros(10**8, dtype=torch.uint8).expand(10**8)}
+    check_size(ModelSpec(name=f"{family}{depths[0] if depths else ''}"), state)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.zeros(3, device="meta"),
+        torch.zeros(1).expand(2**40),
+    ],
+    ids=["sparse", "meta", "a view of one number"],
+)
+def test_tensors_without_values_in_the_file_are_refused(
+    tmp_path: Path, tensor: torch.Tensor
+) -> None:
+    torch.save({"fc.weight": tensor}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / "a.pt", spec=ModelSpec(name="mrla_b_resnet8"))
+    assert "no plain tensor" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(1, 1000), (1000, 1)])
+def test_a_picture_of_extreme_sides_is_refused_before_it_is_decoded(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    with pytest.raises(ImageFileError, match=r"a\.png has 1,?0?0?0? x 1,?0?0?0? pixels"):
+        read_rgb(str(tmp_path / "a.png"))
+
+
+def test_an_image_size_that_no_memory_holds_is_refused() -> None:
+    with pytest.raises(DataError, match="image size 1000000000 is out of range; expected 1 to"):
+        open_images("digits", image_size=10**9)
+
+
+def test_an_archive_is_read_no_further_than_its_largest_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idx, "LARGEST_FILE", 1000)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes((0, 0, 8, 3)) + bytes(10**6)))
+    with pytest.raises(DataError, match="is not an IDX file"):
+        idx.read_fashion_mnist_split(tmp_path, "train")
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    images, labels = npy(np.zeros((3, 8, 8), np.uint8)), npy(np.arange(3))
+    (tmp_path / "d-test.npz").write_bytes(stored(images=images, labels=labels).getvalue())
+    (tmp_path / "d-train.npz").write_bytes(stored(images=b"no array", labels=labels).getvalue())
+    with pytest.raises(DataError, match="can't be read as an .npz file of plain arrays"):
+        read_npz(str(tmp_path / "d"))
+
+
+def test_no_message_advises_to_load_pickled_objects(tmp_path: Path) -> None:
+    torch.save({"state_dict": torch.nn.Linear(1, 1)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="pickled Python objects") as caught:
+        read_checkpoint(tmp_path / "a.pt", spec=ModelSpec(name="mrla_b_resnet8"))
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_model_is_named_by_its_name_alone() -> None:
+    with pytest.raises(ModelError):
+        ModelSpec(name="mrla_b_resnet8", args={"name": "x"}).build()
