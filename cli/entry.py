@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .inputs import look_for_files
 
     tolerate_missing_characters()
+    # Read when transformers is imported: no network, no warnings about kernels that are missing.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

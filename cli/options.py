@@ -157,12 +157,6 @@ class ModelOptions:
 
         Raises OptionError, CheckpointError, ModelError.
         """
-        import os
-
-        # Read when transformers is imported: no network, no warnings about missing kernels.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
         import torch
 
         from ela_probe.checkpoint import read_checkpoint

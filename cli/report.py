@@ -62,6 +62,14 @@ def command(
             callback=inputs.HISTORY.check,
         ),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="The analysed checkpoint: the most unusual samples are then read from its data, "
+            "and shown.",
+            callback=inputs.CHECKPOINT.check,
+        ),
+    ] = None,
     resamples: Annotated[
         int,
         typer.Option(
@@ -98,8 +106,8 @@ def command(
     from ela_probe.report.page import write_report
 
     loaded = Analysis.load(analysis)
-    checkpoint = loaded.provenance.checkpoint
-    if history is None and checkpoint and (analysis.parent / Path(checkpoint).name).is_file():
+    analysed = loaded.provenance.checkpoint
+    if history is None and analysed and (analysis.parent / Path(analysed).name).is_file():
         history = existing(analysis.parent / "metrics.csv")
     second = None if other is None else Analysis.load(other)
     names = ("A", "B") if other is None else inputs.names_of(analysis, other)
@@ -108,10 +116,17 @@ def command(
     timed = None if costs is None else CostModel.load(costs)
     measured = None if ablation is None else Ablation.load(ablation)
     trained = None if history is None else History.load(history)
+    samples = None
+    if checkpoint is not None:
+        from ela_probe.checkpoint import read_checkpoint
+        from ela_probe.pipeline.inputs import analysed_samples
+
+        samples = analysed_samples(read_checkpoint(checkpoint), loaded.provenance)
     with writing(path):
         write_report(
             loaded, path, other=second, names=names, plan=shown, comparison=compared, costs=timed,
-            ablation=measured, history=trained, resamples=resamples, folder=analysis,
+            ablation=measured, history=trained, samples=samples, resamples=resamples,
+            folder=analysis,
         )  # fmt: skip
     if json:
         console.print_json({"report": path})

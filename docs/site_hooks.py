@@ -55,7 +55,7 @@ def commands_page() -> str:
     group = typer.main.get_command(app)
     parts = ["# Commands", "Every command takes `--json`, and `--debug` for tracebacks."]
     for module in VERBS:
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
         command = group.commands[name]  # type: ignore[attr-defined]
         parts += [f"## {name}", inspect.cleandoc(module.command.__doc__ or "")]
         rows = ["| option | what |", "|---|---|"]

@@ -34,6 +34,7 @@ from ela_probe.system.validation import Strict, explain
 from ela_probe.system.versions import versions
 
 CLASSES = "num_classes"
+PREFIX = "hf:"  # of a directory of transformers
 
 
 class Header(Strict):
@@ -176,8 +177,8 @@ def read_checkpoint(
     Args:
         dtype, trust_remote_code: for a directory, as `pretrained.read_network` takes them.
     """
-    path = Path(str(path).removeprefix("hf:"))
-    if path.is_dir():
+    is_named, path = str(path).startswith(PREFIX), Path(str(path).removeprefix(PREFIX))
+    if is_named or (path / pretrained.CONFIG).is_file():
         return _read_directory(path, dtype, trust_remote_code=trust_remote_code)
     file = read_file(path)
     header = _header(path, file, spec)

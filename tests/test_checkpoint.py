@@ -135,8 +135,8 @@ def write(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "No such file"),
-        ("directory", "Is a directory"),
+        ("missing", "there is no such file"),
+        ("directory", "it is a folder"),
         ("empty", r"is empty \(0 bytes\)"),
         ("text", "no PyTorch checkpoint, or a truncated one"),
         ("truncated", "no PyTorch checkpoint, or a truncated one"),

@@ -1,6 +1,7 @@
 """Damage and stand-ins: what actions would hand on, what that does to the loss, and the fit."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.exact_sums import carry
 from ela_probe.analysis.handover_hooks import HandoverHooks
 from ela_probe.analysis.stand_ins import NormalEquations, fit_stand_ins
+from ela_probe.evaluation.evaluate import sample_losses
 from ela_probe.pruning.ablation import handed_on
 from ela_probe.sites import Stage
 from tests.support.damage_networks import NETWORKS, batch, network, only
@@ -128,6 +130,32 @@ def test_the_fisher_identity() -> None:
     assert_same((probabilities * c.square() / 2).sum(), delta @ hessian @ delta / 2)
 
 
+def test_the_fisher_identity_of_sequences() -> None:
+    """The loss of a sequence is a mean over its n tokens, so there E ½nc² = ½ δᵀHδ."""
+    model = additive()
+    x = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        before = model[:2](x)
+        y = model[2](before)
+        probabilities = model(x).softmax(-1)[0]
+    first, second = torch.zeros(2).double()
+    for labels in itertools.product(range(3), repeat=2):
+        with DamageProbe(model, HANDOVERS) as probe:
+            with torch.enable_grad():
+                found, counts = sample_losses(model(x), torch.tensor([labels]))
+            probe.backward(found, counts)
+        chance = float(probabilities[0, labels[0]] * probabilities[1, labels[1]])
+        c, _, damage, _ = sums_of(probe)[1, 0]  # site "2", skip
+        first = first + chance * c
+        second = second + chance * (damage - c)
+    hessian = torch.autograd.functional.hessian(
+        lambda y: F.cross_entropy(model[3](y).flatten(0, 1), torch.tensor([0, 0])), y
+    ).reshape(y.numel(), y.numel())
+    delta = (before - y).flatten()
+    expected = torch.stack([torch.zeros(()).double(), delta @ hessian @ delta / 2])
+    assert_same(torch.stack([first, second]), expected)
+
+
 def test_for_a_small_retrieval_the_prediction_is_the_change_of_the_loss() -> None:
     """Both are first order in ε, with a difference of second order."""
     inputs = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)).double()
@@ -230,7 +258,8 @@ def test_the_analysis_holds_what_single_probes_measure(name: str) -> None:
             found = part.damage.of(t, "skip")
             assert found is not None
             assert_same(torch.tensor(found.first, dtype=torch.float64), expected.mean())
-            damage = (expected + expected.square() / 2).mean()
+            n = labels[0].numel()  # predictions of a sample
+            damage = (expected + n * expected.square() / 2).mean()
             assert_same(torch.tensor(found.mean, dtype=torch.float64), damage)
 
 

@@ -22,7 +22,7 @@ PATHS = sorted(FOLDER.glob("*.ipynb"))
 # The number of pictures that each cell shows, and that of tables.
 SHOWN = {
     "02_checkpoint_to_pruned": (2, 2),
-    "03_ebqm": (3, 3),
+    "03_ebqm": (3, 4),
     "04_ablation": (1, 4),
     "05_own_model": (1, 1),
     "06_language_model": (2, 3),

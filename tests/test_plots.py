@@ -97,7 +97,7 @@ def test_a_divergence_of_zero_is_a_dot_and_a_first_site_is_a_band() -> None:
 
 
 def test_damage_is_drawn_for_every_action_and_beside_what_was_measured() -> None:
-    analysis = with_damage(ANALYSIS)
+    analysis = with_damage(ANALYSIS, recur=True)
     names = [site.name for part in analysis.stages for site in part.stage.sites]
     changes = tuple(Change(site=name, action="skip", loss=3.0, square=5.0) for name in names[1:])
     ablation = Ablation(samples=10, changes=changes)
@@ -115,7 +115,7 @@ def test_damage_is_drawn_for_every_action_and_beside_what_was_measured() -> None
 
 
 def test_every_site_but_the_first_is_a_point_of_damage_against_divergence() -> None:
-    analysis = with_damage(ANALYSIS)
+    analysis = with_damage(ANALYSIS, recur=True)
     _, ax = plots.damage_against_divergence(analysis, action="recur")
     offsets = np.asarray(ax.collections[1].get_offsets())
     kl = analysis.sites["kl"].to_numpy()

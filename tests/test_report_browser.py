@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser
@@ -21,9 +22,10 @@ from tests.support.browser import Reader, chromium
 from tests.support.comparisons import of_analysis
 from tests.support.costs import PRICES, costs_of, priced, seconds
 from tests.support.networks import settled
-from tests.support.synthetic_analyses import make_analysis, with_damage
+from tests.support.synthetic_analyses import make_analysis, with_damage, with_views
 
-ANALYSIS = with_damage(make_analysis((5, 4), samples=40))
+ANALYSIS = with_views(with_damage(make_analysis((5, 4), samples=40)))
+SAMPLES = [(np.full((3, 8, 8), k), k % 3) for k in range(40)]  # images and labels
 CELLS = "#picture-pairs .drawing g[aria-label='cell'] rect"
 
 
@@ -55,6 +57,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for e in (0.0, 1.0) for k, n in enumerate(names)
             ],
         ),
+        samples=SAMPLES,
     )  # fmt: skip
 
 
@@ -106,6 +109,20 @@ def test_a_click_on_a_cell_chooses_the_pair_and_its_weights(reader: Reader) -> N
     for source in range(row["j"] + 1):
         later = shown.nth(source).locator("[data-value]").last.get_attribute("data-value")
         assert float(later or "nan") == pytest.approx(weights[source], rel=1e-3)
+
+
+def test_heads_classes_and_samples_are_shown(reader: Reader) -> None:
+    views = ANALYSIS.stages[0].views
+    assert views is not None
+    for name, cells in (("heads", 2 * 4), ("classes", 2 * 4)):  # class 1 does not occur
+        drawn = reader.page.locator(f"#picture-{name}-0 .drawing g[aria-label=cell] rect")
+        assert drawn.count() == cells
+    images = reader.page.locator("#picture-samples-0 .drawing g[aria-label=image] image")
+    assert images.count() == len(views.unusual_positions)
+    assert (images.first.get_attribute("href") or "").startswith("data:image/png;base64,")
+    reader.page.click("#picture-samples-0 summary")
+    row = reader.page.locator("#picture-samples-0 tbody tr").nth(1)
+    assert row.locator("th, td").all_inner_texts()[:2] == ["3", "class 0"]
 
 
 def test_stage_and_measure_are_chosen_by_keyboard(reader: Reader) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ela_probe.adapters.placement import AddedRetrievals
 from ela_probe.adapters.registry import register_adapter
 from ela_probe.adapters.replacements import NoRetrieval, NoSource, ProjectedSource, refuse_recur
-from ela_probe.adapters.weights import unrolled
+from ela_probe.adapters.weights import heads_of_layer, unrolled
 from ela_probe.sites import Action, Kind, Site, Stage
 
 
@@ -53,6 +53,9 @@ class DeiTAdapter(AddedRetrievals):
                 for site, tensors in zip(stage.sites, captured, strict=True)
             ]
         )
+
+    def heads(self, model: nn.Module, stage: Stage) -> int:
+        return heads_of_layer(model, stage)
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         refuse_recur(actions)

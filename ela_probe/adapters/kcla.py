@@ -74,6 +74,9 @@ class KCLAAdapter(AddedRetrievals, ReadOnlyAdapter):
             for size in stage.sizes
         ]
 
+    def heads(self, model: nn.Module, stage: Stage) -> int:
+        return model.get_parameter(f"{stage.sites[0].name}.norm_d").shape[1]
+
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         refuse_recur(actions)
         skipped = [(n, m) for n, m in model.named_modules() if isinstance(m, RunningSource)]

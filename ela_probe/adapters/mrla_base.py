@@ -25,6 +25,7 @@ from ela_probe.adapters.replacements import (
     refuse_recur,
     trial_tensors,
 )
+from ela_probe.adapters.weights import heads_of_layer
 from ela_probe.errors import PlanError
 from ela_probe.sites import Action, Site, Stage
 
@@ -63,6 +64,9 @@ class MRLABaseAdapter(AddedRetrievals, ReadOnlyAdapter):
     ) -> list[Tensor]:
         """[samples, heads, sources]; read is [samples, heads, 1, sources]."""
         return [tensors[0].squeeze(-2) for tensors in captured]
+
+    def heads(self, model: nn.Module, stage: Stage) -> int:
+        return heads_of_layer(model, stage)
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         refuse_recur(actions)

@@ -16,7 +16,7 @@ from ela_probe.adapters.placement import (
 )
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.replacements import NoRetrieval, refuse_recur
-from ela_probe.adapters.weights import unrolled
+from ela_probe.adapters.weights import heads_of_layer, unrolled
 from ela_probe.sites import Action, Site, Stage
 
 
@@ -58,6 +58,9 @@ class MRLALightAdapter(AddedRetrievals, ReadOnlyAdapter):
         return unrolled(
             [(gate.flatten(1), decay) for (gate,), decay in zip(captured, decays, strict=True)]
         )
+
+    def heads(self, model: nn.Module, stage: Stage) -> int:
+        return heads_of_layer(model, stage)
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         refuse_recur(actions)

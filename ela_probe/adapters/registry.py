@@ -72,6 +72,18 @@ class ReducingAdapter(Protocol):
         """
 
 
+@runtime_checkable
+class HeadedAdapter(Protocol):
+    """What an adapter has besides, so that divergences are also told by head."""
+
+    def heads(self, model: nn.Module, stage: Stage) -> int:
+        """How many heads retrieve at each site of a stage; 1 where they can't be told apart.
+
+        The weights are [samples, heads, ..., sources], or have the heads times something as their
+        second axis, head by head.
+        """
+
+
 class ReadOnlyAdapter:
     """Defaults for an adapter: the weights are the first tensor read; nothing can be pruned."""
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Alternatives, Handover, Passed, input_and_output
 from ela_probe.adapters.registry import register_adapter
-from ela_probe.adapters.weights import normalised, unrolled
+from ela_probe.adapters.weights import heads_of_layer, normalised, unrolled
 from ela_probe.errors import PlanError
 from ela_probe.models.blocks import Block
 from ela_probe.models.cells import Shared, Step
@@ -60,6 +60,9 @@ class ResNetAdapter:
         if stage.kind == "channel":
             return [normalised(tensors[0]) for tensors in captured]
         return unrolled([(gate, decay) for gate, decay in captured])
+
+    def heads(self, model: nn.Module, stage: Stage) -> int:
+        return heads_of_layer(model, stage)
 
     def apply(self, model: nn.Module, actions: Mapping[str, Action]) -> None:
         for stage, parts in self._parts(model):

@@ -1,9 +1,11 @@
-"""Distributions from what hooks read: unrolled recurrences, normalised gates."""
+"""Distributions from what hooks read: unrolled recurrences, normalised gates; their heads."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ela_probe.sites import Stage
 
 
 def unrolled(steps: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -33,3 +35,13 @@ def normalised(gates: Tensor) -> Tensor:
     """Divide each row of non-negative gates, [samples, channels], by its sum."""
     gates = gates.double()
     return gates / gates.sum(dim=-1, keepdim=True)
+
+
+def heads_of_layer(model: nn.Module, stage: Stage) -> int:
+    """The `heads` of the layer in which a stage's weights are read; 1 where it has none.
+
+    What is read is a part of the layer, such as its softmax.
+    """
+    layer = model.get_submodule(stage.sites[0].module.rpartition(".")[0])
+    heads = getattr(layer, "heads", 1)
+    return heads if isinstance(heads, int) and stage.kind != "channel" else 1

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
 from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
@@ -16,13 +16,14 @@ from ela_probe.analysis.ebqm import Target
 from ela_probe.analysis.observed_handovers import observed_handovers
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.analysis.result import Analysis, Provenance
+from ela_probe.analysis.sample_views import Positions
 from ela_probe.analysis.stand_ins import fit_stand_ins
 from ela_probe.discovery.discover import OBSERVED, Discovery, discover, discover_by_adapter
 from ela_probe.errors import DataError
 from ela_probe.evaluation.evaluate import NO_LABELS, evaluate
 from ela_probe.forward import check_has_values, inputs_and_labels, unwrap
 from ela_probe.system.numbers import finite_or_none
-from ela_probe.system.processes import all_gather, raise_together
+from ela_probe.system.processes import all_gather, process_count, raise_together
 
 
 def analyze(
@@ -38,6 +39,7 @@ def analyze(
     target: Target = Target(),
     damage: bool = True,
     fit_batches: Iterable[Any] | None = None,
+    positions: Iterable[Tensor] | None = None,
     every: int = 1,
     max_batches: int | None = None,
     max_tokens: int | None = None,
@@ -69,6 +71,9 @@ def analyze(
         damage: whether to measure what each action at each site would add to the loss.
         fit_batches: what stand-ins are fitted to, a fair sample of the data. When None, the first
             `FIT_SAMPLES` samples of `batches`, if these can be iterated twice; else no stand-ins.
+        positions: [samples] of each batch, where its samples are in the data set, to name the most
+            unusual ones. When None, they are counted in the order of `batches`; several processes
+            then name none.
         every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`);
             no batch is read after the last recorded one. The provenance says so.
 
@@ -90,8 +95,20 @@ def analyze(
         example, targets = inputs_and_labels(first, **fields)
     discovery = discovery or discover(model, example)
     probe = AttentionProbe(
-        model, discovery=discovery, every=every, max_batches=max_batches, max_tokens=max_tokens
+        model,
+        discovery=discovery,
+        every=every,
+        max_batches=max_batches,
+        max_tokens=max_tokens,
+        by_sample=True,
     )
+    places = Positions(positions)
+    if positions is None and process_count() > 1:
+        places = Positions([])
+
+    def tell(targets: Any, samples: int) -> None:
+        probe.expect(samples, labels=targets, positions=places.of_next(samples))
+
     reader: DamageProbe | None = None
     handovers, missing = handovers_of(model, discovery), ""
     if damage and observed:
@@ -111,7 +128,14 @@ def analyze(
         batches = islice(batches, probe.sampling.passes)
     with raise_together(), probe, reader or nullcontext():
         result = evaluate(
-            model, batches, device, measured=False, reader=reader, progress=progress, **fields
+            model,
+            batches,
+            device,
+            measured=False,
+            reader=reader,
+            before_pass=tell,
+            progress=progress,
+            **fields,
         )
     sampled = sampling_of(probe)
     notes = [sampling_note(sampled)] if sampled else []

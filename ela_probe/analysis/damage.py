@@ -4,10 +4,12 @@ With y what a site hands on, y^a what it would hand on under action a from the s
 δ = y^a − y, and g the gradient of a sample's loss with respect to y, c = ⟨g, δ⟩ is the first-order
 change of the sample's loss, and
 
-    damage(site, a) = mean over samples of  c + ½ c²
+    damage(site, a) = mean over samples of  c + ½ n c²
 
-½c² stands for the second-order term, with the Hessian replaced by the outer product of the gradient
-(empirical Fisher). In nats for a cross entropy. The formula is this project's own.
+n is the number of predictions whose mean the loss of a sample is: 1 for an image with a label, the
+number of tokens for a sequence. ½nc² stands for the second-order term, with the Hessian replaced by
+the outer product of the gradient (empirical Fisher) of −log p of all n predictions together, which
+is n times the loss: ½(nc)² / n. In nats for a cross entropy. The formula is this project's own.
 """
 
 import math
@@ -25,13 +27,13 @@ from ela_probe.system.arrays import Floats
 MEASURED: tuple[Action, ...] = ("skip", "affine", "recur")
 # Under these the retrieval is not formed.
 REMOVING: tuple[Action, ...] = ("skip", "affine")
-SUMS = ("c", "c²", "c + ½c²", "(c + ½c²)²")  # over samples
+SUMS = ("c", "c²", "c + ½nc²", "(c + ½nc²)²")  # over samples
 
 
 class DamageEstimate(NamedTuple):
     """The predicted loss change of one action at one site, in nats.
 
-    mean = first + second, with first the mean of c and second that of ½c². se, first_se: standard
+    mean = first + second, with first the mean of c and second that of ½nc². se, first_se: standard
     errors over samples; NaN for a single sample.
     """
 
@@ -86,7 +88,7 @@ class StageDamage:
         n = self.samples
         first, mean = c / n, d / n
         return DamageEstimate(
-            mean, _error(mean, dd / n, n), first, _error(first, cc / n, n), cc / (2 * n)
+            mean, _error(mean, dd / n, n), first, _error(first, cc / n, n), mean - first
         )
 
     def cheapest(self, t: int, allowed: Collection[Action]) -> tuple[Action, DamageEstimate] | None:

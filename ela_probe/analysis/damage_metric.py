@@ -41,17 +41,21 @@ class DamageMetric(Metric):
         }.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, changes: Tensor, norms: Tensor) -> None:
+    def update(self, changes: Tensor, norms: Tensor, predictions: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
             changes: [sites, actions, samples] c in nats, float64.
             norms: [sites, samples] relative norms of the retrievals, float64.
+            predictions: [samples] how many predictions the loss of each sample is the mean of;
+                None: one each.
         """
-        fine = changes.isfinite() & (changes.abs() < LIMIT)
+        n = 1.0 if predictions is None else predictions.to(changes)
+        damage = changes + n * changes.square() / 2
+        fine = damage.isfinite() & (damage.abs() < LIMIT)
         self.broken += (~fine).sum(dim=(1, 2))
-        changes, norms = changes.where(fine, 0.0), norms.nan_to_num(0.0, 0.0, 0.0)
-        damage = changes + changes.square() / 2
+        changes, damage = changes.where(fine, 0.0), damage.where(fine, 0.0)
+        norms = norms.nan_to_num(0.0, 0.0, 0.0)
         terms = torch.stack([changes, changes.square(), damage, damage.square()], dim=2)
         self.samples += changes.shape[-1]
         self.sums += exact_sum(terms)

@@ -97,26 +97,27 @@ class DamageProbe:
         self._asked += 1
         return self._sampling.records(self._asked - 1)
 
-    def backward(self, losses: Tensor, counted: Tensor | None = None) -> None:
+    def backward(self, losses: Tensor, predictions: Tensor | None = None) -> None:
         """Differentiate the loss of each sample of the last pass, and add its loss changes.
 
         Args:
-            losses: [samples] in nats. counted: [samples], whether a sample counts; None: all do.
+            losses: [samples] in nats. predictions: [samples], how many predictions each of them is
+                the mean of; a sample with 0 doesn't count. None: one each.
 
         Raises:
             ProbeError: a tensor of a site was overwritten after it passed through.
         """
         if losses.requires_grad:
             torch.autograd.backward(losses, torch.ones_like(losses))
-        keep = torch.ones_like(losses, dtype=torch.bool) if counted is None else counted
-        self._add(keep)
+        self._add(torch.ones_like(losses) if predictions is None else predictions)
 
-    def _add(self, keep: Tensor, scale: float = 1.0) -> None:
+    def _add(self, predictions: Tensor, scale: float = 1.0) -> None:
         """Add what the last backward pass has found.
 
         Args:
-            keep: [samples], whether a sample counts. scale: of every first-order change.
+            predictions: as `backward` takes them. scale: of every first-order change.
         """
+        keep = predictions > 0
         empty = in_float64(torch.zeros(keep.shape, device=keep.device)).expand(len(MEASURED), -1)
         found = [self._found.get(site, (empty, empty[0])) for site in self._handovers]
         self._found = {}
@@ -125,7 +126,7 @@ class DamageProbe:
             norms = torch.stack([norm for _, norm in found])[..., keep]
             if self.metric.device != changes.device:
                 self.metric.to(changes.device)
-            self.metric.update(changes, norms)
+            self.metric.update(changes, norms, predictions[keep])
 
     def compute(self, stages: Sequence[Stage]) -> dict[str, StageDamage]:
         """By stage name the damage at its sites; a stage without any handover is left out.

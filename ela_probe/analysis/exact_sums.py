@@ -11,10 +11,19 @@ HIGH, LOW = 2.0**24, 2.0**36
 
 def exact_sum(values: Tensor) -> Tensor:
     """Σ over the last axis as two integers, [..., n] to [2, ...]."""
+    high, low = _parts(values)
+    return torch.stack([high.long().sum(dim=-1), low.long().sum(dim=-1)])
+
+
+def exact(values: Tensor) -> Tensor:
+    """Each number as two integers, [...] to [2, ...]: the terms of `exact_sum`."""
+    return torch.stack(_parts(values)).long()
+
+
+def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
     values = values * HIGH
     high = values.floor()
-    low = values.sub_(high).mul_(LOW).round_()
-    return torch.stack([high.long().sum(dim=-1), low.long().sum(dim=-1)])
+    return high, values.sub_(high).mul_(LOW).round_()
 
 
 def carry(state: Tensor) -> None:

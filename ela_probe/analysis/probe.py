@@ -5,14 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ela_probe.adapters.registry import HeadedAdapter
 from ela_probe.analysis.ebqm import Target
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
+from ela_probe.analysis.sample_views import Known, one_class_each
 from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.discover import Discovery, discover
 from ela_probe.discovery.sampling import Sampling, positions, token_axis, without_padding
 from ela_probe.errors import ProbeError
-from ela_probe.forward import check_has_values, unwrap
+from ela_probe.forward import check_has_values, uncompiled, unwrap
+from ela_probe.sites import Stage
 
 
 class AttentionProbe:
@@ -38,6 +41,8 @@ class AttentionProbe:
         max_batches: stop recording after this many passes.
         max_tokens: of a sequence model, record at most this many token positions of a sample. They
             are evenly spaced (`sampling.positions`) and the same for all sites.
+        by_sample: also record divergences by class and the most unusual samples; call `expect`
+            before each pass.
 
     Attributes:
         stages: the stages found, in forward order.
@@ -64,13 +69,19 @@ class AttentionProbe:
         every: int = 1,
         max_batches: int | None = None,
         max_tokens: int | None = None,
+        by_sample: bool = False,
     ) -> None:
         self.sampling = Sampling(every, max_batches, max_tokens)
         self._model = unwrap(model)
         discovery = discovery or discover(self._model, example_inputs)
         self.stages = discovery.stages
         self.metrics = {
-            stage.name: RedundancyMetric(stage.sizes, names=[site.name for site in stage.sites])
+            stage.name: RedundancyMetric(
+                stage.sizes,
+                names=[site.name for site in stage.sites],
+                heads=self._heads(discovery, stage),
+                by_sample=by_sample,
+            )
             for stage in self.stages
         }
         self._capture = Capture(
@@ -81,6 +92,7 @@ class AttentionProbe:
             sampling=self.sampling,
         )
         self._positions: dict[tuple[int, torch.device], Tensor] = {}
+        self._known = Known()
 
     @property
     def passes(self) -> int:
@@ -91,6 +103,15 @@ class AttentionProbe:
     def seen(self) -> int:
         """The number of forward passes, recorded or not."""
         return self._capture.seen
+
+    def expect(self, samples: int, *, labels: Any = None, positions: Tensor | None = None) -> None:
+        """Tell what is known of the samples of the next forward pass.
+
+        Args:
+            samples: how many there are. labels: [samples] classes; anything else tells nothing.
+            positions: [samples] where each is in the data set.
+        """
+        self._known = Known(one_class_each(labels, samples), positions)
 
     def __enter__(self) -> "AttentionProbe":
         self._capture.__enter__()
@@ -132,7 +153,15 @@ class AttentionProbe:
             provenance = Provenance(samples=max(part.samples for part in stages))
         return Analysis(stages, provenance, target or Target())
 
+    def _heads(self, discovery: Discovery, stage: Stage) -> int:
+        adapter = discovery.adapter
+        if not isinstance(adapter, HeadedAdapter):
+            return 1
+        with uncompiled(self._model):
+            return adapter.heads(self._model, stage)
+
     def _add(self, weights: list[list[Tensor]]) -> None:
+        known, self._known = self._known, Known()
         for stage, retrievals in zip(self.stages, weights, strict=True):
             metric = self.metrics[stage.name]
             device = retrievals[0].device
@@ -145,8 +174,9 @@ class AttentionProbe:
                 retrievals, device = [w.cpu() for w in retrievals], torch.device("cpu")
             if metric.device != device:
                 metric.to(device)
-            for part in without_padding(retrievals, mask):
-                metric.update(part)
+            samples = len(retrievals[0])
+            for rows, part in without_padding(retrievals, mask):
+                metric.update(part, known.of(rows, samples))
 
     def _thinned(self, retrievals: list[Tensor], count: int) -> list[Tensor]:
         shape, device = retrievals[0].shape, retrievals[0].device

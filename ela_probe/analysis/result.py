@@ -23,6 +23,7 @@ from ela_probe.analysis.beta_fit import (
 from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.measures import newest_share
+from ela_probe.analysis.views import StageViews
 from ela_probe.errors import AnalysisError, ElaProbeError
 from ela_probe.sites import Kind, Site, Stage
 from ela_probe.system.accessors import Accessor
@@ -50,6 +51,8 @@ class StageAnalysis:
     action at each site would add to the loss; None where it was not measured. entropy, entropy_se:
     [T] mean over samples of the entropy of each site's weights in nats, and its standard error; NaN
     where an analysis of an older version did not measure it. A single NaN stands for T of them.
+    views: divergences by head and class, and the most unusual samples; None where an older version
+    or training with ELA did not record them.
 
     Raises AnalysisError if a weight, a divergence or a sum is NaN or infinite. A standard error is
     NaN where it is unknown, as for a single sample.
@@ -64,6 +67,7 @@ class StageAnalysis:
     damage: StageDamage | None = None
     entropy: Floats = field(default_factory=lambda: np.array(np.nan))
     entropy_se: Floats = field(default_factory=lambda: np.array(np.nan))
+    views: StageViews | None = None
 
     def __repr__(self) -> str:
         what = f"{counted(len(self.stage.sites), 'site')}, {self.stage.kind} weights"
@@ -125,6 +129,7 @@ class StageAnalysis:
             beta,
             StageDamage.from_arrays(arrays),
             *(arrays.get(name, np.array(np.nan)).reshape(-1) for name in ("entropy", "entropy_se")),
+            views=StageViews.from_arrays(arrays, sites),
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -140,6 +145,7 @@ class StageAnalysis:
             "entropy": self.entropy,
             "entropy_se": self.entropy_se,
             **({} if self.damage is None else self.damage.arrays()),
+            **({} if self.views is None else self.views.arrays()),
         }
 
     @cached_property
@@ -197,7 +203,8 @@ class Provenance(Strict):
 
     samples: how many were run. sampling: empty if all of them were recorded, else the options
     (every, max_batches, max_tokens) and the numbers of `batches` that were run and `recorded`.
-    notes: reservations, in sentences.
+    limit: the most samples that were asked for; None: all. classes: the names of the data's
+    classes. notes: reservations, in sentences.
     """
 
     model: str | None = None
@@ -206,6 +213,8 @@ class Provenance(Strict):
     checkpoint_sha256: str | None = None
     data: str | None = None
     split: str | None = None
+    limit: int | None = None
+    classes: tuple[str, ...] = ()
     samples: int = 0
     accuracy: Finite | None = None
     loss: Finite | None = None

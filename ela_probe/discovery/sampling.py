@@ -78,7 +78,9 @@ def token_axis(weights: Sequence[int], inputs: Sequence[int]) -> int:
     )
 
 
-def without_padding(retrievals: list[Tensor], mask: Tensor | None) -> list[list[Tensor]]:
+def without_padding(
+    retrievals: list[Tensor], mask: Tensor | None
+) -> list[tuple[Tensor | slice, list[Tensor]]]:
     """The retrievals of a stage without padded tokens, for each number of real tokens apart.
 
     So every sample keeps its own tokens only, and its mean stays one observation.
@@ -87,15 +89,17 @@ def without_padding(retrievals: list[Tensor], mask: Tensor | None) -> list[list[
         retrievals: per site [samples, tokens, ..., sources].
         mask: [samples, tokens], whether a token is real; None: all are.
 
-    Returns: the retrievals as they are where nothing is padded, or the mask has another shape.
+    Returns: pairs of the samples, as an index of their axis, and their retrievals; the retrievals
+        as they are where nothing is padded, or the mask has another shape.
     """
     if mask is None or retrievals[0].shape[:2] != mask.shape or bool(mask.all()):
-        return [retrievals]
+        return [(slice(None), retrievals)]
     mask = mask.to(retrievals[0].device)
     counts = mask.sum(dim=1)
-    parts = []
+    parts: list[tuple[Tensor | slice, list[Tensor]]] = []
     for count in counts.unique().tolist():
         rows = counts == count
         if count:
-            parts.append([w[rows][mask[rows]].unflatten(0, (-1, count)) for w in retrievals])
+            real = [w[rows][mask[rows]].unflatten(0, (-1, count)) for w in retrievals]
+            parts.append((rows, real))
     return parts

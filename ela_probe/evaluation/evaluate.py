@@ -5,7 +5,7 @@ Predicting the next token is classifying every position of a sequence.
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +56,7 @@ def evaluate(
     labels: str | None = None,
     measured: bool = True,
     reader: LossReader | None = None,
+    before_pass: Callable[[Any, int], None] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure `model` in eval mode over all batches of `loader`.
@@ -76,6 +77,7 @@ def evaluate(
         measured: False allows batches without labels and outputs without logits; where there
             are any, accuracy and loss are NaN.
         reader: gets the losses of the samples of the passes that it wants, with their graph.
+        before_pass: called before each pass with the batch's labels and its number of samples.
         progress: show a bar on stderr, if that is a terminal.
 
     Returns:
@@ -103,7 +105,10 @@ def evaluate(
                 given, targets = inputs_and_labels(
                     batch, labelled=labelled, inputs=inputs, labels=labels
                 )
-                samples += sample_count(given)
+                count = sample_count(given)
+                samples += count
+                if before_pass is not None:
+                    before_pass(targets, count)
                 given = mapped(
                     given, lambda t: to_memory_format(t.to(device, non_blocking=True), model)
                 )
@@ -153,7 +158,7 @@ def evaluate(
 
 
 def sample_losses(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean cross entropy of each sample over its labels, and whether it has any that count.
+    """The mean cross entropy of each sample over its labels, and how many of them count.
 
     Args:
         logits: [samples, ..., K]. classes: [samples, ...]; those of IGNORED don't count.
@@ -164,7 +169,7 @@ def sample_losses(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
         losses = F.cross_entropy(precise, classes.flatten(), ignore_index=IGNORED, reduction="none")
         counts = (classes != IGNORED).reshape(len(classes), -1).sum(dim=1)
-        return losses.reshape(len(classes), -1).sum(dim=1) / counts.clamp_min(1), counts > 0
+        return losses.reshape(len(classes), -1).sum(dim=1) / counts.clamp_min(1), counts
 
 
 def _nothing() -> str:

@@ -56,7 +56,7 @@ def loss_change(
                         "returns logits"
                     )
                 found, counted = sample_losses(logits.cpu().double(), classes.cpu())
-                losses.append(found[counted])
+                losses.append(found[counted > 0])
             pairs.append(torch.stack(losses))
     before, after = torch.cat(pairs, dim=1) if pairs else torch.zeros(2, 0).double()
     count = before.numel()

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
+
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.analysis.stand_ins import FIT_SAMPLES
@@ -75,12 +77,14 @@ def analyze_checkpoint(
     where = processes.launch(resolve_device(device))
     share = Share(rank(), process_count(), batches_per_turn=every)
     loader: Iterable[Any]
+    positions: Iterable[Tensor] | None = None
     fit_batches: Iterable[Any] | None = None
     labelled = data is not None or (inputs is not None and inputs.labelled)
     if data is not None:
         loader = data.loader(
             split, batch_size=batch_size, limit=limit, num_workers=num_workers, share=share
         )
+        positions = (batch.positions for batch in loader.sampler)
         # The same batches however many processes there are, up to 8.
         fitted = min(FIT_SAMPLES, len(everything.dataset))  # type: ignore[arg-type]
         fit_batches = data.loader(
@@ -103,6 +107,8 @@ def analyze_checkpoint(
         checkpoint_sha256=checkpoint.sha256,
         data=str(inputs) if data is None else data.spec.source,
         split=None if data is None else split,
+        limit=None if data is None else limit,
+        classes=getattr(getattr(data, "spec", None), "classes", ()),
         device=str(where),
         seed=getattr(inputs, "seed", None) if data is None else data.spec.seed,
         notes=tuple(note for note in (checkpoint.note, inputs and inputs.note) if note),
@@ -118,6 +124,7 @@ def analyze_checkpoint(
             provenance=provenance,
             damage=damage,
             fit_batches=fit_batches,
+            positions=positions,
             every=every,
             max_batches=None if max_batches is None else share.turns(max_batches),
             max_tokens=max_tokens,

@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
+from ela_probe.analysis.result import Provenance
 from ela_probe.checkpoint import Checkpoint
 from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
 from ela_probe.data.opening import Data, data_from_spec, open_data
@@ -71,6 +73,30 @@ def data_for(
             raise OptionError(f"got --context {context}, but {spec.source} has no text")
         spec = spec.model_copy(update={"context": context})
     return data_from_spec(spec, download=download, tokenizer=tokenizer)
+
+
+def analysed_samples(checkpoint: Checkpoint, provenance: Provenance) -> Dataset[Any]:
+    """The samples that an analysis was made of, in its order, read again from the data.
+
+    Raises:
+        OptionError: the analysis is of another checkpoint, or of inputs that are no data set.
+        CheckpointError, DataError: as `data_for`.
+    """
+    if provenance.checkpoint_sha256 not in (None, checkpoint.sha256):
+        raise OptionError(
+            f"{checkpoint.path} is not the checkpoint that was analysed ({provenance.checkpoint}, "
+            f"SHA-256 {str(provenance.checkpoint_sha256)[:12]}...); give that one"
+        )
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    split = next((name for name in splits if name == provenance.split), None)
+    if split is None:
+        raise OptionError(
+            f"the analysis is of {provenance.data or 'unknown data'}, not of a split of a data "
+            "set, so that its samples can't be read again; leave --checkpoint out"
+        )
+    own = checkpoint.header.data
+    source = None if own is not None and own.source == provenance.data else provenance.data
+    return data_for(checkpoint, source).dataset(split, limit=provenance.limit)
 
 
 def check_task(spec: ModelSpec, source: str) -> None:

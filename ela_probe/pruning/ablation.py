@@ -198,10 +198,10 @@ def _added(
 
 def _results(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each sample the loss, the share of right predictions, and whether it counts; float64."""
-    losses, counted = sample_losses(logits.cpu().double(), classes.cpu())
+    losses, counts = sample_losses(logits.cpu().double(), classes.cpu())
     known = (classes >= 0).reshape(len(classes), -1).cpu()
     hits = (logits.argmax(dim=-1) == classes).reshape(len(classes), -1).cpu() & known
-    return losses, hits.sum(dim=1) / known.sum(dim=1).clamp_min(1).double(), counted
+    return losses, hits.sum(dim=1) / known.sum(dim=1).clamp_min(1).double(), counts > 0
 
 
 def handed_on(

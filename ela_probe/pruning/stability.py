@@ -142,8 +142,8 @@ def _drawn_divergences(part: StageAnalysis, generator: np.random.Generator) -> d
 
 
 def _drawn_damage(damage: StageDamage, generator: np.random.Generator) -> StageDamage:
-    """The same with other sums of c + ½c²; the other sums, which no planner reads, stay."""
-    n, total, square = damage.samples, SUMS.index("c + ½c²"), SUMS.index("(c + ½c²)²")
+    """The same with other sums of c + ½nc²; the other sums, which no planner reads, stay."""
+    n, total, square = damage.samples, SUMS.index("c + ½nc²"), SUMS.index("(c + ½nc²)²")
     sums = damage.sums.copy()
     means, squares = sums[..., total] / n, sums[..., square] / n
     errors = np.sqrt(np.maximum(squares - means**2, 0.0) / max(n - 1, 1))

@@ -15,6 +15,7 @@ from ela_probe.errors import OptionError
 from ela_probe.pruning.ablation import Ablation
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.report import plots
+from ela_probe.report.view_plots import Samples
 from ela_probe.sites import Action
 
 
@@ -27,7 +28,8 @@ class AnalysisPlots:
     def __repr__(self) -> str:
         return (
             "plot.adjacent(), .scores(), .damage(), .damage_against_divergence(), .heatmap(stage), "
-            ".weights(stage), .dendrogram(stage), .beta(stage), .quantiles(stage), .save(folder)"
+            ".weights(stage), .dendrogram(stage), .beta(stage), .quantiles(stage), .heads(stage), "
+            ".classes(stage), .unusual(stage), .save(folder)"
         )
 
     def adjacent(self, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
@@ -86,6 +88,22 @@ class AnalysisPlots:
     def quantiles(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """The u of neighbours against the Beta fit of a stage (`plots.beta_quantiles`)."""
         return plots.beta_quantiles(self._part(stage), ax=ax)
+
+    def heads(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """The divergence of neighbours, head by head (`plots.head_divergence`)."""
+        return plots.head_divergence(self._part(stage), ax=ax)
+
+    def classes(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """The divergence of neighbours, class by class (`plots.class_divergence`)."""
+        names = self._analysis.provenance.classes
+        return plots.class_divergence(self._part(stage), names=names, ax=ax)
+
+    def unusual(
+        self, stage: str | int = 0, *, samples: Samples | None = None, ax: Axes | None = None
+    ) -> tuple[Figure, Axes]:
+        """The samples that are farthest from the mean (`plots.unusual_samples`)."""
+        names = self._analysis.provenance.classes
+        return plots.unusual_samples(self._part(stage), samples=samples, names=names, ax=ax)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write every figure as PNG and SVG, and return the paths (`plots.save_figures`)."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ela_probe.analysis.findings import (
     NEAR,
@@ -46,6 +46,7 @@ from ela_probe.report.tables import (
     plan_table,
     site_table,
 )
+from ela_probe.report.view_plots import Samples
 from ela_probe.system.messages import quoted
 from ela_probe.system.numbers import counted
 from ela_probe.system.storage import write_text
@@ -53,7 +54,8 @@ from ela_probe.system.storage import write_text
 # In this order: D3, Observable Plot on it, then ours.
 SCRIPTS = (
     "vendor/d3.min.js", "vendor/plot.umd.min.js", "browser/tables.js", "browser/charts.js",
-    "browser/pairs.js", "browser/runs.js", "browser/plans.js", "browser/page.js",
+    "browser/pairs.js", "browser/views.js", "browser/runs.js", "browser/plans.js",
+    "browser/page.js",
 )  # fmt: skip
 LABELS = {"model_args": "model arguments", "checkpoint_sha256": "checkpoint SHA-256"}
 # A site that keeps its action in this share of resamples is counted as stable.
@@ -71,6 +73,7 @@ def write_report(
     costs: CostModel | None = None,
     ablation: Ablation | None = None,
     history: History | None = None,
+    samples: Samples | None = None,
     resamples: int = 0,
     folder: str | Path | None = None,
 ) -> Path:
@@ -83,6 +86,8 @@ def write_report(
         costs: of the analysed model; the plans for every budget then show a predicted time.
         ablation: measured loss changes, shown beside the predicted ones.
         history: of the training run.
+        samples: the data set that was analysed, in its order, to show the most unusual samples;
+            without it they are named by their positions.
         resamples: if not 0, the plan that the slider starts at is made again on so many resampled
             analyses, and the page tells how often every site keeps its action (`plan_stability`).
         folder: where the analysis was saved, for the next command; beside the page when None.
@@ -109,7 +114,7 @@ def write_report(
         "near": NEAR,
         "smallLoss": SMALL_LOSS,
         "loss": analysis.provenance.loss,
-        "analyses": [analysis_data(analysis, names[0])]
+        "analyses": [analysis_data(analysis, names[0], samples=samples)]
         + ([] if other is None else [analysis_data(other, names[1])]),
         "plans": plans_data(plans),
         "start": list(plans).index(start),
@@ -131,6 +136,7 @@ def write_report(
         stability=None if stability is None else _stability(stability, start, resamples),
         facts=_facts(analysis),
         stages=stages,
+        views=_views(data),
         has_damage=analysis.has_damage,
         verdicts=[v for part in analysis.stages for v in verdicts(part)],
         sites=site_table(analysis),
@@ -158,7 +164,7 @@ def _render(*, data: Mapping[str, Any], **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell, "number": number}
+    environment.filters |= {"cell": cell, "number": number, "with_code": _with_code}
     files = resources.files("ela_probe.report")
     scripts = [files.joinpath(name).read_text("utf-8") for name in SCRIPTS]
     hashes = [
@@ -184,6 +190,11 @@ def _render(*, data: Mapping[str, Any], **context: Any) -> str:
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
+def _with_code(text: str) -> Markup:
+    """A sentence as HTML, with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _commands(analysis: Analysis, folder: Path) -> list[str]:
     """The commands that carry out what the summary recommends."""
     command = next_command(analysis, folder)
@@ -199,6 +210,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, Any]]:
         k: v for k, v in analysis.provenance.model_dump().items() if v not in (None, {}, "", ())
     }
     known.pop("versions", None)
+    known.pop("classes", None)
     kinds = sorted({part.stage.kind for part in analysis.stages})
     sites = sum(len(part.stage.sites) for part in analysis.stages)
     known["stages"] = (
@@ -227,6 +239,26 @@ def _stability(kept: Mapping[str, float], count: int, resamples: int) -> str:
         f"resampled analyses, {firm} of {len(kept)} sites keep their action in at least {FIRM:.0%} "
         f"of them; the least stable is {least} ({kept[least]:.0%})."
     )
+
+
+def _views(data: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Of every stage its name and which pictures look closer at it; stages without any left out."""
+    found = [
+        (
+            stage["name"],
+            [
+                f"{name}-{s}"
+                for name, known in (
+                    ("heads", stage["heads"]),
+                    ("classes", stage["classes"]["kl"]),
+                    ("samples", stage["unusual"]),
+                )
+                if known
+            ],
+        )
+        for s, stage in enumerate(data["analyses"][0]["stages"])
+    ]
+    return [(name, pictures) for name, pictures in found if pictures]
 
 
 def _measured(analysis: Analysis, ablation: Ablation) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from ela_probe.report.log_odds import (
     rebin,
     view,
 )
+from ela_probe.report.sample_pictures import data_uri, picture_of
 from ela_probe.report.site_labels import short_labels
+from ela_probe.report.view_plots import Samples, class_name, shown_classes, stage_mean
 
 # A site is stored with this many digits: more can't be seen, and the page stays small.
 DIGITS = 4
@@ -31,9 +33,17 @@ DIGITS = 4
 OF_PAIRS = ("kl", "kl_se", "shape", "mass", "js")
 
 
-def analysis_data(analysis: Analysis, label: str) -> dict[str, Any]:
-    """An analysis: of every stage its sites, pairs, mean weights, damage and fit."""
-    return {"label": label, "stages": [_stage(part) for part in analysis.stages]}
+def analysis_data(
+    analysis: Analysis, label: str, *, samples: Samples | None = None
+) -> dict[str, Any]:
+    """An analysis: of every stage its sites, pairs, mean weights, damage, fit and views.
+
+    Args:
+        samples: the data set that was analysed, to show the most unusual samples.
+    """
+    names = analysis.provenance.classes
+    stages = [_stage(part) | _views(part, names, samples) for part in analysis.stages]
+    return {"label": label, "stages": stages}
 
 
 def rounded(value: float) -> float | None:
@@ -68,6 +78,32 @@ def _stage(part: StageAnalysis) -> dict[str, Any]:
         "distinct": rounded(vendi_score(part, kernel="linear")),
         "damage": _damage(part),
         "fit": _fit(part),
+    }
+
+
+def _views(part: StageAnalysis, names: Sequence[str], samples: Samples | None) -> dict[str, Any]:
+    """Divergences by head and by class, without the first site, and the most unusual samples."""
+    if part.views is None:
+        return {"heads": [], "classes": {"names": [], "kl": []}, "unusual": None}
+    chosen = shown_classes(part)
+    labels = [class_name(c, names) for c in chosen]
+    if len(set(labels)) < len(labels):  # rows are told apart by their names
+        labels = [f"{label} ({c})" for label, c in zip(labels, chosen, strict=True)]
+    unusual = []
+    for position, kl in zip(part.views.unusual_positions, part.views.unusual_kl, strict=True):
+        image, words = None, ""
+        if samples is not None:
+            image, words = picture_of(samples[int(position)], names)
+        uri = None if image is None else data_uri(image)
+        row = {"position": int(position), "kl": rounded(float(kl)), "words": words, "image": uri}
+        unusual.append(row)
+    return {
+        "heads": [_numbers(row[1:]) for row in part.views.head_kl],
+        "classes": {
+            "names": labels,
+            "kl": [_numbers(row[1:]) for row in part.views.class_kl[chosen]],
+        },
+        "unusual": {"mean": rounded(stage_mean(part)), "samples": unusual} if unusual else None,
     }
 
 

@@ -29,6 +29,7 @@ from ela_probe.report.pair_plots import (
     weights_heatmap,
 )
 from ela_probe.report.plan_plots import skip_plan, skip_scores
+from ela_probe.report.view_plots import class_divergence, head_divergence, unusual_samples
 from ela_probe.system.storage import output_directory, replacing
 
 __all__ = [
@@ -41,15 +42,18 @@ __all__ = [
     "all_figures",
     "beta_histogram",
     "beta_quantiles",
+    "class_divergence",
     "damage_against_divergence",
     "damage_along_depth",
     "divergence_heatmap",
+    "head_divergence",
     "save_figures",
     "site_dendrogram",
     "site_history",
     "skip_plan",
     "skip_scores",
     "skipping_history",
+    "unusual_samples",
     "weights_heatmap",
 ]
 
@@ -59,7 +63,8 @@ def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
 
     `adjacent`, `scores`, where damage was measured also `damage` and `damage-divergence`, and for
     each stage `kl-<stage>`, `weights-<stage>`, `alike-<stage>`, `beta-<stage>` and
-    `quantiles-<stage>`.
+    `quantiles-<stage>`; where they were recorded also `heads-<stage>`, `classes-<stage>` and
+    `samples-<stage>`.
 
     Raises:
         OutputError: the folder can't be written to.
@@ -93,3 +98,12 @@ def all_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
         yield f"alike-{safe}", site_dendrogram(part)[0]
         yield f"beta-{safe}", beta_histogram(part)[0]
         yield f"quantiles-{safe}", beta_quantiles(part)[0]
+        if part.views is None:
+            continue
+        if len(part.views.head_kl):
+            yield f"heads-{safe}", head_divergence(part)[0]
+        if part.views.class_counts.any():
+            names = analysis.provenance.classes
+            yield f"classes-{safe}", class_divergence(part, names=names)[0]
+        if len(part.views.unusual_kl):
+            yield f"samples-{safe}", unusual_samples(part)[0]

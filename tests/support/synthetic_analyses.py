@@ -15,6 +15,7 @@ from torch import Tensor
 from ela_probe.analysis.damage import StageDamage
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
+from ela_probe.analysis.views import StageViews
 from ela_probe.sites import Kind, Site, Stage
 
 # nature: (noise added to the logits of the earlier sources, mean logit of the new source)
@@ -65,14 +66,21 @@ def make_analysis(
     return Analysis(tuple(parts), known)
 
 
-def with_damage(analysis: Analysis, *, channels: int = 8, seed: int = 0) -> Analysis:
-    """The analysis with a random damage of `skip` and `affine` at every site, and stand-ins."""
+def with_damage(
+    analysis: Analysis, *, channels: int = 8, seed: int = 0, recur: bool = False
+) -> Analysis:
+    """The analysis with a random damage of `skip` and `affine` at every site, and stand-ins.
+
+    recur: whether also of `recur`, at all sites but the first of a stage.
+    """
     generator = np.random.default_rng(seed)
     parts = []
     for part in analysis.stages:
         sites, n = len(part.stage.sites), part.samples
         c = generator.exponential(0.05, (sites, 1, n)) * np.array([1.0, 0.2, np.nan])[:, None]
         c += generator.normal(0, 0.02, c.shape)
+        if recur:
+            c[1:, 2] = 0.5 * c[1:, 0]
         d = c + c**2 / 2
         sums = np.stack([c, c**2, d, d**2], axis=-1).sum(axis=2)
         stand_ins = tuple(
@@ -80,6 +88,25 @@ def with_damage(analysis: Analysis, *, channels: int = 8, seed: int = 0) -> Anal
         )
         damage = StageDamage(n, sums, generator.random(sites), stand_ins)
         parts.append(replace(part, damage=damage))
+    return replace(analysis, stages=tuple(parts))
+
+
+def with_views(analysis: Analysis, *, heads: int = 2, classes: int = 3, seed: int = 0) -> Analysis:
+    """The analysis with random divergences by head and class, and unusual samples 0, 3, 6, ...
+
+    Class 1 does not occur.
+    """
+    generator = np.random.default_rng(seed)
+    parts = []
+    for part in analysis.stages:
+        kl = np.nan_to_num(part.adjacent("kl"))
+        by_head, by_class = (kl * generator.uniform(0.5, 2, (n, 1)) for n in (heads, classes))
+        counts = np.full(classes, 7, dtype=np.int64)
+        counts[1:2], by_class[1:2] = 0, 0
+        unusual = kl[1:].mean() * generator.uniform(0.1, 3, 8) if len(kl) > 1 else np.zeros(0)
+        places = 3 * np.arange(len(unusual))
+        views = StageViews(by_head, by_class, counts, places, unusual)
+        parts.append(replace(part, views=views))
     return replace(analysis, stages=tuple(parts))
 
 

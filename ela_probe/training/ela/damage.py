@@ -1,6 +1,8 @@
 """TrainingDamage: what each action at each site would add to the loss, while the network trains."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from ela_probe.adapters.handover import Handover
 from ela_probe.analysis.damage import StageDamage
 from ela_probe.analysis.damage_probe import DamageProbe
 from ela_probe.analysis.stand_ins import NormalEquations, slices
+from ela_probe.forward import logits_of
 from ela_probe.sites import Stage
 from ela_probe.system.processes import all_gather
 from ela_probe.training.ela.clock import Clock
@@ -31,10 +34,20 @@ class TrainingDamage(DamageProbe):
         super().__init__(model, handovers)
         self._fits: dict[str, NormalEquations] = {}
         self._clock = clock
+        self._predictions = 1  # of a sample of the current batch, as of the tokens of a sequence
 
     def __enter__(self) -> "TrainingDamage":
         self._hooks.__enter__()
+        self._after = self._model.register_forward_hook(self._returned)
         return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._after.remove()
+        super().__exit__(*exception)
+
+    def _returned(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        logits = logits_of(output)
+        self._predictions = 1 if logits is None else max(1, math.prod(logits.shape[1:-1]))
 
     def add(self, scale: float) -> None:
         """Add the pass whose loss was differentiated last; nothing where there was none.
@@ -46,8 +59,9 @@ class TrainingDamage(DamageProbe):
         with self._clock:
             if self._found:
                 changes, _ = next(iter(self._found.values()))
-                keep = torch.ones(changes.shape[-1], dtype=torch.bool, device=changes.device)
-                self._add(keep, scale * changes.shape[-1])
+                samples = changes.shape[-1]
+                each = torch.full((samples,), self._predictions, device=changes.device)
+                self._add(each, scale * samples)
 
     def compute(self, stages: Sequence[Stage]) -> dict[str, StageDamage]:
         """As `DamageProbe.compute`, with stand-ins fitted to the batches of all processes."""
