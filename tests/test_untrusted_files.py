@@ -20,6 +20,7 @@ from ela_probe.models.bounded_build import check_size
 from ela_probe.models.registry import FAMILIES, ModelSpec
 from ela_probe.system.documents import read_bytes, read_document
 from ela_probe.training.recipes import read_recipe
+from ela_probe.training.resuming import check_resume
 from tests.test_whole_analysis import npy, stored
 
 RECIPES = {
@@ -171,3 +172,21 @@ def test_no_message_advises_to_load_pickled_objects(tmp_path: Path) -> None:
 def test_a_model_is_named_by_its_name_alone() -> None:
     with pytest.raises(ModelError):
         ModelSpec(name="mrla_b_resnet8", args={"name": "x"}).build()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"callbacks": 1},
+        {"callbacks": {"ela_probe.History": []}},
+        {"callbacks": {"ela_probe.History": {"origin": {}, "rows": 3}}, "state_dict": {}},
+        {"callbacks": {"ela_probe.History": {"origin": {"a": 1}, "rows": []}}, "state_dict": {}},
+        {"callbacks": {"ela_probe.History": {"origin": {}, "rows": []}}, "state_dict": {"a": 1}},
+    ],
+)
+def test_a_training_state_of_another_structure_is_refused(
+    tmp_path: Path, state: dict[str, object]
+) -> None:
+    torch.save(state, tmp_path / "resume.ckpt")
+    with pytest.raises(CheckpointError, match="is no training state of ela-probe"):
+        check_resume(tmp_path / "resume.ckpt", torch.nn.Linear(1, 1), definition={}, ela=None)

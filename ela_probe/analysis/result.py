@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ela_probe.analysis.analysis_folder import csv_text, read_folder, write_folder
 from ela_probe.analysis.beta_fit import (
@@ -30,7 +30,7 @@ from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
 from ela_probe.system.messages import class_and_first_line, printable, shortened
 from ela_probe.system.numbers import counted
-from ela_probe.system.validation import Finite, Strict
+from ela_probe.system.validation import Finite, Strict, explain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -394,6 +394,11 @@ class Analysis:
             )
         except ElaProbeError:
             raise
+        except ValidationError as error:
+            raise AnalysisError(
+                f"the analysis in {directory} is damaged ({explain(error)}); run "
+                "`ela-probe analyze` again"
+            ) from error
         except Exception as error:  # on foreign bytes zipfile, zlib and NumPy fail in any way
             raise AnalysisError(
                 f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "

@@ -102,9 +102,17 @@ def differences(saved: Definition, current: Definition) -> Iterator[str]:
 
 def saved_definition(state: Mapping[str, Any]) -> Definition | None:
     """What defined the run of a loaded `resume.ckpt`; None if the file is something else."""
-    history = state.get("callbacks", {}).get("ela_probe.History", {})
-    definition = history.get("origin")
-    return definition if isinstance(definition, dict) and "state_dict" in state else None
+    callbacks = state.get("callbacks")
+    history = callbacks.get("ela_probe.History") if isinstance(callbacks, Mapping) else None
+    if not isinstance(history, Mapping) or not isinstance(history.get("rows"), list):
+        return None
+    definition, weights = history.get("origin"), state.get("state_dict")
+    if not isinstance(definition, dict) or not isinstance(weights, Mapping):
+        return None
+    is_whole = all(isinstance(section, Mapping) for section in definition.values()) and all(
+        isinstance(tensor, Tensor) for tensor in weights.values()
+    )
+    return definition if is_whole else None
 
 
 def unfit_tensors(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:
