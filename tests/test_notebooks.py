@@ -92,12 +92,13 @@ def test_01_explores_two_analyses(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
     copied = command(capsys, *words)["notebook"]
     outputs = run(copied, tmp_path, ELA_PROBE_ANALYSIS=str(tmp_path / "nowhere"))
-    # Two heatmaps; each retrieval against the one before; a Beta fit a stage; the plan over the
-    # heatmap and by itself; the curve; two heatmaps in one figure; the plan.
-    assert counted(outputs, "image/png") == [0, 0, 0, 0, 2, 0, 1, 2, 2, 1, 1, 1]
+    # Two heatmaps; no heads; each retrieval against the one before; damage; a Beta fit a stage; the
+    # plan over the heatmap and by itself; the curve; two heatmaps in one figure; the plan.
+    assert counted(outputs, "image/png") == [0, 0, 0, 0, 2, 0, 0, 1, 1, 2, 2, 1, 1, 1]
     tables = counted(outputs, "text/html")
-    assert [n for n, count in enumerate(tables) if count] == [2, 4, 5, 7]
-    assert "of 6 retrievals are not formed" in outputs[8]["printed"]
+    assert [n for n, count in enumerate(tables) if count] == [2, 4, 5, 9]
+    assert "heads can't be told apart" in outputs[6]["printed"]
+    assert "of 6 retrievals are not formed" in outputs[10]["printed"]
     assert (tmp_path / "plans" / "explored.json").is_file()
 
 
