@@ -96,13 +96,7 @@ def save_checkpoint(
     Raises:
         OutputError: the place can't be written to; an existing file stays as it was.
     """
-    header = Header(
-        model=spec,
-        plans=tuple(plans),
-        data=data,
-        metrics=dict(metrics or {}),
-        versions=versions(),
-    )
+    header = _new_header(spec, plans, data, metrics)
     tensors = model.state_dict() if isinstance(model, nn.Module) else model
     state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = header.model_dump_json()
@@ -115,6 +109,22 @@ def save_checkpoint(
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
+
+
+def _new_header(
+    spec: ModelSpec,
+    plans: Sequence[SkipPlan],
+    data: AnySpec | None,
+    metrics: Mapping[str, float] | None,
+) -> Header:
+    """What a checkpoint of today says beside its weights."""
+    return Header(
+        model=spec,
+        plans=tuple(plans),
+        data=data,
+        metrics=dict(metrics or {}),
+        versions=versions(),
+    )
 
 
 def save_beside(
@@ -137,13 +147,7 @@ def save_beside(
     if not checkpoint.is_directory:
         save_checkpoint(output, model, spec=spec, plans=plans, data=data, metrics=metrics)
         return hashlib.sha256(output.read_bytes()).hexdigest()
-    header = Header(
-        model=spec,
-        plans=tuple(plans),
-        data=data,
-        metrics=dict(metrics or {}),
-        versions=versions(),
-    )
+    header = _new_header(spec, plans, data, metrics)
     document = header.model_dump(mode="json")
     pretrained.write_directory(output, model, source=checkpoint.path, header=document)
     return pretrained.digest(output)
