@@ -146,6 +146,11 @@ def test_the_command_measures_sites_and_plans(
     assert pruned["checked"]["change"] == pytest.approx(
         pruned["checked"]["after"] - pruned["checked"]["before"]
     )
+    page = ["report", tmp_path / "an", "-o", tmp_path / "page.html", "--checkpoint"]
+    assert run(capsys, *page, best)["report"] == str(tmp_path / "page.html")
+    assert "data:image/png;base64" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    line = run(capsys, *page, tmp_path / "pruned.pt", code=2)
+    assert "is not the checkpoint that was analysed" in line
     files = {path.name for path in (tmp_path / "ab").iterdir()}
     assert files == {"ablation.json", "sites.csv", "plans.csv"}
     again = run(capsys, *words, "--resume")
