@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ela_probe import ELA, SkipPlan, prune
 from ela_probe.adapters.registry import adapter_for
@@ -168,7 +168,7 @@ def test_costs_can_not_be_measured_on_a_batch_of_another_form() -> None:
             return super().training_step(batch[:2], batch_idx)
 
     images, labels = next(iter(batches()))
-    loader = DataLoader([(x, y, 0) for x, y in zip(images, labels, strict=True)], 4)
+    loader = DataLoader(TensorDataset(images, labels, labels), 4)
     with pytest.raises(OptionError, match=r"labels, got Tensor, Tensor, Tensor; .*costs=FILE"):
         fitted(Triples(), ELA(time=0.9, warmup=0.5), epochs=2, loader=loader)
 
