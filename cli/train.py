@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 ELA_HELP = (
-    "Skip redundant retrievals while training, as in skip=0.5,warmup=10. skip: final share of "
-    "skipped retrievals (0.3). warmup: epochs before the first skip (a tenth of all). ramp: epochs "
-    "in which the share grows (a fifth). freeze: epoch after which the plan stays (the end of the "
-    "ramp). planner: score (EBQM, the default) or budget (least divergence). action: skip, drop or "
-    "recur. max_run: skip at most this many in a row. min_keep: keep at least this many per stage. "
+    "Skip redundant retrievals while training, as in skip=0.5,warmup=10 or loss=0.02. skip: final "
+    "share of skipped retrievals (0.3). loss: instead of a ramp, remove after every epoch what is "
+    "predicted to raise the loss by so many nats at most. time: the share of the step's time to "
+    "reach, such as 0.7, by costs (a file of `ela-probe costs`; without one they are measured when "
+    "the warm-up ends). warmup: epochs before the first skip (a tenth of all), or a part of the "
+    "first epoch, such as 0.25. ramp: epochs in which the share grows (a fifth). freeze: epoch "
+    "after which the plan stays (the end of the ramp; with loss or time four fifths). planner: "
+    "score (EBQM, the default), budget (least divergence) or damage (least predicted loss change; "
+    "the default with loss or time). action: skip, drop, recur, or affine (a scale and a shift "
+    "stand in; the default with loss or time). max_run: skip at most this many in a row. "
+    "min_keep: keep at least this many per stage. "
     "decay: weight of past epochs in the averages (0.7). hysteresis: how much better a new site "
     "must be to replace a proposed one (0.1). concentration: of the target of the scores (4). "
     "every: probe one of this many batches (100, in short epochs fewer). stochastic: true skips at "
@@ -274,10 +280,12 @@ def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> No
         console.print_json(document | given(val_perplexity=best_perplexity, ela=result.ela))
         return
     if result.ela is not None:
+        time = result.ela["time"]
+        saved = "" if time is None else f", predicted step time {time:.0%} of the unpruned;"
         console.print_line(
-            "ELA skips {skipped} of {retrievals} retrievals ({share:.0%}); probing and planning"
-            " took {ebqm_seconds:.2f} s, {ebqm_share:.2%} of the training: {plan}".format(
-                **result.ela
+            "ELA skips {skipped} of {retrievals} retrievals ({share:.0%}){saved} probing and "
+            "planning took {ebqm_seconds:.2f} s, {ebqm_share:.2%} of the training: {plan}".format(
+                **result.ela, saved=saved or ";"
             )
         )
     accuracy = result.best_metrics.get("val_accuracy")

@@ -7,7 +7,7 @@ beats. Then the stages are combined. The plans left at the end answer every time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -41,7 +41,8 @@ class Charges(NamedTuple):
 
     skip, recur: [T, T]; entry (i, t) is for site t when the last formed site before it is i.
     affine: [T]. lost: [T]; how much later sites lose when site t is not a source. inf stands for an
-    action that can't be chosen. carried_over: as in `Stage`.
+    action that can't be chosen. carried_over: as in `Stage`. removed: the positions that can't be
+    kept.
     """
 
     skip: Floats
@@ -49,6 +50,7 @@ class Charges(NamedTuple):
     lost: Floats
     affine: Floats
     carried_over: bool = False
+    removed: frozenset[int] = frozenset()
 
     @classmethod
     def by_damage(cls, part: StageAnalysis) -> Charges:
@@ -93,6 +95,21 @@ class Charges(NamedTuple):
             np.full(len(sites), np.inf),
             part.stage.carried_over,
         )
+
+    def only(self, action: Action, *, removed: Collection[int]) -> Charges:
+        """The same with `skip` (and `drop`, where nothing reads the source) or `affine` alone.
+
+        removed: positions whose removal is done, so that it costs nothing more.
+        """
+        free, never = list(removed), np.inf
+        skip = self.skip.copy() if action == "skip" else np.full_like(self.skip, never)
+        affine = self.affine.copy() if action == "affine" else np.full_like(self.affine, never)
+        for charge in (skip, affine):
+            charge[..., free] = np.where(np.isfinite(charge[..., free]), 0.0, never)
+        return self._replace(
+            skip=skip, affine=affine, recur=np.full_like(self.recur, never),
+            removed=frozenset(removed),
+        )  # fmt: skip
 
     def decisions(self, actions: Sequence[Action]) -> list[Decision]:
         """The actions of a stage with their references and charges."""
@@ -189,9 +206,7 @@ def within_time(
     costs.check_sites([part.stage for part in analysis.stages])
     charged = Charges.by_damage if by_damage else Charges.of
     charges = [charged(part) for part in analysis.stages]
-    total = Frontier.of_one(0)
-    for stage, charge in zip(costs.stages, charges, strict=True):
-        total = total.beside(stage_frontier(stage, charge, constraints))
+    total = whole_frontier(costs, charges, constraints)
     full, base = costs.predict({}), costs.base.value
     affordable = int(np.searchsorted(total.seconds, time * full - base + 1e-9 * full, side="right"))
     if not affordable:
@@ -206,6 +221,16 @@ def within_time(
         charge.decisions([ACTIONS[next(row)] for _ in stage.sites])
         for stage, charge in zip(costs.stages, charges, strict=True)
     ]
+
+
+def whole_frontier(
+    costs: CostModel, charges: Sequence[Charges], constraints: Constraints = Constraints()
+) -> Frontier:
+    """The plans of all stages that no other beats, with the seconds that they add to the base."""
+    total = Frontier.of_one(0)
+    for stage, charge in zip(costs.stages, charges, strict=True):
+        total = total.beside(stage_frontier(stage, charge, constraints))
+    return total
 
 
 class State(NamedTuple):
@@ -287,7 +312,8 @@ def choices(
     keep, source, start = (
         0.0 if cost is None else cost.value for cost in (costs.keep, costs.source, costs.start)
     )
-    yield "keep", keep + source * sources, 0.0
+    if t not in charges.removed:
+        yield "keep", keep + source * sources, 0.0
     if "recur" in site.actions and costs.recur and (costs.recur_after_skip or formed == t - 1):
         seconds = costs.recur.value + start * sources * (state.how == "keep")
         if math.isfinite(charges.recur[formed, t]):

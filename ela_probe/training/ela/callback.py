@@ -27,6 +27,8 @@ from ela_probe.training.ela.gradual_pruning import GradualPruning
 from ela_probe.training.ela.surgery import parameter_names, restore_parameter_order
 from ela_probe.training.ela.wrapping import check_strategy, rewrap
 
+SHARE_OF_COSTS = 0.01  # of all training steps, for measuring costs
+
 
 class ELA(pl.Callback):
     """Efficient layer attention in training, for any LightningModule in a Trainer.
@@ -114,6 +116,7 @@ class ELA(pl.Callback):
             "retrievals": pruning.sites,
             "skipped": len(pruning.removed),
             "share": self.share,
+            "time": pruning.time,
             "ebqm_seconds": self.seconds,
             "ebqm_share": self.seconds / self.trained if self.trained else 0.0,
         }
@@ -218,6 +221,16 @@ class ELA(pl.Callback):
         self._epoch = epoch = Epoch(pl_module.device)
         if pruning.is_final(done):
             return
+        batches = trainer.num_training_batches
+        if done == 0:
+            epoch.first_batches = pruning.first_batches(batches)
+        self._open_probe(epoch, batches if epoch.first_batches is None else epoch.first_batches)
+        with epoch.overhead:
+            epoch.scores = pruning.scores(done)
+
+    def _open_probe(self, epoch: Epoch, batches: float) -> None:
+        """Start a new probe for so many batches."""
+        pruning = self._started_pruning()
         with epoch.overhead:
             with pruning.network.uncompiled() as model:
                 epoch.probe = AttentionProbe(model)
@@ -225,8 +238,7 @@ class ELA(pl.Callback):
                 epoch.damage = TrainingDamage(
                     pruning.network.model, pruning.network.handovers(), clock=epoch.overhead
                 )
-            epoch.every = self.config.probe_every(trainer.num_training_batches)
-            epoch.scores = pruning.scores(done)
+            epoch.every = self.config.probe_every(batches)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -235,6 +247,7 @@ class ELA(pl.Callback):
         pruning, epoch = self._started_pruning(), self._current_epoch()
         probe = epoch.probe_for(batch_idx)
         epoch.batches += 1
+        epoch.skipped += len(pruning.removed)
         if pruning.network.compiled:
             self._during_batch.enter_context(epoch.step_clocks[probe is not None])
         if probe is not None:
@@ -251,7 +264,7 @@ class ELA(pl.Callback):
             with epoch.overhead:
                 names = pruning.draw(epoch.scores, trainer.current_epoch, batch_idx)
                 self._during_batch.callback(pruning.network.without(names))
-                epoch.random_skips += len(names)
+                epoch.skipped += len(names)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the damage of a probed batch. Its loss is taken for a mean over its samples."""
@@ -268,12 +281,19 @@ class ELA(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Undo what the start of the batch changed."""
-        epoch = self._current_epoch()
+        """Undo what the start of the batch changed; plan, where the warm-up ends with it."""
+        pruning, epoch = self._started_pruning(), self._current_epoch()
         if epoch.probe_for(batch_idx) is not None:
             epoch.synchronize()  # leaving the probe waits too; the step itself is no overhead
+            epoch.last_batch = batch if pruning.needs_costs else None
         with epoch.overhead:
             self._during_batch.close()
+        if epoch.batches == epoch.first_batches:
+            batches = trainer.num_training_batches
+            self._plan(trainer, epoch, epoch.batches / batches)
+            epoch.probe = epoch.damage = None
+            if not pruning.is_final(epoch.batches / batches):
+                self._open_probe(epoch, batches - epoch.batches)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop counting: validation is no training."""
@@ -288,24 +308,11 @@ class ELA(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Average the epoch's statistics, plan, and remove the retrievals that the plan skips."""
         pruning, epoch, self._epoch = self._started_pruning(), self._current_epoch(), None
-        skipped = (
-            len(pruning.removed) + epoch.random_skips / max(1, epoch.batches)
-        ) / pruning.sites
+        skipped = epoch.skipped / max(1, epoch.batches) / pruning.sites
         epoch.synchronize()
-        self.site_rows = []
-        self.measured = epoch.probe is not None and epoch.probe.passes > 0
-        if epoch.probe is not None and self.measured:
-            with epoch.overhead:
-                found = epoch.probe.analysis().stages
-                if epoch.damage is not None:
-                    damage = epoch.damage.compute([part.stage for part in found])
-                    found = tuple(replace(p, damage=damage.get(p.stage.name)) for p in found)
-                changed = pruning.step(found, trainer.current_epoch + 1, trainer.optimizers)
-                if changed:
-                    rewrap(trainer.strategy)
-                    if self.path is not None and pruning.plan is not None and is_first():
-                        pruning.plan.save(self.path)
-            self.site_rows = pruning.site_rows(trainer.current_epoch + 1)
+        early = epoch.first_batches is not None and epoch.batches >= epoch.first_batches
+        self.measured = self._plan(trainer, epoch, trainer.current_epoch + 1) or early
+        self.site_rows = pruning.site_rows(trainer.current_epoch + 1) if self.measured else []
         self._parameter_names = parameter_names(pl_module, trainer.optimizers)
         seconds = epoch.overhead_seconds(compiled=pruning.network.compiled)
         self.seconds += seconds
@@ -313,6 +320,25 @@ class ELA(pl.Callback):
         self.row = {"skipped": skipped, "ebqm_seconds": round(seconds, 6)}
         for name, value in self.row.items():
             pl_module.log(f"ela_{name}", value, sync_dist=True)
+
+    def _plan(self, trainer: pl.Trainer, epoch: Epoch, done: float) -> bool:
+        """Average what was probed, plan, and remove what is due; whether anything was probed."""
+        if epoch.probe is None or not epoch.probe.passes:
+            return False
+        pruning = self._started_pruning()
+        with epoch.overhead:
+            found = epoch.probe.analysis().stages
+            if epoch.damage is not None:
+                damage = epoch.damage.compute([part.stage for part in found])
+                found = tuple(replace(p, damage=damage.get(p.stage.name)) for p in found)
+            if pruning.needs_costs and done >= pruning.warmup:
+                steps = SHARE_OF_COSTS * trainer.estimated_stepping_batches
+                pruning.measure_costs(epoch.last_batch, steps=steps)
+            if pruning.step(found, done, trainer.optimizers):
+                rewrap(trainer.strategy)
+                if self.path is not None and pruning.plan is not None and is_first():
+                    pruning.plan.save(self.path)
+        return True
 
     def _start_pruning(self, module: nn.Module) -> None:
         self._pruning = GradualPruning(

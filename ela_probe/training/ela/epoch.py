@@ -1,6 +1,7 @@
 """Epoch: what ELA keeps while an epoch trains, and the time that ELA took in it."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -22,7 +23,9 @@ class Epoch:
         damage: measures damage with the probe; None where the settings don't need it.
         every: batches from one probed batch to the next.
         batches: how many batches there were so far.
-        random_skips: retrievals skipped at random, in all batches together.
+        skipped: retrievals skipped, in all batches together.
+        first_batches: batches before a first removal within the epoch; None: none comes.
+        last_batch: what the last probed batch held, where costs are measured on it.
         scores: see `GradualPruning.scores`.
     """
 
@@ -33,7 +36,9 @@ class Epoch:
         self.step_clocks = {True: Clock(device), False: Clock(device)}
         self.probe: AttentionProbe | None = None
         self.damage: TrainingDamage | None = None
-        self.every, self.batches, self.random_skips = 1, 0, 0
+        self.every, self.batches, self.skipped = 1, 0, 0
+        self.first_batches: int | None = None
+        self.last_batch: Any = None
         self.scores: list[Floats] = []
 
     def probe_for(self, batch: int) -> AttentionProbe | None:

@@ -10,7 +10,9 @@ from torch import nn
 
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
-from ela_probe.errors import CheckpointError
+from ela_probe.errors import CheckpointError, OptionError
+from ela_probe.pruning.cost_model import CostModel
+from ela_probe.pruning.measure_costs import measure_costs
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.system.arrays import Floats
 from ela_probe.system.numbers import finite_or_none
@@ -20,11 +22,16 @@ from ela_probe.training.ela.nested_plans import (
     Names,
     draw_positions,
     due_part,
+    most_removable,
     plan_skipping,
     proposal,
     skip_count,
+    within_goal,
 )
 from ela_probe.training.ela.network import Network
+
+# How often each plan is timed where ELA measures costs by itself.
+FEWEST_ROUNDS, MOST_ROUNDS = 4, 20
 
 
 class GradualPruning:
@@ -40,10 +47,12 @@ class GradualPruning:
         network: the network.
         plan: the plan so far, in terms of the unpruned network; None before the first step.
         schedule: None until it is set.
+        costs: the time of each action, for a run with `time`; None until it is known.
 
     Raises:
         ModelError: no part of the module has layer attention.
-        PlanError: the adapter does not support the action, or the share is too large or small.
+        PlanError: the adapter does not support the action, the share is too large or small, or the
+            costs were measured on another model.
     """
 
     def __init__(
@@ -57,7 +66,16 @@ class GradualPruning:
         self.config, self.provenance = config, provenance
         self.constraints = Constraints(max_run=config.max_run, min_keep=config.min_keep)
         self.network = Network(module, given, decay=config.decay)
-        self._final_count = skip_count(config.skip, self.network.stages, self.constraints)
+        stages = self.network.stages
+        self._final_count = (
+            most_removable(stages, self.constraints, action=config.action)
+            if config.skip is None
+            else skip_count(config.skip, stages, self.constraints)
+        )
+        self.costs: CostModel | None = None
+        if config.costs is not None:
+            self.costs = CostModel.load(config.costs)
+            self.costs.check_sites(stages)
         for action in {config.action, "skip"} if config.stochastic else {config.action}:
             self.network.check_action(action)
         if config.measures_damage:
@@ -104,21 +122,81 @@ class GradualPruning:
                 rows.append({**row, "damage": None if damage is None else damage.mean})
         return rows
 
-    def is_final(self, done: int) -> bool:
+    @property
+    def warmup(self) -> float:
+        """Epochs before the first removal."""
+        return self._scheduled.warmup
+
+    def first_batches(self, batches: float) -> int | None:
+        """As `Schedule.first_batches`."""
+        return self._scheduled.first_batches(batches)
+
+    def is_final(self, done: float) -> bool:
         """Whether the plan changes no more after `done` epochs."""
-        return done >= self._scheduled.last
+        return done >= self._scheduled.last or self._has_reached_goal
+
+    @property
+    def time(self) -> float | None:
+        """The predicted step's time as a share of the unpruned step's; None without costs."""
+        if self.costs is None:
+            return None
+        actions = {} if self.plan is None else self.plan.actions
+        return self.costs.predict(actions) / self.costs.predict({})
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether the next step needs costs that were not measured yet."""
+        return self.config.time is not None and self.costs is None
+
+    def measure_costs(self, batch: Any, *, steps: float) -> None:
+        """Time the actions on copies of the unpruned network; the first process's times count.
+
+        Args:
+            batch: inputs and labels, on the device of the network.
+            steps: about so many training steps may be spent on it; at least FEWEST_ROUNDS of each
+                timed plan are made.
+
+        Raises:
+            OptionError: the batch is no pair of tensors.
+        """
+        parts = batch if isinstance(batch, (tuple, list)) else [batch]
+        if [isinstance(part, torch.Tensor) for part in parts] != [True, True]:
+            came = ", ".join(type(part).__name__ for part in parts)
+            raise OptionError(
+                "ELA: time without costs measures them on a batch of two tensors, inputs and "
+                f"labels, got {came}; measure them with `ela-probe costs`, and give costs=FILE"
+            )
+        plans = 2 + 6 * len(self.network.stages)
+        spare = 0.0 if math.isinf(steps) else steps / plans
+        with self.network.uncompiled() as model:
+            measured = measure_costs(
+                model,
+                (parts[0], parts[1]),
+                rounds=int(min(max(spare, FEWEST_ROUNDS), MOST_ROUNDS)),
+                progress=False,
+            )
+        self.costs = broadcast(measured)
+
+    @property
+    def _has_reached_goal(self) -> bool:
+        """With loss or time: whether the share or the time is reached."""
+        if self.config.by_ramp:
+            return False
+        time, wanted = self.time, self.config.time
+        in_time = wanted is not None and time is not None and time <= wanted
+        return in_time or len(self.removed) >= self._final_count
 
     def step(
         self,
         found: Iterable[StageAnalysis],
-        done: int,
+        done: float,
         optimizers: Sequence[torch.optim.Optimizer] = (),
     ) -> bool:
         """Add an epoch to the averages, propose a plan, and remove what is due by now.
 
         Args:
             found: the analysis of the epoch, by stage.
-            done: number of epochs done.
+            done: number of epochs done, which need not be whole.
             optimizers: of the network; they forget the removed parameters.
 
         Returns: whether there is a new plan.
@@ -129,6 +207,39 @@ class GradualPruning:
         # every process plans with the statistics of the first
         self.network.average(broadcast(tuple(found)))
         config, analysis = self.config, self.analysis
+        if config.by_ramp:
+            skipped = self._due(analysis, done)
+        elif done < self.warmup:
+            skipped = self.removed
+        else:
+            skipped = within_goal(
+                analysis,
+                action=config.action,
+                removed=self.removed,
+                most=self._final_count,
+                constraints=self.constraints,
+                loss=config.loss,
+                time=config.time,
+                costs=self.costs,
+            )
+        if len(skipped) <= len(self.removed) and not self.is_final(done):
+            return False
+        plan = plan_skipping(
+            skipped,
+            analysis,
+            planner=config.planner,
+            action=config.action,
+            constraints=self.constraints,
+            epoch=math.floor(done),
+            last=self.plan,
+        )
+        self.network.prune_to(plan, optimizers)
+        self.plan = plan
+        return True
+
+    def _due(self, analysis: Analysis, done: float) -> Names:
+        """The sites that are due after `done` epochs of a ramp."""
+        config = self.config
         self._proposed = proposal(
             analysis,
             self._final_count,
@@ -141,29 +252,15 @@ class GradualPruning:
         )
         waits = config.stochastic and not self.is_final(done)
         due = 0 if waits else math.floor(self._scheduled.fraction(done) * self._final_count + 0.5)
-        if due <= len(self.removed) and not self.is_final(done):
-            return False
-        skipped = due_part(
+        return due_part(
             self._proposed,
             analysis,
-            due,
+            max(due, len(self.removed)),
             planner=config.planner,
             action=config.action,
             removed=self.removed,
             constraints=self.constraints,
         )
-        plan = plan_skipping(
-            skipped,
-            analysis,
-            planner=config.planner,
-            action=config.action,
-            constraints=self.constraints,
-            epoch=done,
-            last=self.plan,
-        )
-        self.network.prune_to(plan, optimizers)
-        self.plan = plan
-        return True
 
     def scores(self, done: int) -> list[Floats]:
         """The probability of each site, by stage, to be skipped in a step after `done` epochs.
@@ -209,11 +306,12 @@ class GradualPruning:
             self.plan = plan
 
     def state_dict(self) -> dict[str, Any]:
-        """Plan, schedule, proposal and averages, as plain values and tensors."""
+        """Plan, schedule, proposal, costs and averages, as plain values and tensors."""
         return {
             "plan": None if self.plan is None else self.plan.model_dump_json(),
             "schedule": None if self.schedule is None else vars(self.schedule).copy(),
             "proposed": sorted(self._proposed),
+            "costs": None if self.costs is None else self.costs.model_dump_json(),
             "averages": [average.state_dict() for average in self.network.averages],
         }
 
@@ -222,6 +320,8 @@ class GradualPruning:
         self.rebuild(state["plan"])
         self.schedule = None if state["schedule"] is None else Schedule(**state["schedule"])
         self._proposed = frozenset(state["proposed"])
+        if state.get("costs") is not None:  # a state that an older version wrote has none
+            self.costs = CostModel.parse(state["costs"], "the saved costs")
         for average, kept in zip(self.network.averages, state["averages"], strict=True):
             average.load_state_dict(kept)
 
@@ -231,7 +331,9 @@ class GradualPruning:
         return self.schedule
 
     def _target(self, fraction: float = 1.0) -> Target:
-        return Target(skip=fraction * self.config.skip, concentration=self.config.concentration)
+        return Target(
+            skip=fraction * self.config.mean_score, concentration=self.config.concentration
+        )
 
 
 def skipped_by(plan: SkipPlan | None) -> Names:

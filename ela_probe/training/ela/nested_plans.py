@@ -6,6 +6,7 @@ skip in the end, with hysteresis, and removes those of the proposal that are due
 
 import math
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +15,24 @@ from ela_probe.errors import PlanError
 from ela_probe.pruning.damage_budget import cheapest_actions, damage_charges
 from ela_probe.pruning.plan import Constraints, SkipPlan
 from ela_probe.pruning.planners import SkipAction, as_plan, skip_decisions
-from ela_probe.pruning.site_budget import charge_matrices, within_budget
+from ela_probe.pruning.site_budget import charge_matrices, combined_optima, within_budget
+from ela_probe.pruning.time_budget import ACTIONS, Charges, whole_frontier
 from ela_probe.sites import Stage
 from ela_probe.system.arrays import Floats
 from ela_probe.training.ela.config import Planner
 
+if TYPE_CHECKING:
+    from ela_probe.pruning.cost_model import CostModel
+
 Names = frozenset[str]
 KEPT = ("quantile", "score", "damage", "stand_in")
+
+
+def most_removable(stages: Sequence[Stage], constraints: Constraints, *, action: SkipAction) -> int:
+    """The most retrievals that the constraints allow to remove, by damage."""
+    charges = [np.zeros((len(s.sites),) * 2) for s in stages]
+    may = [range(0 if action == "affine" else 1, len(s.sites)) for s in stages]
+    return max(combined_optima(charges, constraints, may=may))
 
 
 def skip_count(share: float, stages: Sequence[Stage], constraints: Constraints) -> int:
@@ -93,6 +105,61 @@ def due_part(
         may=positions_by_stage(proposed, names),
     )
     return names_at(chosen, names)
+
+
+def within_goal(
+    analysis: Analysis,
+    *,
+    action: SkipAction,
+    removed: Names,
+    most: int,
+    constraints: Constraints,
+    loss: float | None = None,
+    time: float | None = None,
+    costs: "CostModel | None" = None,
+) -> Names:
+    """The sites to skip, `removed` among them, so that the others cost at most `loss` together.
+
+    Without costs as many as possible, else those that save most time, or, where `time` is reached
+    for less damage, those of the least damage that reach it. What was removed costs nothing more.
+
+    Args:
+        most: number of sites to skip at most, `removed` included.
+        loss: in nats; None: any.
+        time, costs: the share of the unpruned step's time to reach, and the time of each action.
+            Where it can't be reached, the fastest plan is taken.
+
+    Raises:
+        PlanError: the costs were measured on another model.
+    """
+    names = site_names(analysis)
+    must = positions_by_stage(removed, names)
+    allowed = math.inf if loss is None else loss
+    if costs is None or time is None:
+        charges = damage_charges(cheapest_actions(analysis, [action]))
+        for charge, positions in zip(charges, must, strict=True):
+            charge[:, list(positions)] = 0.0
+        best = combined_optima(charges, constraints, must=must, may=[range(len(s)) for s in names])
+        counts = [k for k, (damage, _) in best.items() if k <= most and damage <= allowed]
+        return names_at(best[max(counts)][1], names) if counts else removed
+    costs.check_sites([part.stage for part in analysis.stages])
+    frontier = whole_frontier(
+        costs,
+        [
+            Charges.by_damage(part).only(action, removed=positions)
+            for part, positions in zip(analysis.stages, must, strict=True)
+        ],
+        constraints,
+    )
+    full, base = costs.predict({}), costs.base.value
+    is_changed = frontier.actions != ACTIONS.index("keep")
+    possible = np.flatnonzero((frontier.charges <= allowed) & (is_changed.sum(axis=1) <= most))
+    if not len(possible):
+        return removed
+    reaching = possible[base + frontier.seconds[possible] <= time * full * (1 + 1e-9)]
+    chosen = is_changed[reaching[-1] if len(reaching) else possible[0]]
+    flat = [name for stage in names for name in stage]
+    return frozenset(name for name, changed in zip(flat, chosen, strict=True) if changed)
 
 
 def plan_skipping(
