@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from ela_probe import pretrained
@@ -28,9 +28,10 @@ from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.system.checkpoint_file import KEY, StoredFile, read_file
+from ela_probe.system.reading import refusing
 from ela_probe.system.state_dicts import Fit, fit_names
 from ela_probe.system.storage import replacing
-from ela_probe.system.validation import Strict, explain
+from ela_probe.system.validation import Strict
 from ela_probe.system.versions import versions
 
 CLASSES = "num_classes"
@@ -334,13 +335,9 @@ def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def _parse_header(path: Path, text: Any) -> Header:
-    try:
+    problem = f"{path}: its header is not one that this version reads"
+    with refusing(CheckpointError, problem, model=Header, limit=2):
         return Header.model_validate_json(text)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{path}: its header is not one that this version reads "
-            f"({explain(error, Header, limit=2)})"
-        ) from error
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from ela_probe.discovery.sites_file import SitesFile
 from ela_probe.errors import CheckpointError, DataError, ElaProbeError, ModelError, OptionError
 from ela_probe.models.bounded_build import check_size
 from ela_probe.models.registry import FAMILIES, ModelSpec
-from ela_probe.system.documents import read_bytes, read_document
+from ela_probe.system.reading import read_bytes, read_document
 from ela_probe.training.recipes import read_recipe
 from ela_probe.training.resuming import check_resume
 from tests.test_whole_analysis import npy, stored

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ela_probe.errors import AnalysisError
 from ela_probe.system.array_files import read_arrays
-from ela_probe.system.documents import read_bytes, read_document
+from ela_probe.system.reading import read_bytes, read_document
 from ela_probe.system.storage import output_directory, write_bytes, write_json
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ela_probe.analysis.analysis_folder import csv_text, read_folder, write_folder
 from ela_probe.analysis.beta_fit import (
@@ -24,13 +24,14 @@ from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.measures import newest_share
 from ela_probe.analysis.views import StageViews
-from ela_probe.errors import AnalysisError, ElaProbeError
+from ela_probe.errors import AnalysisError
 from ela_probe.sites import Kind, Site, Stage
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
-from ela_probe.system.messages import class_and_first_line, printable, shortened
+from ela_probe.system.messages import printable, shortened
 from ela_probe.system.numbers import counted
-from ela_probe.system.validation import Finite, Strict, explain
+from ela_probe.system.reading import refusing
+from ela_probe.system.validation import Finite, Strict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -375,7 +376,8 @@ class Analysis:
                 its files don't belong together.
         """
         directory = Path(directory)
-        try:
+        damaged = f"the analysis in {directory} is damaged"
+        with refusing(AnalysisError, damaged, "run `ela-probe analyze` again"):
             document, arrays = read_folder(directory, version=SCHEMA_VERSION, wanted=_is_of_a_stage)
             stages = []
             for index, entry in enumerate(document["stages"]):
@@ -392,18 +394,6 @@ class Analysis:
                 Provenance.model_validate(document["provenance"]),
                 Target.model_validate(document["target"]),
             )
-        except ElaProbeError:
-            raise
-        except ValidationError as error:
-            raise AnalysisError(
-                f"the analysis in {directory} is damaged ({explain(error)}); run "
-                "`ela-probe analyze` again"
-            ) from error
-        except Exception as error:  # on foreign bytes zipfile, zlib and NumPy fail in any way
-            raise AnalysisError(
-                f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "
-                "run `ela-probe analyze` again"
-            ) from error
 
 
 def _is_of_a_stage(name: str) -> bool:

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ela_probe.data.opening import Data
 from ela_probe.errors import CheckpointError
+from ela_probe.system.checkpoint_file import check_records, read_torch
 from ela_probe.system.outputs import check_resumable
+from ela_probe.system.reading import read_bytes
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
@@ -52,13 +53,15 @@ def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: 
             otherwise; all differences are named. More epochs are allowed.
     """
     check_resumable(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise CheckpointError(
-            f"{path} is no training state, or a damaged one ({type(error).__name__}): start again "
-            "without --resume"
-        ) from error
+    expected = "the state of a run of `ela-probe train`"
+    content = read_bytes(path, what="the state", expected=expected, error=CheckpointError)
+    check_records(path, content)
+    state = read_torch(
+        path,
+        content,
+        damaged=f"{path} is no training state, or a damaged one",
+        advice="start again without --resume",
+    )
     saved = saved_definition(state) if isinstance(state, dict) else None
     if saved is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
