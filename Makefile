@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo notebook test browser coverage lint types format hooks wheel docs docs-serve docs-pictures
+.PHONY: demo notebook test trust browser coverage lint types format hooks wheel docs docs-serve docs-pictures
 .PHONY: check clean
 
 demo: $(VENV)/ready
@@ -22,6 +22,13 @@ notebook: $(VENV)/ready
 
 test: $(VENV)/ready browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+# Hostile files and faults. N inputs of each reader; LONG=1: 100,000, and a coverage-guided fuzzer
+# where it installs. The figures also go to build/trust.json.
+N ?= $(if $(LONG),100000,300)
+trust: $(VENV)/ready
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.trust.fuzz -n $(N) --json build/trust.json
 
 # Chromium, for the tests of the report page. Where it can't be installed, they are skipped.
 browser:

@@ -13,15 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ela_probe.errors import CheckpointError
+from ela_probe.models.bounded_build import bounded_build
 from ela_probe.system.checkpoint_file import KEY
 from ela_probe.system.extras import transformers
 from ela_probe.system.outputs import refuse_other_folder
-from ela_probe.system.reading import read_document, refusing
+from ela_probe.system.reading import check_regular_files, read_document, refusing
 from ela_probe.system.storage import replacing_folder
 
 CONFIG = "config.json"
@@ -61,7 +63,13 @@ def read_network(
     advice = ""
     if config.get("auto_map") and not trust_remote_code:
         advice = "the directory has code of its own: pass --trust-remote-code if you trust it"
-    with refusing(CheckpointError, problem, advice), quiet():
+    tensors, numbers = _check_size(path, config)
+    asked = f"the config in {path} asks for a network"
+    with (
+        refusing(CheckpointError, problem, advice),
+        bounded_build(asked, tensors=tensors, numbers=numbers),
+        quiet(),
+    ):
         model, info = (network or library.AutoModelForCausalLM).from_pretrained(
             str(path),
             local_files_only=True,
@@ -74,6 +82,34 @@ def read_network(
         if hasattr(part, "use_cache"):
             part.use_cache = False
     return model.eval(), tuple(sorted(info["missing_keys"]))
+
+
+def _check_size(path: Path, config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many tensors, and at most how many numbers, the weights in a directory have.
+
+    Raises:
+        CheckpointError: there are no weights, a file of them is damaged, or the config asks for
+            more layers than there are tensors.
+    """
+    check_regular_files(path, error=CheckpointError)
+    tensors, numbers = 0, 0
+    for file in path.glob("*.safetensors"):
+        with (
+            refusing(CheckpointError, f"cannot read {file}", "write the directory again"),
+            safetensors.safe_open(file, "pt") as weights,
+        ):
+            tensors += len(weights.keys())
+        numbers += 2 * file.stat().st_size  # of four bits each
+    if not tensors:
+        raise CheckpointError(f"{path} has no weights in safetensors files; expected {EXPECTED}")
+    for part in (config, *config.values()):
+        layers = part.get("num_hidden_layers") if isinstance(part, Mapping) else None
+        if isinstance(layers, int) and layers > tensors:
+            raise CheckpointError(
+                f"the config in {path} asks for {layers:,} layers, but there are {tensors:,} "
+                "tensors in its safetensors files; write the directory again"
+            )
+    return tensors, numbers
 
 
 def read_stand_ins(path: Path) -> dict[str, Tensor]:

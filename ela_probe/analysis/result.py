@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
-from ela_probe.analysis.analysis_folder import csv_text, read_folder, write_folder
+from ela_probe.analysis.analysis_folder import read_folder, write_folder
 from ela_probe.analysis.beta_fit import (
     BINS,
     BetaFit,
@@ -24,11 +24,12 @@ from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.measures import newest_share
 from ela_probe.analysis.views import StageViews
-from ela_probe.errors import AnalysisError
+from ela_probe.errors import AnalysisError, printable
 from ela_probe.sites import Kind, Site, Stage
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
-from ela_probe.system.messages import printable, shortened
+from ela_probe.system.csv_files import csv_text
+from ela_probe.system.messages import shortened
 from ela_probe.system.numbers import counted
 from ela_probe.system.reading import refusing
 from ela_probe.system.validation import Finite, Strict

@@ -13,7 +13,7 @@ from ela_probe.data.image_stores import Images
 from ela_probe.data.normalisation import mean_and_std
 from ela_probe.data.source_names import absolute_root, absolute_source
 from ela_probe.data.sources import read_splits
-from ela_probe.data.spec import Augmentation, DataSpec
+from ela_probe.data.spec import LARGEST_SIZE, Augmentation, DataSpec
 from ela_probe.data.splits import Splits
 from ela_probe.data.stratified import stratified_order, train_and_val_indices
 from ela_probe.errors import DataError, DataWarning
@@ -21,7 +21,6 @@ from ela_probe.errors import DataError, DataWarning
 Split = Literal["train", "val", "test"]
 
 FILE_WORKERS = 4
-LARGEST_SIZE = 2**13  # of an image in pixels, height and width
 
 
 def open_images(

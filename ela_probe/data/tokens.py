@@ -9,7 +9,7 @@ from torch import Tensor
 from ela_probe.data.source_files import check_text
 from ela_probe.errors import DataError
 from ela_probe.system.extras import transformers
-from ela_probe.system.reading import refusing
+from ela_probe.system.reading import check_regular_files, refusing
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -18,6 +18,7 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         DataError: there is none, or it can't be read. OptionError: transformers is missing.
     """
+    check_regular_files(folder, error=DataError)
     with refusing(
         DataError,
         f"{folder} has no tokenizer that can be read",

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ela_probe.errors import CheckpointError
-from ela_probe.system.messages import printable, shortened
+from ela_probe.errors import CheckpointError, printable
+from ela_probe.system.messages import shortened
 from ela_probe.system.reading import read_bytes, refusing
 from ela_probe.system.restricted_load import load_restricted, network_name
 from ela_probe.system.state_dicts import find_weights, without_wrappers

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from ela_probe.errors import ElaProbeError
-from ela_probe.system.messages import class_and_first_line, printable, shortened
+from ela_probe.errors import ElaProbeError, printable
+from ela_probe.system.messages import class_and_first_line, shortened
 from ela_probe.system.validation import explain
 
 LARGEST_DOCUMENT = 2**28
@@ -170,6 +170,16 @@ def check_regular(path: str | Path, *, what: str, expected: str, error: type[Ela
         is_folder = stat.S_ISDIR(found.st_mode)
         reason = "it is a folder" if is_folder else "it is a pipe or a device, not a file"
     raise error(f"cannot read {what} {path}: {reason}; expected {expected}")
+
+
+def check_regular_files(folder: Path, *, error: type[ElaProbeError]) -> None:
+    """Raise `error` where something in a folder is neither a regular file nor a folder.
+
+    For libraries that open files by themselves.
+    """
+    for path in folder.iterdir():
+        if not path.is_dir():
+            check_regular(path, what="the file", expected="a regular file", error=error)
 
 
 def refuse_deep(text: str) -> None:

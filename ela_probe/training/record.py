@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ela_probe.data.batches import epoch_seed
 from ela_probe.errors import OutputError
+from ela_probe.system.csv_files import inert
 from ela_probe.system.processes import is_first, rank
 from ela_probe.system.storage import replacing
 from ela_probe.training.ela.callback import ELA
@@ -167,7 +168,7 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: inert(cell) for name, cell in row.items()} for row in rows)
 
 
 def _classification_module(module: pl.LightningModule) -> ClassificationModule:

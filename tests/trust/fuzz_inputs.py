@@ -33,8 +33,7 @@ class Reader:
     def mutated(self, random: Random) -> dict[str, bytes]:
         """The valid files with one of them changed, seldom two."""
         files = dict(self.valid)
-        for _ in range(random.choice((1, 1, 1, 2))):
-            name = random.choice(sorted(files))
+        for name in random.sample(sorted(files), min(len(files), random.choice((1, 1, 1, 2)))):
             change = next(m for suffix, m in self.mutations.items() if name.endswith(suffix))
             files[name] = change(random, files[name])
         return self.repaired(files) if random.random() < 0.9 else files

@@ -52,7 +52,7 @@ def _read_checkpoint(name: str) -> Callable[[Path], object]:
 
 def _foreign() -> dict[str, bytes]:
     def write(folder: Path) -> None:
-        model = _header_and_model()[1]
+        model = _header_and_model()[0]["spec"].build()
         state = {f"module.{name}": value for name, value in model.state_dict().items()}
         stored = {"epoch": 3, "arch": "x", "state_dict": state, "args": {"model": "y"}}
         torch.save(stored, folder / "a.pth")

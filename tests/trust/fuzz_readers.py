@@ -94,10 +94,10 @@ def _with_digests(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _read_analysis(folder: Path) -> object:
-    from ela_probe.analysis.analysis_folder import csv_text
     from ela_probe.analysis.findings import findings
     from ela_probe.analysis.result import Analysis
     from ela_probe.pruning.planners import make_plan
+    from ela_probe.system.csv_files import csv_text
 
     analysis = Analysis.load(folder)
     _ = (csv_text(analysis.sites), csv_text(analysis.pairs), findings(analysis))
