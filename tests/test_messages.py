@@ -50,5 +50,5 @@ def test_an_analysis_whose_reading_fails_without_a_word_is_damaged(
         (tmp_path / name).write_text("{}")
     monkeypatch.setattr(Path, "read_text", fail)
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(AnalysisError, match=r"is damaged \(ValueError\)"):
+    with pytest.raises(AnalysisError, match=r"is damaged: ValueError"):
         Analysis.load(tmp_path)

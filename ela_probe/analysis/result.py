@@ -105,7 +105,12 @@ class StageAnalysis:
 
     @classmethod
     def from_arrays(cls, stage: Stage, arrays: dict[str, NDArray[Any]]) -> StageAnalysis:
-        """A stage from the arrays that `arrays` gives."""
+        """A stage from the arrays that `arrays` gives. Raises AnalysisError: one has no numbers."""
+        if other := [name for name, array in arrays.items() if array.dtype.kind not in "biuf"]:
+            raise AnalysisError(
+                f"{stage.name}: {other[0]} is {arrays[other[0]].dtype}, expected real numbers; run "
+                "`ela-probe analyze` again"
+            )
         sites = len(stage.sites)
         # torchmetrics squeezes tensors of a single element, as of a stage with one site
         histogram = arrays["histogram"].reshape(sites, BINS)
@@ -130,7 +135,7 @@ class StageAnalysis:
             arrays["weights"].reshape(sites, stage.sizes[-1]),
             {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
             beta,
-            StageDamage.from_arrays(arrays),
+            StageDamage.from_arrays(arrays, sites),
             entropy=arrays.get("entropy", unknown).reshape(sites),
             entropy_se=arrays.get("entropy_se", unknown).reshape(sites),
             views=StageViews.from_arrays(arrays, sites),

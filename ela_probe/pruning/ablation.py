@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Alternatives, Handover
@@ -86,13 +86,19 @@ class Ablation(JsonDocument):
     split: str | None = None
     limit: int | None = None
     batch_size: int | None = None
-    batches: int = 0
-    samples: int = 0
+    batches: int = Field(0, ge=0)
+    samples: int = Field(0, ge=0)
     loss: Finite = 0.0
     accuracy: Finite = 0.0
     complete: bool = False
     changes: tuple[Change, ...] = Field(())
     plans: tuple[PlanResult, ...] = Field(())
+
+    @model_validator(mode="after")
+    def _changes_of_samples(self) -> "Ablation":
+        if self.changes and not self.samples:
+            raise ValueError("it has changes of the loss, but of 0 samples; expected 1 or more")
+        return self
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
         """Raise PlanError unless every measured site is one of these."""

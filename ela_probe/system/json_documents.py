@@ -41,5 +41,6 @@ class JsonDocument(Strict):
     @classmethod
     def parse(cls: type[AnyDocument], text: str, name: str | None = None) -> AnyDocument:
         """Validate JSON text; `name` is for messages. Raises `ERROR`, as `load`."""
-        with refusing(cls.ERROR, f"{name or cls.NAMED} {cls.INVALID}", model=cls):
+        invalid, expected = f"{name or cls.NAMED} {cls.INVALID}", f"expected {cls.EXPECTED}"
+        with refusing(cls.ERROR, invalid, expected, model=cls):
             return cls.model_validate_json(text)

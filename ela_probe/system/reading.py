@@ -19,7 +19,8 @@ from ela_probe.errors import ElaProbeError, printable
 from ela_probe.system.messages import class_and_first_line, shortened
 from ela_probe.system.validation import explain
 
-LARGEST_DOCUMENT = 2**28
+LARGEST_DOCUMENT = 2**27  # bytes
+MOST_VALUES = 2**21  # of a document; a wrong one takes about 1,000 bytes
 LARGEST_BY_HAND = 2**20  # bytes of a document that people write
 DEEPEST = 50  # brackets in brackets of such a document
 
@@ -110,16 +111,20 @@ def read_document(
         most: the most bytes that such a file has.
 
     Raises:
-        ElaProbeError: of class `error`: as `read_bytes`, larger than a document is, or not text.
+        ElaProbeError: of class `error`: as `read_bytes`, larger than a document is, of more values
+            than MOST_VALUES, or not text.
     """
     content = read_bytes(path, what=what, expected=expected, error=error, most=most)
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as problem:
         raise error(
             f"cannot read {what} {path}: it is not text in {encoding.upper()}; expected {expected}"
         ) from problem
+    with refusing(error, f"cannot read {what} {path}", f"expected {expected}"):
+        refuse_many(text)
+    return text
 
 
 def read_bytes(
@@ -180,6 +185,12 @@ def check_regular_files(folder: Path, *, error: type[ElaProbeError]) -> None:
     for path in folder.iterdir():
         if not path.is_dir():
             check_regular(path, what="the file", expected="a regular file", error=error)
+
+
+def refuse_many(text: str) -> None:
+    """Raise ValueError where a text of JSON, YAML, TOML or CSV has more than MOST_VALUES values."""
+    if text.count(",") + text.count("\n") > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES:,} values")
 
 
 def refuse_deep(text: str) -> None:

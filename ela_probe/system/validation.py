@@ -12,6 +12,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 LONGEST_VALUE = 80  # characters of a value that are shown
 LONGEST_MESSAGE = 400  # characters that pydantic or a check of ours says of one field
 MOST_PROBLEMS = 20
+MOST_COLLECTED = 10_000  # pydantic makes a dict of each
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
@@ -49,6 +50,8 @@ def explain(
         model: their class, so that an unknown field is reported with the known ones.
         limit: describe at most this many problems, and count the others. None: MOST_PROBLEMS.
     """
+    if error.error_count() > MOST_COLLECTED:
+        return f"{error.error_count():,} of its values are wrong"
     problems = error.errors()
     described = [_describe(problem, model) for problem in problems[: limit or MOST_PROBLEMS]]
     hidden = len(problems) - len(described)

@@ -52,6 +52,7 @@ class History(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.site_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
+        self.has_trained = False
         self._start = 0.0
 
     @property
@@ -81,6 +82,10 @@ class History(pl.Callback):
         seed = epoch_seed(module.config.seed, trainer.current_epoch)
         seed = (seed + rank()) % 2**32  # processes drop different paths
         pl.seed_everything(seed, workers=True, verbose=False)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note that a batch was trained: the state of a resumed run is sound until here."""
+        self.has_trained = True
 
     def elapsed(self) -> float:
         """Seconds since the epoch began."""

@@ -1,6 +1,7 @@
 """Resuming a run: what defines it is compared with what defined it when it was saved."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ela_probe.data.opening import Data
 from ela_probe.errors import CheckpointError
 from ela_probe.system.checkpoint_file import check_records, read_torch
 from ela_probe.system.outputs import check_resumable
-from ela_probe.system.reading import read_bytes
+from ela_probe.system.reading import read_bytes, refusing
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
@@ -80,6 +81,23 @@ def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: 
             f"{unfit[0]}; name the model that the run was started with"
         )
     return len(state["callbacks"]["ela_probe.History"]["rows"])
+
+
+@contextmanager
+def refusing_state(path: Path, history: History) -> Iterator[None]:
+    """A block in which Lightning goes on from the state at `path`, and trains.
+
+    Raises:
+        CheckpointError: anything was raised before a batch was trained, as of an optimizer's state
+            that is another one's.
+    """
+    try:
+        yield
+    except Exception:
+        if history.has_trained:
+            raise
+        with refusing(CheckpointError, f"cannot go on from {path}", "start without --resume"):
+            raise
 
 
 def differences(saved: Definition, current: Definition) -> Iterator[str]:

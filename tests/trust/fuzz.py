@@ -135,9 +135,18 @@ def work(
 
 
 def fuzz(
-    names: Sequence[str], count: int, *, seed: int, limit: float = SECONDS, module: str = MODULE
+    names: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    limit: float = SECONDS,
+    module: str = MODULE,
+    verbose: bool = False,
 ) -> list[Outcome]:
-    """Give each reader `count` inputs. A process that ends is started again behind its last."""
+    """Give each reader `count` inputs. A process that ends is started again behind its last.
+
+    verbose: whether a wrong outcome is printed at once.
+    """
     results = {name: Outcome(name) for name in names}
     start, left = 1, list(names)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -156,10 +165,10 @@ def fuzz(
                 record = json.loads(line) if line.startswith('{"reader"') else {}
                 if "starts" in record:
                     last = record["reader"], record["starts"]
-                    if last[1] == 1:
-                        print(f"{last[0]} ...", file=sys.stderr)
                 if "outcome" in record:
                     _add(results[record["reader"]], record)
+                    if verbose and record["outcome"] == "wrong":
+                        print(record["reader"], record["number"], record["reason"], flush=True)
             code = process.wait()
             errors.seek(0)
             said = errors.read()
@@ -238,7 +247,9 @@ def main() -> int:
         return 0
     with ThreadPoolExecutor(options.jobs) as pool:
         shares = [names[job :: options.jobs] for job in range(min(options.jobs, len(names)))]
-        parts = pool.map(lambda share: fuzz(share, options.n, seed=options.seed), shares)
+        parts = pool.map(
+            lambda share: fuzz(share, options.n, seed=options.seed, verbose=True), shares
+        )
         results = sorted((r for part in parts for r in part), key=lambda r: names.index(r.reader))
     print(table(results))
     if options.json is not None:
