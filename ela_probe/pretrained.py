@@ -57,19 +57,18 @@ def read_network(
         OptionError: transformers is missing. CheckpointError: it can't read the directory.
     """
     library, config = transformers(), read_config(path)
-    named = next(iter(config.get("architectures") or ()), "")
-    network = getattr(library, named, None) if not config.get("auto_map") else None
-    problem = f"transformers {library.__version__} can't read {path}"
-    advice = ""
+    problem, advice = f"transformers {library.__version__} can't read {path}", ""
     if config.get("auto_map") and not trust_remote_code:
         advice = "the directory has code of its own: pass --trust-remote-code if you trust it"
-    tensors, numbers = _check_size(path, config)
+    tensors, numbers = _check_size(path, config, advice or f"expected {EXPECTED}")
     asked = f"the config in {path} asks for a network"
     with (
         refusing(CheckpointError, problem, advice),
         bounded_build(asked, tensors=tensors, numbers=numbers),
         quiet(),
     ):
+        named = next(iter(config.get("architectures") or ()), "")
+        network = getattr(library, named, None) if not config.get("auto_map") else None
         model, info = (network or library.AutoModelForCausalLM).from_pretrained(
             str(path),
             local_files_only=True,
@@ -78,13 +77,13 @@ def read_network(
             dtype=dtype or "auto",
             output_loading_info=True,
         )
-    for part in (model.config, model.config.get_text_config()):
-        if hasattr(part, "use_cache"):
-            part.use_cache = False
-    return model.eval(), tuple(sorted(info["missing_keys"]))
+        for part in (model.config, model.config.get_text_config()):
+            if hasattr(part, "use_cache"):
+                part.use_cache = False
+        return model.eval(), tuple(sorted(info["missing_keys"]))
 
 
-def _check_size(path: Path, config: Mapping[str, Any]) -> tuple[int, int]:
+def _check_size(path: Path, config: Mapping[str, Any], advice: str) -> tuple[int, int]:
     """How many tensors, and at most how many numbers, the weights in a directory have.
 
     Raises:
@@ -101,7 +100,7 @@ def _check_size(path: Path, config: Mapping[str, Any]) -> tuple[int, int]:
             tensors += len(weights.keys())
         numbers += 2 * file.stat().st_size  # of four bits each
     if not tensors:
-        raise CheckpointError(f"{path} has no weights in safetensors files; expected {EXPECTED}")
+        raise CheckpointError(f"{path} has no weights in safetensors files; {advice}")
     for part in (config, *config.values()):
         layers = part.get("num_hidden_layers") if isinstance(part, Mapping) else None
         if isinstance(layers, int) and layers > tensors:

@@ -1,6 +1,6 @@
 """Resuming a run: what defines it is compared with what defined it when it was saved."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from ela_probe.system.reading import read_bytes, refusing
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
-from ela_probe.training.record import LAST, RESUME, History
+from ela_probe.training.record import (
+    COLUMNS,
+    ELA_COLUMNS,
+    LAST,
+    RESUME,
+    SITE_COLUMNS,
+    History,
+)
 
 Definition = Mapping[str, Mapping[str, Any]]
 MISSING_IS_NONE = ("model", "ela")  # sections in which a setting may be left out
@@ -125,7 +132,13 @@ def saved_definition(state: Mapping[str, Any]) -> Definition | None:
     """What defined the run of a loaded `resume.ckpt`; None if the file is something else."""
     callbacks = state.get("callbacks")
     history = callbacks.get("ela_probe.History") if isinstance(callbacks, Mapping) else None
-    if not isinstance(history, Mapping) or not isinstance(history.get("rows"), list):
+    if not isinstance(history, Mapping):
+        return None
+    epochs = [history.get("rows"), [history.get("best")]]
+    sites = history.get("site_rows", [])  # older versions had none
+    if not all(_are_rows(rows, (*COLUMNS, *ELA_COLUMNS), int | float) for rows in epochs):
+        return None
+    if not _are_rows(sites, SITE_COLUMNS, int | float | str | None):
         return None
     definition, weights = history.get("origin"), state.get("state_dict")
     if not isinstance(definition, dict) or not isinstance(weights, Mapping):
@@ -134,6 +147,16 @@ def saved_definition(state: Mapping[str, Any]) -> Definition | None:
         isinstance(tensor, Tensor) for tensor in weights.values()
     )
     return definition if is_whole else None
+
+
+def _are_rows(rows: object, columns: Sequence[str], kinds: Any) -> bool:
+    """Whether these are rows of a history: values of these kinds, by the names of columns."""
+    return isinstance(rows, list) and all(
+        isinstance(row, Mapping)
+        and row.keys() <= set(columns)
+        and all(isinstance(value, kinds) for value in row.values())
+        for row in rows
+    )
 
 
 def unfit_tensors(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:

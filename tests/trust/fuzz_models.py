@@ -118,7 +118,7 @@ def _tokenizer() -> dict[str, bytes]:
 
     words = {word: i for i, word in enumerate(("[UNK]", "a", "b", "c"))}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
     return {**written(lambda folder: fast.save_pretrained(folder)), "a.txt": b"a b c d " * 200}
 

@@ -16,7 +16,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import torch
 
 Mutation = Callable[[Random, bytes], bytes]
 
@@ -291,6 +290,8 @@ def in_safetensors(random: Random, content: bytes) -> bytes:
 
 def in_torch(random: Random, content: bytes) -> bytes:
     """The objects of a torch file changed and saved again; else the members of its archive."""
+    import torch
+
     if random.random() < 0.5:
         return in_zip(some_bytes)(random, content)
     stored = torch.load(io.BytesIO(content), weights_only=True)

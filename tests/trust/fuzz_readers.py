@@ -5,6 +5,7 @@ wrong value that is accepted fails here. Anything but success or an ElaProbeErro
 """
 
 import csv
+import gzip
 import io
 import json
 from dataclasses import replace
@@ -231,7 +232,7 @@ def _idx() -> dict[str, bytes]:
         )
         images += random.randbytes(count * 784)
         for name, content in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
-            packed = mutations.gzip.compress(content, 1) if suffix else content
+            packed = gzip.compress(content, 1) if suffix else content
             files[f"{stem}-{name}{suffix}"] = packed
     return files
 
