@@ -7,7 +7,8 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo notebook test trust trust-coverage browser coverage lint types format hooks wheel docs docs-serve docs-pictures
+.PHONY: demo notebook test trust trust-coverage browser coverage lint types format hooks wheel docs
+.PHONY: docs-serve docs-pictures
 .PHONY: check clean
 
 demo: $(VENV)/ready

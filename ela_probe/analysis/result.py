@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator
 
 from ela_probe.analysis.analysis_folder import read_folder, write_folder
 from ela_probe.analysis.beta_fit import (
@@ -24,15 +24,14 @@ from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.measures import newest_share
 from ela_probe.analysis.views import StageViews
-from ela_probe.errors import AnalysisError, printable
+from ela_probe.errors import AnalysisError
 from ela_probe.sites import Kind, Site, Stage
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
 from ela_probe.system.csv_files import csv_text
-from ela_probe.system.messages import shortened
 from ela_probe.system.numbers import counted
 from ela_probe.system.reading import refusing
-from ela_probe.system.validation import Finite, Strict
+from ela_probe.system.validation import Finite, Name, Strict, check_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,17 +193,17 @@ class StageAnalysis:
 class StoredStage(BaseModel):
     """What analysis.json says of a stage and is read again. Names can be printed."""
 
-    name: str
+    name: Name
     kind: Kind
     sites: tuple[Site, ...] = Field(min_length=1)
     carried_over: bool
 
-    @model_validator(mode="after")
-    def _printable(self) -> StoredStage:
-        for name in (self.name, *(site.name for site in self.sites)):
-            if not name.isprintable():
-                raise ValueError(f"the name {printable(shortened(name))!r} can't be printed")
-        return self
+    @field_validator("sites")
+    @classmethod
+    def _named(cls, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        for site in sites:
+            check_name(site.name)
+        return sites
 
 
 class Provenance(Strict):
@@ -216,7 +215,7 @@ class Provenance(Strict):
     classes. notes: reservations, in sentences.
     """
 
-    model: str | None = None
+    model: Name | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None

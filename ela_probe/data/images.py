@@ -17,6 +17,7 @@ from ela_probe.data.spec import LARGEST_SIZE, Augmentation, DataSpec
 from ela_probe.data.splits import Splits
 from ela_probe.data.stratified import stratified_order, train_and_val_indices
 from ela_probe.errors import DataError, DataWarning
+from ela_probe.system.messages import shortened
 
 Split = Literal["train", "val", "test"]
 
@@ -269,4 +270,4 @@ def _warn_of_empty_classes(splits: Splits, source: str) -> None:
 
 
 def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return ", ".join(map(shortened, names[:4])) + (", ..." if len(names) > 4 else "")

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from ela_probe.errors import OptionError
-from ela_probe.sites import Stage, fingerprint
+from ela_probe.sites import LISTED, Stage, fingerprint
 from ela_probe.system.json_documents import JsonDocument
+from ela_probe.system.messages import shortened
 from ela_probe.system.numbers import readable
 from ela_probe.system.validation import Finite, Strict
 
@@ -211,7 +212,9 @@ class Comparison(JsonDocument):
                     return
             elif count in (row.kept, row.kept + row.skipped):
                 return
-        listed = ", ".join(f"{row.name} with {row.kept + row.skipped}" for row in self.models)
+        listed = ", ".join(
+            f"{shortened(row.name)} with {row.kept + row.skipped}" for row in self.models[:LISTED]
+        )
         raise OptionError(
             f"the comparison is of other models: the analysis is of {model or 'a model'} with "
             f"{count} retrievals, and none of its sites are those of {listed}; compare the "

@@ -20,7 +20,7 @@ from ela_probe.sites import Action, Stage
 from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import mapped
-from ela_probe.system.validation import Finite, Strict
+from ela_probe.system.validation import Finite, Name, Strict
 
 
 class Change(Strict):
@@ -30,7 +30,7 @@ class Change(Strict):
     share of right predictions.
     """
 
-    site: str
+    site: Name
     action: Action
     loss: Finite = 0.0
     square: Finite = 0.0
@@ -45,7 +45,7 @@ class Change(Strict):
         if samples < 2:
             return math.nan
         mean = self.loss / samples
-        return math.sqrt(max(0.0, self.square / samples - mean**2) / (samples - 1))
+        return math.sqrt(max(0.0, self.square / samples - mean * mean) / (samples - 1))
 
 
 class PlanResult(Strict):
@@ -54,7 +54,7 @@ class PlanResult(Strict):
     time_ratio: its predicted step time relative to the unpruned one; None without costs.
     """
 
-    name: str
+    name: Name
     planner: str
     action: str
     seed: int | None = None

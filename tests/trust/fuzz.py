@@ -166,9 +166,7 @@ def fuzz(
                 if "starts" in record:
                     last = record["reader"], record["starts"]
                 if "outcome" in record:
-                    _add(results[record["reader"]], record)
-                    if verbose and record["outcome"] == "wrong":
-                        print(record["reader"], record["number"], record["reason"], flush=True)
+                    _add(results[record["reader"]], record, verbose)
             code = process.wait()
             errors.seek(0)
             said = errors.read()
@@ -178,17 +176,19 @@ def fuzz(
         kind = f"more than {limit:g} s" if reason in ("SIGPROF", "SIGALRM") else "the process ended"
         text = f"{kind} ({reason}): {' '.join(said.split())[-300:]!r}"
         name, number = last
-        _add(results[name], {"number": number, "outcome": "wrong", "reason": text})
+        _add(results[name], {"number": number, "outcome": "wrong", "reason": text}, verbose)
         left = left[left.index(name) :] if number < count else left[left.index(name) + 1 :]
         start = number + 1 if number < count else 1
     return list(results.values())
 
 
-def _add(result: Outcome, record: Mapping[str, Any]) -> None:
+def _add(result: Outcome, record: Mapping[str, Any], verbose: bool) -> None:
     result.inputs += 1
     result.slowest = max(result.slowest, record.get("seconds", 0.0))
     if record["outcome"] == "wrong":
         result.wrong.append((record["number"], record["reason"]))
+        if verbose:
+            print(result.reader, record["number"], record["reason"], flush=True)
     else:
         setattr(result, record["outcome"], getattr(result, record["outcome"]) + 1)
 

@@ -196,9 +196,16 @@ def other_array(random: Random, content: bytes) -> bytes:
     if random.random() < 0.3:
         return random.choice((some_bytes, changed_header))(random, content)
     try:
-        array = np.load(io.BytesIO(content))
-    except ValueError:
+        array = _other(random, np.load(io.BytesIO(content)))
+    except (ValueError, TypeError, OverflowError):  # text, or no array
         return some_bytes(random, content)
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _other(random: Random, array: Any) -> Any:
+    """An array with other values, of another type or shape."""
     kinds = ("u1", "i1", "?", "f2", "f4", "f8", "u2", "u8", "i8", ">i4", "c8", "U3", "S3", "M8[s]")
     kind = random.randrange(5)
     with np.errstate(all="ignore"):
@@ -222,9 +229,7 @@ def other_array(random: Random, content: bytes) -> bytes:
             array = np.concatenate([array, array]) if random.random() < 0.5 else array[:-1]
         else:
             array = np.full(array.shape, random.choice((np.nan, np.inf, -1.0, 2.0**64, 1e-320)))
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+    return array
 
 
 def in_zip(inner: Mutation) -> Mutation:
