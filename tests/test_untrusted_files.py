@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cli.inputs import PLAN
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data import idx
 from ela_probe.data.image_stores import ImageFileError, check_headers, read_rgb
 from ela_probe.data.images import open_images
 from ela_probe.data.npz import read_npz
+from ela_probe.data.opening import open_data
 from ela_probe.discovery.sites_file import SitesFile
 from ela_probe.errors import CheckpointError, DataError, ElaProbeError, ModelError, OptionError
 from ela_probe.models.bounded_build import check_size
@@ -82,6 +84,16 @@ def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
         read_document(pipe, what="the note", expected="text", error=OptionError)
     with pytest.raises(CheckpointError, match="it is a pipe or a device"):
         read_checkpoint(pipe)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x00b"])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    for source in (name, f"npz:{name}", f"folder:{name}", f"text:{name}"):
+        with pytest.raises(DataError, match="cannot read the data source") as caught:
+            open_data(source)
+        assert len(str(caught.value)) < 300
+    with pytest.raises(OptionError, match="cannot read the plan x*…x*: File name too long"):
+        PLAN.check(Path("x" * 5000))
 
 
 def test_pictures_and_directories_of_models_with_pipes_are_refused_at_once(tmp_path: Path) -> None:

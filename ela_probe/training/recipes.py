@@ -16,7 +16,7 @@ from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
 from ela_probe.system.messages import did_you_mean, shortened
 from ela_probe.system.reading import LARGEST_BY_HAND, read_document, refuse_deep, refusing
-from ela_probe.system.validation import Strict
+from ela_probe.system.validation import Name, Strict
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
 
@@ -46,7 +46,7 @@ class Recipe(Strict):
     """
 
     description: str = ""
-    model: str | None = None
+    model: Name | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     family_args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     data: RecipeData = RecipeData()
@@ -154,7 +154,7 @@ def read_recipe(recipe: str | Path) -> Recipe:
         if name not in FAMILIES:
             hint = did_you_mean(name, FAMILIES)
             raise OptionError(
-                f"{path}: family_args.{name} is no family of models{hint}; expected a model's name "
+                f"{path}: family_args.{shortened(name)} is no family of models{hint}; expected a model's name "
                 "without its depth"
             )
     return read
