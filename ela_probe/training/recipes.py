@@ -154,8 +154,8 @@ def read_recipe(recipe: str | Path) -> Recipe:
         if name not in FAMILIES:
             hint = did_you_mean(name, FAMILIES)
             raise OptionError(
-                f"{path}: family_args.{shortened(name)} is no family of models{hint}; expected a model's name "
-                "without its depth"
+                f"{path}: family_args.{shortened(name)} is no family of models{hint}; expected a "
+                "model's name without its depth"
             )
     return read
 

@@ -128,16 +128,17 @@ def changed_tree(random: Random, tree: Any, values: tuple[Any, ...] = HOSTILE_VA
         container, key = random.choice(places)
         kind = random.randrange(8)
         if kind <= 3:
-            container[key] = random.choice(values)
+            container[key] = _copied(random.choice(values))
         elif kind == 4:
-            container[key] = _copied(random.choice(places))
+            other, place = random.choice(places)
+            container[key] = _copied(other[place])
         elif kind == 5 and container is not holder:
             del container[key]
         elif kind == 6 and isinstance(container, dict):
             name = random.choice((*HOSTILE_TEXT, *map(str, container), str(key) + "s"))
             container[name] = container.pop(key)
         elif isinstance(container, list):
-            container.insert(random.randrange(len(container) + 1), _copied((container, key)))
+            container.insert(random.randrange(len(container) + 1), _copied(container[key]))
         if not holder:
             holder.append(None)
         holder = [holder[0]]
@@ -152,12 +153,11 @@ def _places(value: Any) -> Any:
             yield from _places(item)
 
 
-def _copied(place: tuple[Any, Any]) -> Any:
-    container, key = place
-    value = container[key]
+def _copied(value: Any) -> Any:
+    """Dicts and lists copied, what else is in them as it is."""
     if isinstance(value, dict):
-        return {name: _copied((value, name)) for name in value}
-    return [_copied((value, i)) for i in range(len(value))] if isinstance(value, list) else value
+        return {name: _copied(item) for name, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def some_json(random: Random, content: bytes) -> bytes:
