@@ -7,7 +7,8 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests run in this many processes, one thread each.
 JOBS ?= auto
 
-.PHONY: demo notebook test browser coverage lint types format hooks wheel docs docs-serve docs-pictures
+.PHONY: demo notebook test trust trust-coverage browser coverage lint types format hooks wheel docs
+.PHONY: docs-serve docs-pictures
 .PHONY: check clean
 
 demo: $(VENV)/ready
@@ -22,6 +23,22 @@ notebook: $(VENV)/ready
 
 test: $(VENV)/ready browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+# Hostile files: N mutated inputs of each reader; LONG=1: 100,000. The figures also go to
+# build/trust.json.
+N ?= $(if $(LONG),100000,300)
+trust: $(VENV)/ready
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.trust.fuzz -n $(N) --json build/trust.json
+	$(if $(LONG),$(MAKE) --no-print-directory trust-coverage)
+
+# Coverage-guided fuzzing of the readers whose parsers are Python, where atheris installs.
+GUIDED := recipe sites plan costs comparison ablation history analysis npz idx model-args
+trust-coverage: $(VENV)/ready
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python atheris || \
+	  echo "atheris does not install here: no coverage-guided fuzzing"
+	! $(BIN)/python -c "import atheris" 2> /dev/null || for reader in $(GUIDED); do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m tests.trust.fuzz_coverage $$reader -runs=$(N) || exit 1; done
 
 # Chromium, for the tests of the report page. Where it can't be installed, they are skipped.
 browser:

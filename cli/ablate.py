@@ -109,6 +109,7 @@ def command(
     from ela_probe.pipeline.ablate import ablate_checkpoint
     from ela_probe.pruning.correlations import calibrations, correlations, site_table
     from ela_probe.pruning.cost_model import CostModel
+    from ela_probe.system.csv_files import csv_text
     from ela_probe.system.storage import output_directory, write_text
     from ela_probe.training.config import TrainConfig
 
@@ -135,8 +136,8 @@ def command(
             resume=resume,
         )
         table = site_table(known, result)
-        write_text(folder / "sites.csv", table.to_csv(index=False))
-        write_text(folder / "plans.csv", plan_table(result).to_csv(index=False))
+        write_text(folder / "sites.csv", csv_text(table))
+        write_text(folder / "plans.csv", csv_text(plan_table(result)))
     found, lines = correlations(table, seed=seed), calibrations(table)
     if json:
         console.print_json(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ela_probe.system.messages import printable
+from ela_probe.errors import printable
 from ela_probe.system.numbers import readable
 
 if TYPE_CHECKING:

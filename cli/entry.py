@@ -66,7 +66,8 @@ def _close_stdout() -> None:
 
 def fail(message: str, *, code: int = 2) -> int:
     """Print an error in one line on stderr."""
-    from ela_probe.system.messages import printable, shortened
+    from ela_probe.errors import printable
+    from ela_probe.system.messages import shortened
 
     lines = (line.strip() for line in message.splitlines())
     text = shortened(" ".join(line for line in lines if line), LONGEST_ERROR)

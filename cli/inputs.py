@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ela_probe.errors import OptionError
-from ela_probe.system.messages import quoted
+from ela_probe.system.messages import quoted, shortened
 
 CHECKPOINTS = (".pt", ".pth", ".tar", ".safetensors", ".ckpt", ".bin")
 ANALYSIS = "analysis.json"
@@ -38,7 +38,14 @@ class Kind:
         return given
 
     def _check(self, path: Path) -> None:
-        if not path.exists():
+        try:
+            exists = path.exists()
+        except OSError as error:  # a name that is too long, a folder that can't be looked into
+            raise OptionError(
+                f"cannot read the {self.name} {shortened(str(path))}: {error.strerror}; expected "
+                f"{self.expected}"
+            ) from error
+        if not exists:
             what = "folder" if self.is_folder else "file"
             raise OptionError(
                 f"cannot read the {self.name} {path}: no such {what}{_similar(path)}; "

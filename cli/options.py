@@ -390,13 +390,10 @@ class ProcessOptions:
 def parse_model_args(text: str | None) -> dict[str, Any]:
     """The value of --model-args. Raises OptionError."""
     from ela_probe.errors import OptionError
+    from ela_probe.system.reading import refusing
 
-    try:
+    with refusing(OptionError, "--model-args is no JSON", "expected e.g. '{\"head_dim\": 8}'"):
         parsed = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
-        raise OptionError(
-            f"--model-args is no JSON ({error.msg}); expected e.g. '{{\"head_dim\": 8}}'"
-        ) from error
     if not isinstance(parsed, dict):
         raise OptionError(f"--model-args is a JSON {type(parsed).__name__}, expected an object")
     return parsed

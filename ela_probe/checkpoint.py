@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from ela_probe import pretrained
@@ -28,12 +28,15 @@ from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.system.checkpoint_file import KEY, StoredFile, read_file
+from ela_probe.system.messages import shortened
+from ela_probe.system.reading import refuse_many, refusing
 from ela_probe.system.state_dicts import Fit, fit_names
 from ela_probe.system.storage import replacing
-from ela_probe.system.validation import Strict, explain
+from ela_probe.system.validation import Strict
 from ela_probe.system.versions import versions
 
 CLASSES = "num_classes"
+LONGEST_NOTE = 400  # characters
 PREFIX = "hf:"  # of a directory of transformers
 
 
@@ -212,12 +215,13 @@ def read_checkpoint(
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         named = f"; the file calls its network {file.arch!r}" if file.arch is not None else ""
         raise CheckpointError(
-            f"{path} does not fit the model {type(model).__name__}: {'; '.join(problems[:3])}"
-            f"{more}{named}. Check the model's name and arguments (depth, num_classes, in_channels)"
+            f"{path} does not fit the model {type(model).__name__}: "
+            f"{'; '.join(map(shortened, problems[:3]))}{more}{named}. Check the model's name and "
+            "arguments (depth, num_classes, in_channels)"
         )
     _check_finite(path, state)
     _load(model, state)
-    note = "; ".join(note for note in notes if note) or None
+    note = "; ".join(shortened(note, LONGEST_NOTE) for note in notes if note) or None
     return Checkpoint(path, model.eval(), header, file.sha256, note)
 
 
@@ -239,7 +243,8 @@ def _read_directory(
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"{path} does not fit the model {type(model).__name__}: {'; '.join(problems[:3])}{more}"
+            f"{path} does not fit the model {type(model).__name__}: "
+            f"{'; '.join(map(shortened, problems[:3]))}{more}"
         )
     _load(model, {**state, **stand_ins})
     _check_finite(path, model.state_dict())
@@ -279,20 +284,22 @@ def _header(path: Path, file: StoredFile, spec: ModelSpec | None) -> Header:
             "--path DIR, the folder of its code"
         )
     header = _parse_header(path, file.header)
+    named = shortened(header.model.name)
     if header.model.is_factory and (spec is None or spec.name != header.model.name):
         raise CheckpointError(
-            f"{path}: its model is built by the code {header.model.name!r}, which is not run "
-            f"unasked; pass --factory {header.model.name} if you trust it"
+            f"{path}: its model is built by the code {named!r}, which is not run "
+            f"unasked; pass --factory {named} if you trust it"
         )
     if spec is not None and spec.name != header.model.name:
         option = "--factory" if spec.is_factory else "--model"
         raise CheckpointError(
-            f"got {option} {spec.name}, but {path} names its model itself, {header.model.name}; "
+            f"got {option} {spec.name}, but {path} names its model itself, {named}; "
             f"leave out {option}"
         )
     if spec is not None and spec.args and spec.args != header.model.args:
         raise CheckpointError(
-            f"got the model arguments {spec.args}, but {path} names its own, {header.model.args}; "
+            f"got the model arguments {spec.args}, but {path} names its own, "
+            f"{shortened(str(header.model.args))}; "
             "leave out --model-args"
         )
     return header
@@ -334,13 +341,10 @@ def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def _parse_header(path: Path, text: Any) -> Header:
-    try:
+    problem = f"{path}: its header is not one that this version reads"
+    with refusing(CheckpointError, problem, model=Header, limit=2):
+        refuse_many(text if isinstance(text, str) else "")
         return Header.model_validate_json(text)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{path}: its header is not one that this version reads "
-            f"({explain(error, Header, limit=2)})"
-        ) from error
 
 
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -13,31 +13,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ela_probe.errors import CheckpointError
+from ela_probe.models.bounded_build import bounded_build
 from ela_probe.system.checkpoint_file import KEY
 from ela_probe.system.extras import transformers
-from ela_probe.system.messages import class_and_first_line, first_line
 from ela_probe.system.outputs import refuse_other_folder
+from ela_probe.system.reading import check_regular_files, read_document, refusing
 from ela_probe.system.storage import replacing_folder
 
 CONFIG = "config.json"
+EXPECTED = "a directory that save_pretrained of transformers wrote"
 STAND_INS = "ela_probe.safetensors"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The config in a directory. Raises CheckpointError: there is none, or it is no JSON object."""
-    try:
-        config = json.loads((path / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot read {path / CONFIG} ({first_line(error)}); expected a directory that "
-            "save_pretrained of transformers wrote"
-        ) from error
+    text = read_document(path / CONFIG, what="the config", expected=EXPECTED, error=CheckpointError)
+    with refusing(CheckpointError, f"cannot read {path / CONFIG}", f"expected {EXPECTED}"):
+        config = json.loads(text)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path / CONFIG} holds no JSON object; write the directory again")
     return config
@@ -58,30 +57,58 @@ def read_network(
         OptionError: transformers is missing. CheckpointError: it can't read the directory.
     """
     library, config = transformers(), read_config(path)
-    named = next(iter(config.get("architectures") or ()), "")
-    network = getattr(library, named, None) if not config.get("auto_map") else None
-    try:
-        with quiet():
-            model, info = (network or library.AutoModelForCausalLM).from_pretrained(
-                str(path),
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                dtype=dtype or "auto",
-                output_loading_info=True,
+    problem, advice = f"transformers {library.__version__} can't read {path}", ""
+    if config.get("auto_map") and not trust_remote_code:
+        advice = "the directory has code of its own: pass --trust-remote-code if you trust it"
+    tensors, numbers = _check_size(path, config, advice or f"expected {EXPECTED}")
+    asked = f"the config in {path} asks for a network"
+    with (
+        refusing(CheckpointError, problem, advice),
+        bounded_build(asked, tensors=tensors, numbers=numbers),
+        quiet(),
+    ):
+        named = next(iter(config.get("architectures") or ()), "")
+        network = getattr(library, named, None) if not config.get("auto_map") else None
+        model, info = (network or library.AutoModelForCausalLM).from_pretrained(
+            str(path),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+        )
+        for part in (model.config, model.config.get_text_config()):
+            if hasattr(part, "use_cache"):
+                part.use_cache = False
+        return model.eval(), tuple(sorted(info["missing_keys"]))
+
+
+def _check_size(path: Path, config: Mapping[str, Any], advice: str) -> tuple[int, int]:
+    """How many tensors, and at most how many numbers, the weights in a directory have.
+
+    Raises:
+        CheckpointError: there are no weights, a file of them is damaged, or the config asks for
+            more layers than there are tensors.
+    """
+    check_regular_files(path, error=CheckpointError)
+    tensors, numbers = 0, 0
+    for file in path.glob("*.safetensors"):
+        with (
+            refusing(CheckpointError, f"cannot read {file}", "write the directory again"),
+            safetensors.safe_open(file, "pt") as weights,
+        ):
+            tensors += len(weights.keys())
+        numbers += 2 * file.stat().st_size  # of four bits each
+    if not tensors:
+        raise CheckpointError(f"{path} has no weights in safetensors files; {advice}")
+    for part in (config, *config.values()):
+        layers = part.get("num_hidden_layers") if isinstance(part, Mapping) else None
+        if isinstance(layers, int) and layers > tensors:
+            raise CheckpointError(
+                f"the config in {path} asks for {layers:,} layers, but there are {tensors:,} "
+                "tensors in its safetensors files; write the directory again"
             )
-    except (ValueError, OSError, RuntimeError, ImportError, AttributeError, KeyError) as error:
-        hint = ""
-        if "trust_remote_code" in str(error):
-            hint = "; the directory has code of its own: pass --trust-remote-code if you trust it"
-        raise CheckpointError(
-            f"transformers {library.__version__} can't read {path} "
-            f"({class_and_first_line(error)}){hint}"
-        ) from error
-    for part in (model.config, model.config.get_text_config()):
-        if hasattr(part, "use_cache"):
-            part.use_cache = False
-    return model.eval(), tuple(sorted(info["missing_keys"]))
+    return tensors, numbers
 
 
 def read_stand_ins(path: Path) -> dict[str, Tensor]:
@@ -89,12 +116,8 @@ def read_stand_ins(path: Path) -> dict[str, Tensor]:
     file = path / STAND_INS
     if not file.exists():
         return {}
-    try:
+    with refusing(CheckpointError, f"cannot read {file}", "write the directory again"):
         return safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot read {file} ({first_line(error)}); write the directory again"
-        ) from error
 
 
 def write_directory(

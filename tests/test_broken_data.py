@@ -174,9 +174,7 @@ def test_images_without_class_folders(tmp_path: Path) -> None:
 
 def test_a_text_is_not_an_npz_file(tmp_path: Path) -> None:
     write_text(tmp_path)
-    with pytest.raises(
-        DataError, match=r"set\.txt can't be read: it is not an \.npz file"
-    ) as caught:
+    with pytest.raises(DataError, match=r"set\.txt can't be read as an \.npz file") as caught:
         open_data(f"npz:{tmp_path / 'set.txt'}")
     assert "pickle" not in str(caught.value)
 

@@ -11,7 +11,7 @@ from ela_probe.errors import AnalysisError, ElaProbeError, OutputError, PlanErro
 from ela_probe.pruning.cost_model import CostModel
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
-from ela_probe.system.documents import read_document
+from ela_probe.system.reading import read_document
 from ela_probe.system.storage import output_directory, write_text
 from tests.support.costs import PRICES, costs_of, priced
 from tests.support.planning import analysis_of

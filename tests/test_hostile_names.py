@@ -9,9 +9,9 @@ from rich.text import Text
 
 from cli import console
 from cli.entry import LONGEST_ERROR, fail
-from ela_probe.analysis.analysis_folder import csv_text
 from ela_probe.analysis.result import Analysis
 from ela_probe.errors import AnalysisError
+from ela_probe.system.csv_files import csv_text
 from ela_probe.system.validation import Strict, explain
 from tests.support.planning import analysis_of
 

@@ -40,7 +40,7 @@ def test_a_model_that_raises_without_a_word_is_reported() -> None:
         check_inputs(Mute(), RandomInputs((3, 8, 8)))
 
 
-def test_an_analysis_whose_reading_fails_without_a_word_is_damaged(
+def test_an_analysis_whose_reading_fails_without_a_word_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -50,5 +50,5 @@ def test_an_analysis_whose_reading_fails_without_a_word_is_damaged(
         (tmp_path / name).write_text("{}")
     monkeypatch.setattr(Path, "read_text", fail)
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(AnalysisError, match=r"is damaged \(ValueError\)"):
+    with pytest.raises(AnalysisError, match=r"cannot read the analysis .*: ValueError"):
         Analysis.load(tmp_path)

@@ -91,11 +91,11 @@ def test_the_schedule_of_mrla_warms_up_for_5_of_100_epochs_and_ends_at_0():
         ("model: mrlab_resnet20", r"'mrlab_resnet20' is not known \(did you mean 'mrla_b_resnet'"),
         ("family_args: {dia_resne: {}}", r"family_args\.dia_resne is no family .*'dia_resnet'"),
         ("seeds: []", "seeds .*at least 1 item"),
-        ("model: a\nmodel: b", r"is no valid YAML in line 1: got the key 'model' twice"),
-        ("model: [", "is no valid YAML in line 1"),
+        ("model: a\nmodel: b", r"is no valid YAML: line 1: got the key 'model' twice"),
+        ("model: [", "is no valid YAML: line 1"),
         (
             "model: !!python/object/apply:os.mkdir [x]",
-            "valid YAML in line 1: could not determine",
+            "valid YAML: line 1: could not determine",
         ),
     ],
 )

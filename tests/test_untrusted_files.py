@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
+from cli.inputs import PLAN
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data import idx
-from ela_probe.data.image_stores import ImageFileError, read_rgb
+from ela_probe.data.image_stores import ImageFileError, check_headers, read_rgb
 from ela_probe.data.images import open_images
 from ela_probe.data.npz import read_npz
+from ela_probe.data.opening import open_data
 from ela_probe.discovery.sites_file import SitesFile
 from ela_probe.errors import CheckpointError, DataError, ElaProbeError, ModelError, OptionError
 from ela_probe.models.bounded_build import check_size
 from ela_probe.models.registry import FAMILIES, ModelSpec
-from ela_probe.system.documents import read_bytes, read_document
+from ela_probe.system.reading import (
+    check_regular_files,
+    read_bytes,
+    read_document,
+    refusing,
+)
 from ela_probe.training.recipes import read_recipe
 from ela_probe.training.resuming import check_resume
 from tests.test_whole_analysis import npy, stored
@@ -76,6 +84,26 @@ def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
         read_document(pipe, what="the note", expected="text", error=OptionError)
     with pytest.raises(CheckpointError, match="it is a pipe or a device"):
         read_checkpoint(pipe)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x00b"])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    for source in (name, f"npz:{name}", f"folder:{name}", f"text:{name}"):
+        with pytest.raises(DataError, match="cannot read the data source") as caught:
+            open_data(source)
+        assert len(str(caught.value)) < 300
+    with pytest.raises(OptionError, match="cannot read the plan x*…x*: File name too long"):
+        PLAN.check(Path("x" * 5000))
+
+
+def test_pictures_and_directories_of_models_with_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.png"
+    os.mkfifo(pipe)
+    for read in (read_rgb, lambda path: check_headers([path])):
+        with pytest.raises(ImageFileError, match="it is a pipe or a device"):
+            read(str(pipe))
+    with pytest.raises(DataError, match="it is a pipe or a device"):
+        check_regular_files(tmp_path, error=DataError)
 
 
 def test_a_file_larger_than_such_a_file_is_refused_unread(tmp_path: Path) -> None:
@@ -167,6 +195,52 @@ def test_no_message_advises_to_load_pickled_objects(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pickled Python objects") as caught:
         read_checkpoint(tmp_path / "a.pt", spec=ModelSpec(name="mrla_b_resnet8"))
     assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "resume.ckpt"])
+def test_a_weight_with_another_bit_is_refused(tmp_path: Path, name: str) -> None:
+    """PyTorch itself reads it without a word."""
+    path = tmp_path / name
+    torch.save({"ela_probe": "{}", "state_dict": {"w": torch.full((999,), 1.5)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((999,), 1.5).numpy().tobytes()) + 400] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["state_dict"]["w"].ne(1.5).sum() == 1
+    with pytest.raises(
+        CheckpointError, match=r"is damaged: .*data/0 is not what its checksum says"
+    ):
+        if name == "a.pt":
+            read_checkpoint(path)
+        else:
+            check_resume(path, torch.nn.Linear(1, 1), definition={}, ela=None)
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (MemoryError(), "it needs more memory than there is"),
+        (RecursionError("maximum"), "it is nested too deeply"),
+        (KeyError("a\x1b[2J"), "KeyError: 'a"),
+        (OSError(28, "No space left"), "No space left"),
+        (pickle.UnpicklingError("GLOBAL os.system was not; set weights_only=False"), "os.system"),
+        (type("PanicException", (BaseException,), {})("index"), "PanicException: index"),
+    ],
+)
+def test_whatever_a_library_raises_becomes_one_error(raised: BaseException, reason: str) -> None:
+    with pytest.raises(DataError) as caught, refusing(DataError, "a is damaged", "write it again"):
+        raise raised
+    assert str(caught.value).startswith("a is damaged: ")
+    assert str(caught.value).endswith("; write it again")
+    assert reason in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), SystemExit(2), ModelError("ours")])
+def test_our_errors_and_interruptions_pass(raised: BaseException) -> None:
+    with pytest.raises(type(raised)) as caught, refusing(DataError, "a is damaged"):
+        raise raised
+    assert caught.value is raised
 
 
 def test_a_model_is_named_by_its_name_alone() -> None:

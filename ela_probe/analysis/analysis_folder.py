@@ -11,18 +11,15 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ela_probe.errors import AnalysisError
 from ela_probe.system.array_files import read_arrays
-from ela_probe.system.documents import read_bytes, read_document
+from ela_probe.system.reading import read_bytes, read_document
 from ela_probe.system.storage import output_directory, write_bytes, write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DOCUMENT, ARRAYS, TABLES = "analysis.json", "arrays.npz", ("pairs.csv", "sites.csv")
 DIGESTS = "sha256"
@@ -91,20 +88,6 @@ def read_folder(
         if digests is not None and (directory / name).exists():
             _part(directory, name, digests)
     return document, read_arrays(io.BytesIO(content), wanted)
-
-
-def csv_text(table: pd.DataFrame) -> str:
-    """A table as CSV. Text that a spreadsheet would take for a formula gets an apostrophe."""
-    from pandas.api.types import is_numeric_dtype
-
-    def inert(cell: Any) -> Any:
-        is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-        return f"'{cell}" if is_formula else cell
-
-    texts = {
-        name: column.map(inert) for name, column in table.items() if not is_numeric_dtype(column)
-    }
-    return table.assign(**{str(name): column for name, column in texts.items()}).to_csv(index=False)
 
 
 def _part(directory: Path, name: str, digests: Mapping[str, str] | None) -> bytes:

@@ -63,6 +63,15 @@ class StageDamage:
     stand_ins: tuple[NDArray[np.float32] | None, ...]
 
     def __post_init__(self) -> None:
+        sites = len(self.stand_ins)
+        shapes = {value.ndim for value in self.stand_ins if value is not None}
+        fits = self.sums.shape == (sites, len(MEASURED), len(SUMS)) and shapes <= {2}
+        if not fits or self.norms.shape != (sites,):
+            raise AnalysisError(
+                f"got sums of damage {self.sums.shape} and norms {self.norms.shape}, expected "
+                f"{(sites, len(MEASURED), len(SUMS))} and {(sites,)}, and stand-ins of two "
+                "dimensions; run `ela-probe analyze` again"
+            )
         if np.isinf(self.sums).any() or self.samples < 1:
             raise AnalysisError(
                 f"got sums of damage that are infinite, or of {self.samples} samples; expected "
@@ -112,12 +121,12 @@ class StageDamage:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> "StageDamage | None":
-        """The inverse of `arrays`; None where they hold no damage."""
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], sites: int) -> "StageDamage | None":
+        """The inverse of `arrays`, for T = `sites`; None where they hold no damage."""
         if "damage_sums" not in arrays:
             return None
         sums = arrays["damage_sums"]
-        stand_ins = tuple(arrays.get(f"stand_in/{t}") for t in range(len(sums)))
+        stand_ins = tuple(arrays.get(f"stand_in/{t}") for t in range(sites))
         return cls(int(arrays["damage_samples"]), sums, arrays["norms"], stand_ins)
 
 

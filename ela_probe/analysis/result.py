@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, field_validator
 
-from ela_probe.analysis.analysis_folder import csv_text, read_folder, write_folder
+from ela_probe.analysis.analysis_folder import read_folder, write_folder
 from ela_probe.analysis.beta_fit import (
     BINS,
     BetaFit,
@@ -24,13 +24,14 @@ from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.measures import newest_share
 from ela_probe.analysis.views import StageViews
-from ela_probe.errors import AnalysisError, ElaProbeError
+from ela_probe.errors import AnalysisError
 from ela_probe.sites import Kind, Site, Stage
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
-from ela_probe.system.messages import class_and_first_line, printable, shortened
+from ela_probe.system.csv_files import csv_text
 from ela_probe.system.numbers import counted
-from ela_probe.system.validation import Finite, Strict, explain
+from ela_probe.system.reading import refusing
+from ela_probe.system.validation import Finite, Name, Strict, check_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,12 @@ class StageAnalysis:
 
     @classmethod
     def from_arrays(cls, stage: Stage, arrays: dict[str, NDArray[Any]]) -> StageAnalysis:
-        """A stage from the arrays that `arrays` gives."""
+        """A stage from the arrays that `arrays` gives. Raises AnalysisError: one has no numbers."""
+        if other := [name for name, array in arrays.items() if array.dtype.kind not in "biuf"]:
+            raise AnalysisError(
+                f"{stage.name}: {other[0]} is {arrays[other[0]].dtype}, expected real numbers; run "
+                "`ela-probe analyze` again"
+            )
         sites = len(stage.sites)
         # torchmetrics squeezes tensors of a single element, as of a stage with one site
         histogram = arrays["histogram"].reshape(sites, BINS)
@@ -128,7 +134,7 @@ class StageAnalysis:
             arrays["weights"].reshape(sites, stage.sizes[-1]),
             {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
             beta,
-            StageDamage.from_arrays(arrays),
+            StageDamage.from_arrays(arrays, sites),
             entropy=arrays.get("entropy", unknown).reshape(sites),
             entropy_se=arrays.get("entropy_se", unknown).reshape(sites),
             views=StageViews.from_arrays(arrays, sites),
@@ -187,17 +193,17 @@ class StageAnalysis:
 class StoredStage(BaseModel):
     """What analysis.json says of a stage and is read again. Names can be printed."""
 
-    name: str
+    name: Name
     kind: Kind
     sites: tuple[Site, ...] = Field(min_length=1)
     carried_over: bool
 
-    @model_validator(mode="after")
-    def _printable(self) -> StoredStage:
-        for name in (self.name, *(site.name for site in self.sites)):
-            if not name.isprintable():
-                raise ValueError(f"the name {printable(shortened(name))!r} can't be printed")
-        return self
+    @field_validator("sites")
+    @classmethod
+    def _named(cls, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        for site in sites:
+            check_name(site.name)
+        return sites
 
 
 class Provenance(Strict):
@@ -209,7 +215,7 @@ class Provenance(Strict):
     classes. notes: reservations, in sentences.
     """
 
-    model: str | None = None
+    model: Name | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
@@ -375,7 +381,8 @@ class Analysis:
                 its files don't belong together.
         """
         directory = Path(directory)
-        try:
+        damaged = f"the analysis in {directory} is damaged"
+        with refusing(AnalysisError, damaged, "run `ela-probe analyze` again"):
             document, arrays = read_folder(directory, version=SCHEMA_VERSION, wanted=_is_of_a_stage)
             stages = []
             for index, entry in enumerate(document["stages"]):
@@ -392,18 +399,6 @@ class Analysis:
                 Provenance.model_validate(document["provenance"]),
                 Target.model_validate(document["target"]),
             )
-        except ElaProbeError:
-            raise
-        except ValidationError as error:
-            raise AnalysisError(
-                f"the analysis in {directory} is damaged ({explain(error)}); run "
-                "`ela-probe analyze` again"
-            ) from error
-        except Exception as error:  # on foreign bytes zipfile, zlib and NumPy fail in any way
-            raise AnalysisError(
-                f"the analysis in {directory} is damaged ({class_and_first_line(error)}); "
-                "run `ela-probe analyze` again"
-            ) from error
 
 
 def _is_of_a_stage(name: str) -> bool:

@@ -3,7 +3,6 @@
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ela_probe.errors import DataError
-from ela_probe.system.messages import first_line
+from ela_probe.system.reading import refusing
 
 LARGEST_FILE = 2**28  # bytes; Fashion-MNIST's largest file has 47 million
 
@@ -59,11 +58,11 @@ def _find(root: Path, name: str) -> Path:
 
 def _read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
     """The array in an IDX file, read-only: its bytes are not copied."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(LARGEST_FILE)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} can't be read ({first_line(error)}); fetch it again") from error
+    with (
+        refusing(DataError, f"{path} can't be read", "fetch it again"),
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        content = file.read(LARGEST_FILE)
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))  # 8: unsigned bytes
     shape = struct.unpack(f">{dimensions}I", content[4:header]) if len(content) >= header else ()

@@ -1,7 +1,8 @@
 """Where pixels are kept: uint8 arrays in memory, or image files that are decoded when read."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from ela_probe.data.augmentation import augment_batch, random_crops
 from ela_probe.data.pixels import file_as_uint8, float_range
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import DataError
-from ela_probe.system.messages import first_line
+from ela_probe.system.reading import check_regular, refusing
 
 IN_MEMORY_BYTES = 2**30
 DECODED_AT_OPENING = 10_000
@@ -158,19 +159,33 @@ def read_rgb(path: str) -> Image.Image:
     Raises:
         ImageFileError: the file can't be read, or has pixel values that `pixels` refuses.
     """
-    try:
-        with Image.open(path) as file:
-            _check_size(path, *file.size)
-            if file.mode not in WIDE_MODES:
-                return file.convert("RGB")
-            pixels = np.asarray(file)
-            if file.mode == "I" and file.format in ("PNG", "PPM"):
-                pixels = pixels.astype(np.uint16)  # these have 16 bits at most
+    with _opened(path) as file:
+        if file.mode not in WIDE_MODES:
+            return file.convert("RGB")
+        pixels = np.asarray(file)
+        if file.mode == "I" and file.format in ("PNG", "PPM"):
+            pixels = pixels.astype(np.uint16)  # these have 16 bits at most
         return Image.fromarray(file_as_uint8(pixels, f"pixels of {path}")).convert("RGB")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """A picture of bounded size, not yet decoded.
+
+    Raises:
+        ImageFileError: whatever Pillow, the rules of `pixels` or the block raise.
+    """
+    shown = printable(path)
+    try:
+        check_regular(path, what="the picture", expected="an image file", error=DataError)
+        with (
+            refusing(DataError, f"{shown} is not a readable image", "remove or replace it"),
+            Image.open(path) as file,
+        ):
+            _check_size(path, *file.size)
+            yield file
     except DataError as error:
         raise ImageFileError(printable(str(error))) from None
-    except Exception as error:  # Pillow's readers raise errors of many types
-        raise _unreadable(path, error) from None
 
 
 def _check_size(path: str, width: int, height: int) -> None:
@@ -191,12 +206,8 @@ def check_headers(paths: Iterable[str]) -> None:
     """
     example: dict[int | None, str] = {}
     for path in paths:
-        try:
-            with Image.open(path) as file:
-                is_float = file.mode == "F"
-                extrema = file.getextrema() if is_float else (0, 0)
-        except Exception as error:
-            raise _unreadable(path, error) from None
+        with _opened(path) as file:
+            extrema = file.getextrema() if file.mode == "F" else (0, 0)
         if extrema != (0, 0):
             example.setdefault(float_range(*extrema), path)
     if None in example:
@@ -213,11 +224,3 @@ def check_headers(paths: Iterable[str]) -> None:
 def printable(text: str) -> str:
     """`text` with what isn't valid UTF-8 (as in file names) escaped."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def _unreadable(path: str, error: Exception) -> ImageFileError:
-    reason = getattr(error, "strerror", None) or first_line(error)
-    reason = reason.replace(repr(path), "").replace(path, "").strip()
-    return ImageFileError(
-        printable(f"{path} is not a readable image ({reason}); remove or replace it")
-    )

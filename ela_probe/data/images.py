@@ -13,15 +13,15 @@ from ela_probe.data.image_stores import Images
 from ela_probe.data.normalisation import mean_and_std
 from ela_probe.data.source_names import absolute_root, absolute_source
 from ela_probe.data.sources import read_splits
-from ela_probe.data.spec import Augmentation, DataSpec
+from ela_probe.data.spec import LARGEST_SIZE, Augmentation, DataSpec
 from ela_probe.data.splits import Splits
 from ela_probe.data.stratified import stratified_order, train_and_val_indices
 from ela_probe.errors import DataError, DataWarning
+from ela_probe.system.messages import shortened
 
 Split = Literal["train", "val", "test"]
 
 FILE_WORKERS = 4
-LARGEST_SIZE = 2**13  # of an image in pixels, height and width
 
 
 def open_images(
@@ -270,4 +270,4 @@ def _warn_of_empty_classes(splits: Splits, source: str) -> None:
 
 
 def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return ", ".join(map(shortened, names[:4])) + (", ..." if len(names) > 4 else "")

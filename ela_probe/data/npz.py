@@ -6,7 +6,6 @@ does). A validation split is optional; it is the test split where there is no ot
 """
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ela_probe.data.source_names import NPZ_SPLIT
 from ela_probe.data.splits import Splits, first_difference, held_out
 from ela_probe.errors import DataError
 from ela_probe.system.array_files import array_names, read_arrays
-from ela_probe.system.messages import first_line
+from ela_probe.system.reading import refusing
 
 ONE_FILE_KEYS = (
     {split: (f"{split}_images", f"{split}_labels") for split in SPLITS},  # MedMNIST
@@ -103,12 +102,8 @@ def _read(
     file: Path, keys: Mapping[str, tuple[str, str]] | None
 ) -> tuple[dict[str, Part], tuple[str, ...] | None]:
     """The splits in one file under the array names `keys`; None finds the names."""
-    if not zipfile.is_zipfile(file):
-        raise DataError(
-            f"{file} can't be read: it is not an .npz file, or is truncated; write it with "
-            "numpy.savez"
-        )
-    try:
+    damaged = f"{file} can't be read as an .npz file of plain arrays"
+    with refusing(DataError, damaged, "write it with numpy.savez"):
         with file.open("rb") as stream:
             names = array_names(stream)
             if keys is None:
@@ -128,13 +123,6 @@ def _read(
             )
             for split, (images, labels) in keys.items()
         }
-    except DataError:
-        raise
-    except Exception as error:  # zipfile, zlib, pickle and NumPy raise errors of many types
-        raise DataError(
-            f"{file} can't be read as an .npz file of plain arrays ({first_line(error)}); write it "
-            "with numpy.savez"
-        ) from error
     return parts, None if classes is None else class_names(classes, f"classes in {file}")
 
 

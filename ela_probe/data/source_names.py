@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ela_probe.errors import DataError
+from ela_probe.system.messages import shortened
 
 NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
 NPZ_SPLIT = r"-(train|val|test)\.npz$"
@@ -26,6 +27,7 @@ def absolute_source(source: str) -> str:
         raise DataError(_unknown(source))
     if not path:
         raise DataError(f"data source {source!r} has no path; write {kind}:{PATH_SOURCES[kind]}")
+    _check_place(source, Path(path).expanduser())
     absolute = str(Path(path).expanduser().absolute())
     try:
         absolute.encode()
@@ -36,9 +38,21 @@ def absolute_source(source: str) -> str:
     return f"{kind}:{absolute}"
 
 
+def _check_place(source: str, path: Path) -> None:
+    """Raise DataError where the system refuses to look for a path: too long, not permitted."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # who opens the source says what is missing
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read the data source {shortened(source)!r}: {reason}") from error
+
+
 def _unknown(source: str) -> str:
     """What is wrong with a source of no known kind, and what to write instead."""
     path = Path(source).expanduser()
+    _check_place(source, path)
     if path.is_dir():
         return f"data source {source!r} is a folder; write {_folder_source(source, path)}"
     if path.is_file():
@@ -54,7 +68,7 @@ def _unknown(source: str) -> str:
     names = {name.partition(":")[0]: name for name in known}
     near = difflib.get_close_matches(source.partition(":")[0].lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean {names[near[0]]!r}? " if near else ""
-    return f"unknown data source {source!r}: {hint}expected one of {', '.join(known)}"
+    return f"unknown data source {shortened(source)!r}: {hint}expected one of {', '.join(known)}"
 
 
 def _folder_source(source: str, path: Path) -> str:

@@ -14,6 +14,8 @@ from ela_probe.data.source_names import absolute_root, absolute_source
 from ela_probe.errors import DataError
 from ela_probe.system.validation import Strict
 
+LARGEST_SIZE = 2**13  # of an image in pixels, height and width
+
 Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
 
 
@@ -24,7 +26,7 @@ class DataSpec(Strict):
         description="digits, fashion-mnist, cifar10, cifar100, npz:P, folder:D or imagenet:D"
     )
     root: str | None = Field(None, description="folder of the torchvision data sets, absolute")
-    image_size: int = Field(ge=1, description="height and width in pixels")
+    image_size: int = Field(ge=1, le=LARGEST_SIZE, description="height and width in pixels")
     channels: int = Field(ge=1)
     mean: tuple[float, ...] = Field(description="per channel, of training images in [0, 1]")
     std: tuple[float, ...] = Field(description="per channel, of training images in [0, 1]")

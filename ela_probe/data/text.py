@@ -17,7 +17,7 @@ from ela_probe.data.source_files import check_text
 from ela_probe.data.source_names import absolute_source
 from ela_probe.data.tokens import load_tokenizer, read_tokens
 from ela_probe.errors import DataError
-from ela_probe.system.messages import first_line
+from ela_probe.system.reading import refusing
 from ela_probe.system.validation import Strict
 
 Split = Literal["train", "val", "test"]
@@ -274,13 +274,8 @@ def open_text(
 def _read(path: Path) -> Tensor:
     """The file's bytes, uint8 (N,)."""
     check_text(path)
-    try:
+    with refusing(DataError, f"cannot read the text {path}", "check its permissions"):
         content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(
-            f"cannot read the text {path} ({error.strerror or first_line(error)}); check its "
-            "permissions"
-        ) from error
     if not len(content):
         raise DataError(f"the text {path} is empty (0 bytes); expected a plain text file")
     return torch.from_numpy(content)

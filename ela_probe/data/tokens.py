@@ -9,7 +9,7 @@ from torch import Tensor
 from ela_probe.data.source_files import check_text
 from ela_probe.errors import DataError
 from ela_probe.system.extras import transformers
-from ela_probe.system.messages import first_line
+from ela_probe.system.reading import check_regular_files, refusing
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -18,13 +18,13 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         DataError: there is none, or it can't be read. OptionError: transformers is missing.
     """
-    try:
+    check_regular_files(folder, error=DataError)
+    with refusing(
+        DataError,
+        f"{folder} has no tokenizer that can be read",
+        "save the model's own there: tokenizer.save_pretrained(DIR)",
+    ):
         return transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, OSError, ImportError, KeyError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{folder} has no tokenizer that can be read ({first_line(error)}); save the model's "
-            "own there: tokenizer.save_pretrained(DIR)"
-        ) from error
 
 
 def read_tokens(path: Path, folder: Path) -> Tensor:
@@ -38,14 +38,10 @@ def read_tokens(path: Path, folder: Path) -> Tensor:
     """
     check_text(path)
     tokenizer = load_tokenizer(folder)
-    try:
+    with refusing(DataError, f"cannot read the text {path}", "expected plain text in UTF-8"):
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read the text {path} ({first_line(error)}); expected a plain text file in "
-            "UTF-8"
-        ) from error
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with refusing(DataError, f"the tokenizer in {folder} can't read the text {path}"):
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise DataError(f"the text {path} has no tokens; expected a plain text file")
     return torch.tensor(ids, dtype=torch.int64)

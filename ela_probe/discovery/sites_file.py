@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import re2
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ela_probe.errors import OptionError
 from ela_probe.sites import Kind, Reads
-from ela_probe.system.documents import LARGEST_BY_HAND, read_document
-from ela_probe.system.messages import first_line, shortened
-from ela_probe.system.validation import Strict, explain
+from ela_probe.system.messages import shortened
+from ela_probe.system.reading import LARGEST_BY_HAND, read_document, refuse_deep, refusing
+from ela_probe.system.validation import Strict
 
 MOST_CALLS = 1000
 
@@ -121,18 +121,13 @@ class SitesFile(Strict):
             error=OptionError,
             most=LARGEST_BY_HAND,
         )
-        try:
+        with refusing(OptionError, f"cannot read the sites file {path}", f"expected {expected}"):
+            refuse_deep(text)
             table = _toml(text)
-        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
-            raise OptionError(
-                f"cannot read the sites file {path}: {first_line(error)}; expected {expected}"
-            ) from error
-        try:
+        with refusing(
+            OptionError, f"{path} is no valid sites file", "see docs/adapters.md", model=cls
+        ):
             return cls.model_validate(table)
-        except ValidationError as error:
-            raise OptionError(
-                f"{path} is no valid sites file: {explain(error, cls)}; see docs/adapters.md"
-            ) from error
 
 
 def _compiled(pattern: str) -> Any:

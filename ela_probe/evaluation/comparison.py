@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ela_probe.errors import OptionError
-from ela_probe.sites import Stage, fingerprint
-from ela_probe.system.documents import read_document
+from ela_probe.sites import LISTED, Stage, fingerprint
+from ela_probe.system.json_documents import JsonDocument
+from ela_probe.system.messages import shortened
 from ela_probe.system.numbers import readable
-from ela_probe.system.storage import write_text
-from ela_probe.system.validation import Finite, Strict, explain
+from ela_probe.system.validation import Finite, Strict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,8 +145,13 @@ class Compared(Strict):
     memory: PeakMemory
 
 
-class Comparison(Strict):
+class Comparison(JsonDocument):
     """Models side by side; every ratio is to the first."""
+
+    NAMED = "the comparison"
+    EXPECTED = "JSON that `ela-probe compare -o` wrote"
+    INVALID = "holds no comparison"
+    ERROR = OptionError
 
     schema_version: Literal[1] = 1
     models: tuple[Compared, ...] = Field(min_length=1)
@@ -208,25 +212,11 @@ class Comparison(Strict):
                     return
             elif count in (row.kept, row.kept + row.skipped):
                 return
-        listed = ", ".join(f"{row.name} with {row.kept + row.skipped}" for row in self.models)
+        listed = ", ".join(
+            f"{shortened(row.name)} with {row.kept + row.skipped}" for row in self.models[:LISTED]
+        )
         raise OptionError(
             f"the comparison is of other models: the analysis is of {model or 'a model'} with "
             f"{count} retrievals, and none of its sites are those of {listed}; compare the "
             "checkpoint that was analysed, or leave the comparison out"
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write the comparison as JSON. Raises OutputError."""
-        return write_text(path, self.model_dump_json(indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Comparison:
-        """Read a file that `save` wrote. Raises OptionError: no such file, or no comparison."""
-        expected = "JSON that `ela-probe compare -o` wrote"
-        text = read_document(path, what="the comparison", expected=expected, error=OptionError)
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise OptionError(
-                f"{path} holds no comparison: {explain(error)}; expected {expected}"
-            ) from error

@@ -108,7 +108,8 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise ModelError(
-            f"{name} does not take {where}={problem.get('input')!r}: {problem['msg']}"
+            f"{name} does not take {shortened(where)}={shortened(repr(problem.get('input')))}: "
+            f"{shortened(problem['msg'])}"
         ) from error
     except ElaProbeError:
         raise
@@ -116,7 +117,8 @@ def call_builder(build: Callable[..., Any], name: str, arguments: dict[str, Any]
         if not isinstance(error, TypeError) and ":" not in name:  # a fault of our own code
             raise
         raise ModelError(
-            f"{name} could not be built with {arguments}: {class_and_first_line(error)}"
+            f"{name} could not be built with {shortened(str(arguments))}: "
+            f"{class_and_first_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Alternatives, Handover
@@ -20,7 +20,7 @@ from ela_probe.sites import Action, Stage
 from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import mapped
-from ela_probe.system.validation import Finite, Strict
+from ela_probe.system.validation import Finite, Name, Strict
 
 
 class Change(Strict):
@@ -30,7 +30,7 @@ class Change(Strict):
     share of right predictions.
     """
 
-    site: str
+    site: Name
     action: Action
     loss: Finite = 0.0
     square: Finite = 0.0
@@ -45,7 +45,7 @@ class Change(Strict):
         if samples < 2:
             return math.nan
         mean = self.loss / samples
-        return math.sqrt(max(0.0, self.square / samples - mean**2) / (samples - 1))
+        return math.sqrt(max(0.0, self.square / samples - mean * mean) / (samples - 1))
 
 
 class PlanResult(Strict):
@@ -54,7 +54,7 @@ class PlanResult(Strict):
     time_ratio: its predicted step time relative to the unpruned one; None without costs.
     """
 
-    name: str
+    name: Name
     planner: str
     action: str
     seed: int | None = None
@@ -86,13 +86,19 @@ class Ablation(JsonDocument):
     split: str | None = None
     limit: int | None = None
     batch_size: int | None = None
-    batches: int = 0
-    samples: int = 0
+    batches: int = Field(0, ge=0)
+    samples: int = Field(0, ge=0)
     loss: Finite = 0.0
     accuracy: Finite = 0.0
     complete: bool = False
     changes: tuple[Change, ...] = Field(())
     plans: tuple[PlanResult, ...] = Field(())
+
+    @model_validator(mode="after")
+    def _changes_of_samples(self) -> "Ablation":
+        if self.changes and not self.samples:
+            raise ValueError("it has changes of the loss, but of 0 samples; expected 1 or more")
+        return self
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
         """Raise PlanError unless every measured site is one of these."""

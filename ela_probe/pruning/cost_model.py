@@ -21,7 +21,7 @@ from ela_probe.sites import (
     drop_unread,
 )
 from ela_probe.system.json_documents import JsonDocument
-from ela_probe.system.validation import Finite, Strict
+from ela_probe.system.validation import Finite, Name, Strict
 
 Actions = Mapping[str, Action]
 
@@ -63,7 +63,7 @@ class Terms(NamedTuple):
 class SiteChoices(Strict):
     """A site, and the actions that the model's adapter can do there if all other sites are kept."""
 
-    name: str
+    name: Name
     sources: int = Field(ge=1)
     actions: tuple[Action, ...]
 
@@ -80,7 +80,7 @@ class StageCosts(Strict):
     carried_over: as in `Stage`.
     """
 
-    name: str
+    name: Name
     kind: Kind
     carried_over: bool
     recur_after_skip: bool
@@ -142,7 +142,7 @@ class CostModel(JsonDocument):
 
     schema_version: Literal[1] = 1
     fingerprint: str
-    model: str | None = None
+    model: Name | None = None
     machine: Machine
     batch_shape: tuple[int, ...]
     rounds: int

@@ -16,7 +16,7 @@ from ela_probe.sites import FORMED, LISTED, Action, Kind, Stage, check_same_site
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.numbers import finite_or_none
-from ela_probe.system.validation import Finite, Strict, explain
+from ela_probe.system.validation import Finite, Name, Strict, explain
 from ela_probe.system.versions import __version__
 
 
@@ -62,10 +62,10 @@ class SitePlan(Strict):
     They are None for the first site of a stage.
     """
 
-    name: str
+    name: Name
     sources: int = Field(ge=1)
     action: Action
-    reference: str | None = None
+    reference: Name | None = None
     kl: Estimate | None = None
     shape: Estimate | None = None
     mass: Estimate | None = None
@@ -119,7 +119,7 @@ class StagePlan(Strict):
     The first site is kept or has a stand-in.
     """
 
-    name: str
+    name: Name
     kind: Kind
     fit: FitSummary | None = None
     sites: tuple[SitePlan, ...] = Field(min_length=1)
@@ -166,7 +166,7 @@ class Constraints(Strict):
 class Origin(Strict):
     """What a plan was made from."""
 
-    model: str | None = None
+    model: Name | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     checkpoint_sha256: str | None = None
     data: str | None = None

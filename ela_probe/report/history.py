@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ela_probe.errors import OptionError
-from ela_probe.system.documents import read_document
+from ela_probe.system.reading import read_document, refusing
 
 Row = dict[str, float | str | None]
 TEXT = ("stage", "site", "action")
@@ -59,15 +59,13 @@ def _rows(path: Path, needed: Sequence[str]) -> list[Row]:
     """The rows of a file that has these columns."""
     expected = f"the {path.name} of a run that `ela-probe train` made"
     text = read_document(path, what="the history", expected=expected, error=OptionError)
-    reader = csv.DictReader(io.StringIO(text))
-    if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
-        raise OptionError(f"{path} has no column {missing[0]!r}; expected {expected}")
-    try:
+    with refusing(
+        OptionError, f"{path} holds no history", f"expected {expected}, numbers in every row"
+    ):
+        reader = csv.DictReader(io.StringIO(text))
+        if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
+            raise OptionError(f"{path} has no column {missing[0]!r}; expected {expected}")
         return [{str(k): v if k in TEXT else _number(v) for k, v in row.items()} for row in reader]
-    except (TypeError, ValueError) as error:
-        raise OptionError(
-            f"{path} holds no history ({error}); expected {expected}, numbers in every row"
-        ) from error
 
 
 def _number(text: str | None) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ela_probe.system.messages import printable
+from ela_probe.errors import printable
 
 WORDS = 80  # the most characters of a text
 THUMBNAIL = 64  # pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ela_probe.system.messages import printable
+from ela_probe.errors import printable
 
 
 def short_labels(names: Sequence[str], longest: int = 14) -> list[str]:

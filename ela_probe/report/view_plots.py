@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ela_probe.analysis.result import StageAnalysis
+from ela_probe.errors import printable
 from ela_probe.report.figure_style import (
     INK,
     MUTED,
@@ -29,7 +30,6 @@ from ela_probe.report.nats_scale import NatsScale
 from ela_probe.report.sample_pictures import picture_of
 from ela_probe.report.site_labels import shared_name, short, short_labels
 from ela_probe.system.arrays import Floats
-from ela_probe.system.messages import printable
 from ela_probe.system.numbers import readable
 
 # The most classes that a heatmap shows: those that differ most from the mean over all samples.

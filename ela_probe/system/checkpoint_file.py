@@ -1,21 +1,21 @@
 """A checkpoint's file: its bytes, its tensors by name, its header. No code in it is run."""
 
 import hashlib
+import io
 import json
-import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ela_probe.errors import CheckpointError
-from ela_probe.system.documents import read_bytes
-from ela_probe.system.messages import first_line, shortened
+from ela_probe.errors import CheckpointError, printable
+from ela_probe.system.messages import shortened
+from ela_probe.system.reading import read_bytes, refusing
 from ela_probe.system.restricted_load import load_restricted, network_name
 from ela_probe.system.state_dicts import find_weights, without_wrappers
 
@@ -83,29 +83,21 @@ def _read_bytes(path: Path) -> bytes:
 
 def _decode(path: Path, content: bytes) -> StoredFile:
     if path.suffix == ".safetensors":
-        try:
+        damaged = f"{path} is no safetensors file, or a damaged one"
+        with refusing(CheckpointError, damaged, "write it again"):
             state = safetensors.torch.load(content)
             length = int.from_bytes(content[:8], "little")
             return StoredFile(without_wrappers(state), _metadata(content[8 : 8 + length]))
-        except (safetensors.SafetensorError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is no safetensors file, or a damaged one ({first_line(error)}); "
-                "write it again"
-            ) from error
-    try:
-        stored = load_restricted(content)
-    except pickle.UnpicklingError as error:
-        refused = "Weights only load failed" in str(error) and "GLOBAL" in str(error)
-        if refused:
-            raise CheckpointError(
-                f"{path} is refused: it holds pickled Python objects, which run code on loading "
-                f"({_refused_global(str(error))}). Where it was made, save the weights alone: "
-                "torch.save(model.state_dict(), PATH)"
-            ) from error
-        raise CheckpointError(_damaged(path)) from error
-    except Exception as error:  # on foreign bytes the unpickler fails in any way
-        raise CheckpointError(_damaged(path)) from error
+    stored = read_torch(
+        path,
+        content,
+        damaged=f"{path} is no PyTorch checkpoint, or a truncated one",
+        advice="expected a file written by `ela-probe train`, or one where it was made by "
+        "torch.save(model.state_dict(), PATH)",
+    )
     header = stored.get(KEY) if isinstance(stored, dict) else None
+    if header is not None:
+        check_records(path, content)
     found = find_weights(stored)
     if found is None:
         raise CheckpointError(
@@ -115,11 +107,28 @@ def _decode(path: Path, content: bytes) -> StoredFile:
     return StoredFile(without_wrappers(found.state), header, network_name(stored), found.note)
 
 
+def read_torch(path: Path, content: bytes, *, damaged: str, advice: str) -> Any:
+    """The object in a torch file. Raises CheckpointError: it is damaged, or pickled objects."""
+    with refusing(CheckpointError, damaged, advice):
+        return load_restricted(content)
+
+
+def check_records(path: Path, content: bytes) -> None:
+    """Raise CheckpointError where a record of a torch file is not what its checksum says.
+
+    PyTorch does not look: a weight with another bit would be read without a word.
+    """
+    with refusing(CheckpointError, f"{path} is damaged", "write it again, or use another copy"):
+        broken = zipfile.ZipFile(io.BytesIO(content)).testzip()
+        if broken is not None:
+            raise ValueError(f"the record {broken} is not what its checksum says")
+
+
 def _keys_of(stored: Any) -> str:
     """` (its keys are ...)`, with the first keys of a dict; empty for anything else."""
     if not isinstance(stored, dict) or not stored:
         return ""
-    keys = [str(key)[:40] for key in list(stored)[:8]]
+    keys = [printable(shortened(str(key), 40)) for key in list(stored)[:8]]
     return f" (its keys are {', '.join(keys)}{', ...' if len(stored) > len(keys) else ''})"
 
 
@@ -128,17 +137,3 @@ def _metadata(header: bytes) -> str | None:
     metadata = json.loads(header).get("__metadata__") or {}
     value = metadata.get(KEY)
     return value if isinstance(value, str) else None
-
-
-def _damaged(path: Path) -> str:
-    return (
-        f"{path} is no PyTorch checkpoint, or a truncated one; expected a file written by "
-        "`ela-probe train` or torch.save(model.state_dict(), PATH)"
-    )
-
-
-def _refused_global(message: str) -> str:
-    for line in message.splitlines():
-        if "GLOBAL" in line:
-            return line.strip().split("GLOBAL", 1)[1].split(" was not", 1)[0].strip()
-    return "a pickled object"

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from pydantic import ValidationError
-
 from ela_probe.errors import ElaProbeError
-from ela_probe.system.documents import read_document
+from ela_probe.system.reading import read_document, refusing
 from ela_probe.system.storage import write_text
-from ela_probe.system.validation import Strict, explain
+from ela_probe.system.validation import Strict
 
 AnyDocument = TypeVar("AnyDocument", bound="JsonDocument")
 
@@ -43,7 +41,6 @@ class JsonDocument(Strict):
     @classmethod
     def parse(cls: type[AnyDocument], text: str, name: str | None = None) -> AnyDocument:
         """Validate JSON text; `name` is for messages. Raises `ERROR`, as `load`."""
-        try:
+        invalid, expected = f"{name or cls.NAMED} {cls.INVALID}", f"expected {cls.EXPECTED}"
+        with refusing(cls.ERROR, invalid, expected, model=cls):
             return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise cls.ERROR(f"{name or cls.NAMED} {cls.INVALID}: {explain(error, cls)}") from error

@@ -47,25 +47,6 @@ def shortened(text: str, longest: int = 120) -> str:
     return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
-def printable(text: str) -> str:
-    r"""The text with a replacement for every line break, control character and lone surrogate.
-
-    Names of a file reach a terminal, a page and a figure; an escape sequence in them must not.
-
-    >>> printable("a\nb")
-    'a\ufffdb'
-    """
-    return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    if character.isprintable():
-        return character
-    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name that is no UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return "\ufffd"
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'NAME'?)` with the most similar known name; empty if none is similar.
 

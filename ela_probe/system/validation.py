@@ -3,15 +3,33 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ela_probe.errors import OptionError
+from ela_probe.errors import OptionError, printable
 from ela_probe.system.messages import did_you_mean, shortened
 
+LONGEST_NAME = 300  # characters
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def check_name(name: str) -> str:
+    """The name of a site, a stage or a model in a file: it reaches terminals, pages and figures.
+
+    Raises:
+        ValueError: it is longer than LONGEST_NAME, or can't be printed.
+    """
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"the name {shortened(name)!r} is longer than {LONGEST_NAME} characters")
+    if not name.isprintable():
+        raise ValueError(f"the name {printable(shortened(name))!r} can't be printed")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
 LONGEST_VALUE = 80  # characters of a value that are shown
 LONGEST_MESSAGE = 400  # characters that pydantic or a check of ours says of one field
 MOST_PROBLEMS = 20
+MOST_COLLECTED = 10_000  # pydantic makes a dict of each
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
@@ -49,6 +67,8 @@ def explain(
         model: their class, so that an unknown field is reported with the known ones.
         limit: describe at most this many problems, and count the others. None: MOST_PROBLEMS.
     """
+    if error.error_count() > MOST_COLLECTED:
+        return f"{error.error_count():,} of its values are wrong"
     problems = error.errors()
     described = [_describe(problem, model) for problem in problems[: limit or MOST_PROBLEMS]]
     hidden = len(problems) - len(described)

@@ -6,18 +6,17 @@ The built-in ones, in `ela_probe/recipes/`, are named without a path (`cifar10-k
 import importlib.resources
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
-from ela_probe.system.documents import LARGEST_BY_HAND, read_document
-from ela_probe.system.messages import class_and_first_line, did_you_mean, shortened
-from ela_probe.system.validation import Strict, explain
+from ela_probe.system.messages import did_you_mean, shortened
+from ela_probe.system.reading import LARGEST_BY_HAND, read_document, refuse_deep, refusing
+from ela_probe.system.validation import Name, Strict
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ela_probe.models.registry import ModelSpec
 
 SUFFIXES = (".yaml", ".yml")
-DEEPEST = 50
 
 
 class RecipeData(Strict):
@@ -48,7 +46,7 @@ class Recipe(Strict):
     """
 
     description: str = ""
-    model: str | None = None
+    model: Name | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
     family_args: dict[str, dict[str, Any]] = Field(default_factory=dict)
     data: RecipeData = RecipeData()
@@ -137,24 +135,16 @@ def read_recipe(recipe: str | Path) -> Recipe:
         error=OptionError,
         most=LARGEST_BY_HAND,
     )
-    if _depth(text) > DEEPEST:
-        raise OptionError(f"{path} has more than {DEEPEST} brackets in brackets; expected a recipe")
-    try:
+    with refusing(OptionError, f"{path} is no valid YAML"):
+        refuse_deep(text)
         content = yaml.load(text, Loader=UniqueKeys)
-    except Exception as error:  # of a bad number, date or depth PyYAML raises errors of many types
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or class_and_first_line(error)
-        raise OptionError(f"{path} is no valid YAML{line}: {problem}") from error
     if not isinstance(content, dict):
         raise OptionError(
             f"{path} holds a {type(content).__name__}, expected a mapping with some of "
             f"{', '.join(Recipe.model_fields)}"
         )
-    try:
+    with refusing(OptionError, str(path), model=Recipe, limit=None):
         read = Recipe.model_validate(content)
-    except ValidationError as error:
-        raise OptionError(f"{path}: {explain(error, Recipe, limit=None)}") from error
     if read.model is not None and ":" not in read.model and family_of(read.model) is None:
         hint = did_you_mean(read.model.rstrip("0123456789"), FAMILIES)
         raise OptionError(
@@ -164,16 +154,10 @@ def read_recipe(recipe: str | Path) -> Recipe:
         if name not in FAMILIES:
             hint = did_you_mean(name, FAMILIES)
             raise OptionError(
-                f"{path}: family_args.{name} is no family of models{hint}; expected a model's name "
-                "without its depth"
+                f"{path}: family_args.{shortened(name)} is no family of models{hint}; expected a "
+                "model's name without its depth"
             )
     return read
-
-
-def _depth(text: str) -> int:
-    """How many brackets are open at once. PyYAML's time grows with the square of that number."""
-    steps = ({"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0) for character in text)
-    return max(accumulate(steps), default=0)
 
 
 def find_recipe(recipe: str | Path) -> Path:

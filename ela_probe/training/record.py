@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ela_probe.data.batches import epoch_seed
 from ela_probe.errors import OutputError
+from ela_probe.system.csv_files import inert
 from ela_probe.system.processes import is_first, rank
 from ela_probe.system.storage import replacing
 from ela_probe.training.ela.callback import ELA
@@ -51,6 +52,7 @@ class History(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.site_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
+        self.has_trained = False
         self._start = 0.0
 
     @property
@@ -80,6 +82,10 @@ class History(pl.Callback):
         seed = epoch_seed(module.config.seed, trainer.current_epoch)
         seed = (seed + rank()) % 2**32  # processes drop different paths
         pl.seed_everything(seed, workers=True, verbose=False)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note that a batch was trained: the state of a resumed run is sound until here."""
+        self.has_trained = True
 
     def elapsed(self) -> float:
         """Seconds since the epoch began."""
@@ -167,7 +173,7 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: inert(cell) for name, cell in row.items()} for row in rows)
 
 
 def _classification_module(module: pl.LightningModule) -> ClassificationModule:

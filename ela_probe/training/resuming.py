@@ -1,19 +1,28 @@
 """Resuming a run: what defines it is compared with what defined it when it was saved."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ela_probe.data.opening import Data
 from ela_probe.errors import CheckpointError
+from ela_probe.system.checkpoint_file import check_records, read_torch
 from ela_probe.system.outputs import check_resumable
+from ela_probe.system.reading import read_bytes, refusing
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
-from ela_probe.training.record import LAST, RESUME, History
+from ela_probe.training.record import (
+    COLUMNS,
+    ELA_COLUMNS,
+    LAST,
+    RESUME,
+    SITE_COLUMNS,
+    History,
+)
 
 Definition = Mapping[str, Mapping[str, Any]]
 MISSING_IS_NONE = ("model", "ela")  # sections in which a setting may be left out
@@ -52,13 +61,15 @@ def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: 
             otherwise; all differences are named. More epochs are allowed.
     """
     check_resumable(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch each raise their own
-        raise CheckpointError(
-            f"{path} is no training state, or a damaged one ({type(error).__name__}): start again "
-            "without --resume"
-        ) from error
+    expected = "the state of a run of `ela-probe train`"
+    content = read_bytes(path, what="the state", expected=expected, error=CheckpointError)
+    check_records(path, content)
+    state = read_torch(
+        path,
+        content,
+        damaged=f"{path} is no training state, or a damaged one",
+        advice="start again without --resume",
+    )
     saved = saved_definition(state) if isinstance(state, dict) else None
     if saved is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
@@ -77,6 +88,23 @@ def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: 
             f"{unfit[0]}; name the model that the run was started with"
         )
     return len(state["callbacks"]["ela_probe.History"]["rows"])
+
+
+@contextmanager
+def refusing_state(path: Path, history: History) -> Iterator[None]:
+    """A block in which Lightning goes on from the state at `path`, and trains.
+
+    Raises:
+        CheckpointError: anything was raised before a batch was trained, as of an optimizer's state
+            that is another one's.
+    """
+    try:
+        yield
+    except Exception:
+        if history.has_trained:
+            raise
+        with refusing(CheckpointError, f"cannot go on from {path}", "start without --resume"):
+            raise
 
 
 def differences(saved: Definition, current: Definition) -> Iterator[str]:
@@ -104,7 +132,13 @@ def saved_definition(state: Mapping[str, Any]) -> Definition | None:
     """What defined the run of a loaded `resume.ckpt`; None if the file is something else."""
     callbacks = state.get("callbacks")
     history = callbacks.get("ela_probe.History") if isinstance(callbacks, Mapping) else None
-    if not isinstance(history, Mapping) or not isinstance(history.get("rows"), list):
+    if not isinstance(history, Mapping):
+        return None
+    epochs = [history.get("rows"), [history.get("best")]]
+    sites = history.get("site_rows", [])  # older versions had none
+    if not all(_are_rows(rows, (*COLUMNS, *ELA_COLUMNS), int | float) for rows in epochs):
+        return None
+    if not _are_rows(sites, SITE_COLUMNS, int | float | str | None):
         return None
     definition, weights = history.get("origin"), state.get("state_dict")
     if not isinstance(definition, dict) or not isinstance(weights, Mapping):
@@ -113,6 +147,16 @@ def saved_definition(state: Mapping[str, Any]) -> Definition | None:
         isinstance(tensor, Tensor) for tensor in weights.values()
     )
     return definition if is_whole else None
+
+
+def _are_rows(rows: object, columns: Sequence[str], kinds: Any) -> bool:
+    """Whether these are rows of a history: values of these kinds, by the names of columns."""
+    return isinstance(rows, list) and all(
+        isinstance(row, Mapping)
+        and row.keys() <= set(columns)
+        and all(isinstance(value, kinds) for value in row.values())
+        for row in rows
+    )
 
 
 def unfit_tensors(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,13 @@ from ela_probe.training.record import (
     Save,
     WriteLastEpoch,
 )
-from ela_probe.training.resuming import Definition, check_resume, how_to_resume, run_definition
+from ela_probe.training.resuming import (
+    Definition,
+    check_resume,
+    how_to_resume,
+    refusing_state,
+    run_definition,
+)
 
 
 @dataclass(frozen=True)
@@ -178,13 +184,14 @@ def fit(
             default_root_dir=output,
         )
         try:
-            trainer.fit(
-                module,
-                train,
-                validation,
-                ckpt_path=state if resume else None,
-                weights_only=True if resume else None,
-            )
+            with refusing_state(state, history) if resume else nullcontext():
+                trainer.fit(
+                    module,
+                    train,
+                    validation,
+                    ckpt_path=state if resume else None,
+                    weights_only=True if resume else None,
+                )
         except SystemExit:  # Lightning's answer to Ctrl-C
             if not trainer.interrupted:
                 raise

@@ -1,0 +1,1 @@
+"""Trust: what hostile files and faults do to the program (`make trust`)."""
