@@ -21,9 +21,10 @@ from ela_probe.system.storage import is_stdout
 from . import console
 from .inputs import PRETRAINED
 
+# The state comes first: where moving them is interrupted, what is left can't be resumed.
 RUN_FILES = (
-    "best.pt", "last.pt", "metrics.csv", "ela.csv", "resume.ckpt", "plan.json", "tensorboard",
-    "wandb", "mlruns",
+    "resume.ckpt", "best.pt", "last.pt", ".next-best.pt", ".next-last.pt", "metrics.csv", "ela.csv",
+    "plan.json", "tensorboard", "wandb", "mlruns",
 )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from ela_probe.system.outputs import check_resumable
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
-from ela_probe.training.record import LAST, RESUME, History
+from ela_probe.training.record import History
+from ela_probe.training.run_folder import LAST, RESUME, check_whole
 
 Definition = Mapping[str, Mapping[str, Any]]
 MISSING_IS_NONE = ("model", "ela")  # sections in which a setting may be left out
@@ -44,12 +45,17 @@ def run_definition(
     }
 
 
-def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: ELA | None) -> int:
-    """Number of epochs done in the state at `path`; ELA prunes the module as it was then.
+def check_resume(
+    path: Path, module: nn.Module, *, definition: Definition, ela: ELA | None
+) -> tuple[int, dict[str, str]]:
+    """The epochs done in the state at `path`, and the SHA-256 of the weights beside it.
+
+    ELA prunes the module as it was then.
 
     Raises:
-        CheckpointError: there is no state, it is damaged, or it belongs to a run that was defined
-            otherwise; all differences are named. More epochs are allowed.
+        CheckpointError: there is no state, it is damaged, the weights are those of another state,
+            or it belongs to a run that was defined otherwise; all differences are named. More
+            epochs are allowed.
     """
     check_resumable(path)
     try:
@@ -76,7 +82,10 @@ def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: 
             f"{path} belongs to another model: {len(unfit)} tensors differ, the first is "
             f"{unfit[0]}; name the model that the run was started with"
         )
-    return len(state["callbacks"]["ela_probe.History"]["rows"])
+    history = state["callbacks"]["ela_probe.History"]
+    digests = dict(history.get("sha256", {}))  # older versions had none
+    check_whole(path.parent, digests)
+    return len(history["rows"]), digests
 
 
 def differences(saved: Definition, current: Definition) -> Iterator[str]:
