@@ -12,6 +12,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 LONGEST_VALUE = 80  # characters of a value that are shown
 LONGEST_MESSAGE = 400  # characters that pydantic or a check of ours says of one field
 MOST_PROBLEMS = 20
+VERSIONS = (("schema_version",), ("format_version",))  # fields of documents and checkpoints
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
@@ -50,6 +51,8 @@ def explain(
         limit: describe at most this many problems, and count the others. None: MOST_PROBLEMS.
     """
     problems = error.errors()
+    # Of another version, the other fields differ too.
+    problems = [problem for problem in problems if problem["loc"] in VERSIONS] or problems
     described = [_describe(problem, model) for problem in problems[: limit or MOST_PROBLEMS]]
     hidden = len(problems) - len(described)
     return "; ".join(described) + (f"; and {hidden} more" if hidden else "")
@@ -59,10 +62,10 @@ def _describe(problem: Any, model: type[BaseModel] | None) -> str:
     location = problem["loc"]
     field = ".".join(str(part) for part in location)
     value = "" if isinstance(problem["input"], dict) else repr(problem["input"])
-    if location == ("schema_version",):
+    if location in VERSIONS:
         return (
-            f"{field}: got {shortened(value)}, expected version 1; this ela-probe is too old or "
-            "too new"
+            f"{field}: got {shortened(value)}, expected 1; if a newer ela-probe wrote it, upgrade "
+            "this one: pip install --upgrade ela-probe"
         )
     if problem["type"] == "extra_forbidden" and model is not None:
         known = _known_fields(model, location[:-1])

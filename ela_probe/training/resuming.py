@@ -25,8 +25,8 @@ def run_definition(
 ) -> dict[str, dict[str, Any]]:
     """Everything that defines a run, by section, as plain values.
 
-    The data are identified by kind and name (`npz:cifar10`), normalisation, split and number of
-    samples; they may lie in another folder when the run is resumed.
+    The data are identified by kind and name (`npz:cifar10`), normalisation, split, number of
+    samples and labels; they may lie in another folder when the run is resumed.
 
     Args:
         extra: further sections, such as `model` and `start`, from who built the model.
@@ -40,6 +40,7 @@ def run_definition(
             "source": f"{kind}{colon}{Path(path).name}",
             "training samples": data.size("train"),
             "validation samples": data.size("val"),
+            "labels (SHA-256)": data.labels_digest(),
         },
         "ela": {} if ela is None else ela.config.model_dump(mode="json"),
     }
