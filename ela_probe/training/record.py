@@ -55,6 +55,7 @@ class History(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.site_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
+        self.saved_epochs = 0  # in the state that a run is resumed from
         self._start = 0.0
 
     @property
@@ -77,6 +78,7 @@ class History(pl.Callback):
         self.rows = list(state_dict["rows"])
         self.site_rows = list(state_dict.get("site_rows", []))  # older versions had none
         self.best = dict(state_dict["best"])
+        self.saved_epochs = len(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and seed the epoch's random numbers by its number."""
@@ -168,6 +170,7 @@ class WriteLastEpoch(Checkpoint):
         self._write_log()
         with self.history.folder.new_state() as path:
             trainer.save_checkpoint(path)
+        self.history.saved_epochs = len(self.history.rows)
 
     def _write_log(self) -> None:
         rows, output = self.history.rows, self.history.output

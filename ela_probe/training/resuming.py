@@ -14,7 +14,7 @@ from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.record import History
-from ela_probe.training.run_folder import LAST, RESUME, check_whole
+from ela_probe.training.run_folder import LAST, check_whole
 
 Definition = Mapping[str, Mapping[str, Any]]
 MISSING_IS_NONE = ("model", "ela")  # sections in which a setting may be left out
@@ -136,9 +136,8 @@ def unfit_tensors(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:
 
 def how_to_resume(history: History, config: TrainConfig) -> str:
     """The message after Ctrl-C: what is kept, and how to continue."""
-    done = len(history.rows)
-    state = history.output / RESUME
-    if not done or not state.exists():
+    done = history.saved_epochs
+    if not done:
         return "training was interrupted before the first epoch ended: nothing is kept"
     return (
         f"training was interrupted after epoch {done} of {config.epochs}: "

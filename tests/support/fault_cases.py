@@ -56,7 +56,9 @@ VERBS = {
         ["new/arrays.npz", "new/figures/adjacent.png", "new/figures/scores.png"],
     ),
     "plan": Verb(["plan", "an", "--skip", "0.3", "-o", "plan.json"], ["plan.json"]),
-    "prune": Verb(["prune", "old/best.pt", "--plan", "plan.json", "-o", "pruned.pt"], ["pruned.pt"]),
+    "prune": Verb(
+        ["prune", "old/best.pt", "--plan", "plan.json", "-o", "pruned.pt"], ["pruned.pt"]
+    ),
     "costs": Verb(["costs", "old/best.pt", "--rounds", "1", "-o", "costs.json", *BATCHES], []),
     "compare": Verb(
         ["compare", "old/best.pt", "old/last.pt", "--repeats", "3", "-o", "comparison.json",
