@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from ela_probe.analysis.analysis_folder import csv_text, read_folder, write_folder
 from ela_probe.analysis.beta_fit import (
@@ -190,7 +190,16 @@ class StoredStage(BaseModel):
     name: str
     kind: Kind
     sites: tuple[Site, ...] = Field(min_length=1)
-    carried_over: bool
+    carried_over: bool = False
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, sites: Any) -> Any:
+        """`module` was called `tap` at first."""
+        is_old = isinstance(sites, list) and all(isinstance(site, dict) for site in sites)
+        if not is_old:
+            return sites
+        return [{**({"module": site["tap"]} if "tap" in site else {}), **site} for site in sites]
 
     @model_validator(mode="after")
     def _printable(self) -> StoredStage:

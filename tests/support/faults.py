@@ -216,7 +216,8 @@ def signature(path: Path) -> str:
     if path.name == "metrics.csv":
         import pandas as pd
 
-        return pd.read_csv(path).drop(columns=["seconds"]).to_csv()
+        table = pd.read_csv(path)
+        return table.drop(columns=[name for name in table if "seconds" in name]).to_csv()
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
