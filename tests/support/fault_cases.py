@@ -75,7 +75,7 @@ VERBS = {
         ["ab/sites.csv", "ab/plans.csv"], "ab/ablation.json",
     ),
     "report": Verb(["report", "an", "--plan", "plan.json"], ["an/report.html"]),
-    "notebook": Verb(["notebook", "an", "--copy", "-o", "mine.ipynb"], ["mine.ipynb"]),
+    "notebook": Verb(["notebook", "an", "--copy", "-o", "mine.ipynb"], []),  # it holds paths
     "demo": Verb(
         ["demo", "--epochs", "1", "--tune-epochs", "1", "-o", "demo", *CPU],
         ["demo/train/best.pt", "demo/tuned.pt", "demo/analysis/arrays.npz"],

@@ -217,7 +217,7 @@ def signature(path: Path) -> str:
         import pandas as pd
 
         table = pd.read_csv(path)
-        return table.drop(columns=[name for name in table if "seconds" in name]).to_csv()
+        return table.drop(columns=[name for name in table if "seconds" in str(name)]).to_csv()
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -4,6 +4,7 @@ import json
 import lzma
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_document_is_read(version: str, name: str) -> None:
         assert len(json.loads(found.model_dump_json())) >= len(written)
 
 
-def newer_document(name: str, folder: Path) -> Path:
+def newer_document(folder: Path, *, name: str) -> Path:
     """A document of version 2, with a field that nobody knows."""
     document = json.loads((GOLDEN / "current" / name).read_text())
     path = folder / name
@@ -104,10 +105,7 @@ def newer_analysis(folder: Path) -> Path:
 
 
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
-    **{
-        name: (lambda folder, name=name: newer_document(name, folder), load)
-        for name, load in DOCUMENTS.items()
-    },
+    **{name: (partial(newer_document, name=name), load) for name, load in DOCUMENTS.items()},
     "comparison.json": (newer_comparison, Comparison.load),
     "checkpoint": (newer_checkpoint, load_checkpoint),
     "analysis": (newer_analysis, Analysis.load),

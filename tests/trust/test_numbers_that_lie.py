@@ -164,7 +164,7 @@ def test_an_analysis_with_a_broken_gradient_says_that_damage_is_missing(
 ) -> None:
     """The weights of retrievals are fine, the classifier's are not."""
     with torch.no_grad():
-        mrla_b.fc.weight.fill_(math.inf)
+        mrla_b.get_parameter("fc.weight").fill_(math.inf)
     batch = (images, torch.zeros(len(images), dtype=torch.int64))
     analysis = analyze(mrla_b, [batch], progress=False)
     assert not analysis.has_damage
