@@ -55,6 +55,7 @@ coverage: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry --no-ansi .
 
 types: $(VENV)/ready
 	$(BIN)/mypy

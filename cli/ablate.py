@@ -1,6 +1,5 @@
 """`ela-probe ablate`."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,15 +109,14 @@ def command(
     from ela_probe.pruning.correlations import calibrations, correlations, site_table
     from ela_probe.pruning.cost_model import CostModel
     from ela_probe.system.csv_files import csv_text
-    from ela_probe.system.storage import output_directory, write_text
+    from ela_probe.system.storage import write_text
     from ela_probe.training.config import TrainConfig
 
     samples = data.open(loaded)
     tuning = None
     if tune_epochs:
         tuning = TrainConfig.for_finetuning(samples.spec.task, epochs=tune_epochs, seed=seed)
-    output_directory(folder)
-    with nullcontext() if resume else writing_folder(folder, RESULTS):
+    with writing_folder(folder, () if resume else RESULTS):
         result = ablate_checkpoint(
             loaded,
             known,

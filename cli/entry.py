@@ -10,11 +10,23 @@ from typing import Any
 
 from ela_probe.errors import ElaProbeError
 
+from .failures import Interrupted, explained, terminated_like_interrupted
+
+INTERRUPTED = 130
 LONGEST_ERROR = 2000  # characters: a file may hold a name of any length
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a user's error, 130 for Ctrl-C."""
+    """Run the command line and return its exit code.
+
+    0, 2 for a user's error, 130 for Ctrl-C and 143 for SIGTERM.
+    """
+    with terminated_like_interrupted() as received:
+        code = _main(arguments)
+    return 128 + received[0] if received and code == INTERRUPTED else code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     from .encoding import tolerate_missing_characters
     from .inputs import look_for_files
 
@@ -32,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with redirect_stdout(sys.stdout), _warnings_in_one_line():  # an output may take stdout
             code = int(app(words, prog_name="ela-probe", standalone_mode=False) or 0)
             sys.stdout.flush()
-            return code
+        return fail("interrupted", code=code) if code == INTERRUPTED else code
     except ElaProbeError as error:
         if debug:
             raise
         return fail(str(error))
-    except KeyboardInterrupt as error:
-        return fail(str(error) or "interrupted", code=130)
+    except (KeyboardInterrupt, Interrupted) as error:
+        return fail(str(error) or "interrupted", code=INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         _close_stdout()
         return 0
@@ -48,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _close_stdout()
         return fail(f"cannot write the output: {error.strerror}; free some space")
     except Exception as error:
+        failure = explained(error)
+        if failure is not None and not debug:
+            return fail(failure)
         message = getattr(error, "format_message", None)
         if debug or message is None:  # no usage error of Typer
             raise

@@ -1,6 +1,5 @@
 """`ela-probe finetune`."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -104,7 +103,7 @@ def command(
         seed=seed,
         num_workers=workers,
     )
-    with writing(path), nullcontext() if resume else writing_folder(run, RUN_FILES):
+    with writing(path), writing_folder(run, () if resume else RUN_FILES):
         result = finetune(
             loaded,
             config,

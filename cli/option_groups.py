@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from .failures import interrupt_as_error
+
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     """The command with each parameter that is a dataclass replaced by the dataclass's fields.
+
+    Ctrl-C in it raises Interrupted.
 
     Typer has no groups of its own. A field is written as a parameter would be:
 
@@ -37,7 +41,8 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     def expanded(**values: Any) -> None:
         for name, kind in groups.items():
             values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-        command(**values)
+        with interrupt_as_error():
+            command(**values)
 
     expanded.__doc__ = fence_examples(command.__doc__ or "")
     expanded.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ela_probe.errors import OutputError
+from ela_probe.system.folder_lock import only_writer
 from ela_probe.system.messages import quoted
 from ela_probe.system.outputs import (
     Kept,
@@ -16,14 +17,15 @@ from ela_probe.system.outputs import (
     refuse_inputs,
     refuse_other_folder,
 )
-from ela_probe.system.storage import is_stdout
+from ela_probe.system.storage import is_stdout, output_directory
 
 from . import console
 from .inputs import PRETRAINED
 
+# The state comes first: where moving them is interrupted, what is left can't be resumed.
 RUN_FILES = (
-    "best.pt", "last.pt", "metrics.csv", "ela.csv", "resume.ckpt", "plan.json", "tensorboard",
-    "wandb", "mlruns",
+    "resume.ckpt", "best.pt", "last.pt", ".next-best.pt", ".next-last.pt", "metrics.csv", "ela.csv",
+    "plan.json", "tensorboard", "wandb", "mlruns",
 )  # fmt: skip
 
 
@@ -89,13 +91,20 @@ def writing_folder(folder: Path, names: Iterable[str]) -> Iterator[None]:
     """A block that writes results into a folder. Earlier ones are kept in a numbered folder.
 
     Where the block ends in an error and has made an empty folder, that is removed.
+
+    Args:
+        folder: created if it does not exist.
+        names: of the results that are moved; none where the block goes on with them.
+
+    Raises:
+        OutputError: another process is in such a block for the folder, or it can't be written to.
     """
     if not console.is_first_process():
         yield
         return
     kept, existed = Kept(), folder.exists()
     try:
-        with keep_folder(folder, names) as kept:
+        with only_writer(output_directory(folder)), keep_folder(folder, names) as kept:
             yield
     except BaseException:
         if not existed:

@@ -1,6 +1,5 @@
 """`ela-probe train`."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -230,7 +229,7 @@ def command(
         seed=config.seed,
         **given(limit=limit, val_fraction=val_fraction, image_size=image_size, context=context),
     )
-    with nullcontext() if resume else writing_folder(folder, RUN_FILES):
+    with writing_folder(folder, () if resume else RUN_FILES):
         result = train(
             spec,
             samples,

@@ -259,7 +259,7 @@ def test_costs_survive_their_file_and_broken_ones_are_refused(tmp_path: Path) ->
     text = path.read_text()
     for broken, message in (
         ("{", "no valid costs"),
-        (text.replace('"schema_version": 1', '"schema_version": 7'), "expected version 1"),
+        (text.replace('"schema_version": 1', '"schema_version": 7'), "expected 1; .* upgrade"),
         (text.replace('"base"', '"basis"'), "base: Field required"),
         (text.replace('"value": 0.2', '"value": -0.2'), "greater than or equal to 0"),
     ):

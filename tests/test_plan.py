@@ -52,7 +52,7 @@ def broken(document: dict, change: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("version", r"schema_version: got 7, expected version 1"),
+        ("version", r"schema_version: got 7, expected 1; .* upgrade"),
         ("action", r"action 'remove': Input should be 'keep', 'recur', 'skip', 'drop' or 'affine'"),
         ("first", r"s0\.0 is the first site of its stage and can't have the action 'skip'"),
         ("extra", r"there is no 'comment'; expected schema_version, "),

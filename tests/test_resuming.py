@@ -18,8 +18,8 @@ from ela_probe.models.registry import ModelSpec
 from ela_probe.pipeline.train import finetune, train
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
-from ela_probe.training.record import RESUME
 from ela_probe.training.resuming import differences
+from ela_probe.training.run_folder import RESUME
 from ela_probe.training.trainer import FitResult, fit
 from tests.support.commands import run as command
 from tests.support.image_sets import write_images

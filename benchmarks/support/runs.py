@@ -25,7 +25,7 @@ from ela_probe.system.storage import write_json
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
 from ela_probe.training.recipes import Recipe
-from ela_probe.training.record import RESUME
+from ela_probe.training.run_folder import RESUME
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ela_probe.evaluation.profiling import Step, alternate, cuda_devices, traini
 from ela_probe.models.published import from_published
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.training.config import TrainConfig
-from ela_probe.training.record import LAST
+from ela_probe.training.run_folder import LAST
 
 TOLERANCE = 1e-4
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

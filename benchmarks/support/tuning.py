@@ -16,7 +16,7 @@ from ela_probe.pipeline.train import finetune
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import write_json
 from ela_probe.training.config import TrainConfig
-from ela_probe.training.record import RESUME
+from ela_probe.training.run_folder import RESUME
 
 PRUNED, TUNED = "pruned.pt", "tuned.pt"
 

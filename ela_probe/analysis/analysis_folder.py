@@ -79,7 +79,8 @@ def read_folder(
     found = document["schema_version"]
     if found != version:
         raise AnalysisError(
-            f"{directory} has version {found!r} of the analysis format; expected {version}; run "
+            f"{directory} has version {found!r} of the analysis format; expected {version}; if a "
+            "newer ela-probe wrote it, upgrade this one (pip install --upgrade ela-probe), or run "
             "`ela-probe analyze` again"
         )
     digests = document.get(DIGESTS)

@@ -196,7 +196,16 @@ class StoredStage(BaseModel):
     name: Name
     kind: Kind
     sites: tuple[Site, ...] = Field(min_length=1)
-    carried_over: bool
+    carried_over: bool = False
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, sites: Any) -> Any:
+        """`module` was called `tap` at first."""
+        is_old = isinstance(sites, list) and all(isinstance(site, dict) for site in sites)
+        if not is_old:
+            return sites
+        return [{**({"module": site["tap"]} if "tap" in site else {}), **site} for site in sites]
 
     @field_validator("sites")
     @classmethod

@@ -1,5 +1,6 @@
 """ImageData: the images of one source, split and normalised, read in batches."""
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -164,6 +165,14 @@ class ImageData:
     def size(self, split: Split) -> int:
         """Number of images in "train", "val" or "test"; 0 for "val" when there is none."""
         return len(self._part(split)[1])
+
+    def labels_digest(self) -> str:
+        """SHA-256 of the labels for training and validation, in order."""
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            images, indices = self._part(split)
+            digest.update(images.labels[indices].numpy().tobytes())
+        return digest.hexdigest()
 
     def dataset(
         self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0

@@ -3,6 +3,7 @@
 Tokens are bytes, or those of the tokenizer in a model's directory.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -126,6 +127,13 @@ class TextData:
     def size(self, split: Split) -> int:
         """Number of windows in "train", "val" or "test"; 0 for "val" when there is none."""
         return len(self.dataset(split))
+
+    def labels_digest(self) -> str:
+        """SHA-256 of the tokens for training and validation, which are their own labels."""
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            digest.update(self._parts[split].numpy().tobytes())
+        return digest.hexdigest()
 
     def dataset(
         self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0

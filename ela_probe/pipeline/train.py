@@ -23,7 +23,7 @@ from ela_probe.system.versions import versions
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.ela.config import ELAConfig
-from ela_probe.training.record import BEST, LAST, LOG, RESUME
+from ela_probe.training.run_folder import BEST, LAST, LOG, RESUME
 from ela_probe.training.trainer import FitResult, fit
 
 PLAN = "plan.json"

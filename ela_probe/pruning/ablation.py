@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -80,7 +80,7 @@ class Ablation(JsonDocument):
     INVALID = "holds no valid ablation"
     ERROR = PlanError
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     checkpoint_sha256: str | None = None
     data: str | None = None
     split: str | None = None

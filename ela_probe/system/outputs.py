@@ -169,7 +169,8 @@ def _numbered_copy(path: Path) -> Path:
             except FileExistsError:
                 continue
             except OSError as error:
-                copy.unlink(missing_ok=True)
+                with suppress(OSError):  # in a read-only folder there is no copy
+                    copy.unlink(missing_ok=True)
                 raise _cannot_keep(path, error) from error
     raise AssertionError
 

@@ -52,7 +52,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder became read-only
+                temporary.unlink(missing_ok=True)
 
 
 def is_stdout(path: str | Path) -> bool:

@@ -30,6 +30,7 @@ LONGEST_VALUE = 80  # characters of a value that are shown
 LONGEST_MESSAGE = 400  # characters that pydantic or a check of ours says of one field
 MOST_PROBLEMS = 20
 MOST_COLLECTED = 10_000  # pydantic makes a dict of each
+VERSIONS = (("schema_version",), ("format_version",))  # fields of documents and checkpoints
 AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
@@ -70,6 +71,8 @@ def explain(
     if error.error_count() > MOST_COLLECTED:
         return f"{error.error_count():,} of its values are wrong"
     problems = error.errors()
+    # Of another version, the other fields differ too.
+    problems = [problem for problem in problems if problem["loc"] in VERSIONS] or problems
     described = [_describe(problem, model) for problem in problems[: limit or MOST_PROBLEMS]]
     hidden = len(problems) - len(described)
     return "; ".join(described) + (f"; and {hidden} more" if hidden else "")
@@ -79,10 +82,10 @@ def _describe(problem: Any, model: type[BaseModel] | None) -> str:
     location = problem["loc"]
     field = ".".join(str(part) for part in location)
     value = "" if isinstance(problem["input"], dict) else repr(problem["input"])
-    if location == ("schema_version",):
+    if location in VERSIONS:
         return (
-            f"{field}: got {shortened(value)}, expected version 1; this ela-probe is too old or "
-            "too new"
+            f"{field}: got {shortened(value)}, expected 1; if a newer ela-probe wrote it, upgrade "
+            "this one: pip install --upgrade ela-probe"
         )
     if problem["type"] == "extra_forbidden" and model is not None:
         known = _known_fields(model, location[:-1])

@@ -17,11 +17,10 @@ from ela_probe.system.processes import is_first, rank
 from ela_probe.system.storage import replacing
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.module import ClassificationModule
+from ela_probe.training.run_folder import BEST, ELA_LOG, LAST, LOG, RESUME, RunFolder
 
 Save = Callable[[Path, Mapping[str, Tensor], dict[str, float]], object]
 
-BEST, LAST, RESUME, LOG = "best.pt", "last.pt", "resume.ckpt", "metrics.csv"
-ELA_LOG = "ela.csv"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 ELA_COLUMNS = ("skipped", "ebqm_seconds")
 SITE_COLUMNS = ("epoch", "stage", "site", "action", "kl", "shape", "mass", "damage")
@@ -36,23 +35,29 @@ class History(pl.Callback):
     samples every epoch counts as the best so far.
 
     Args:
-        output: folder of `best.pt`.
+        folder: of `best.pt`.
         save: writes a model's state dict and its metrics to a path.
         definition: what defines the run (`resuming.run_definition`), which `--resume` compares.
         by_loss: whether the validation loss decides which epoch is the best.
     """
 
     def __init__(
-        self, output: Path, save: Save, *, definition: Mapping[str, Any], by_loss: bool = False
+        self,
+        folder: RunFolder,
+        save: Save,
+        *,
+        definition: Mapping[str, Any],
+        by_loss: bool = False,
     ) -> None:
         self.by_loss = by_loss
-        self.output = output
+        self.folder, self.output = folder, folder.path
         self.save = save
         self.definition = dict(definition)
         self.rows: list[dict[str, float]] = []
         self.site_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
         self.has_trained = False
+        self.saved_epochs = 0  # in the state that a run is resumed from
         self._start = 0.0
 
     @property
@@ -61,12 +66,13 @@ class History(pl.Callback):
         return "ela_probe.History"
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows, best row and the definition of the run, as plain values."""
+        """Rows, best row, the definition of the run and digests of its weights: plain values."""
         return {
             "rows": self.rows,
             "site_rows": self.site_rows,
             "best": self.best,
             "origin": self.definition,
+            "sha256": self.folder.digests,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -74,6 +80,7 @@ class History(pl.Callback):
         self.rows = list(state_dict["rows"])
         self.site_rows = list(state_dict.get("site_rows", []))  # older versions had none
         self.best = dict(state_dict["best"])
+        self.saved_epochs = len(self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and seed the epoch's random numbers by its number."""
@@ -123,12 +130,12 @@ class History(pl.Callback):
             return
         prefix = "model."
         state = {k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)}
-        path = self.output / name
         try:
-            self.save(path, state, dict(self.rows[-1]))
+            self.save(self.folder.next(name), state, dict(self.rows[-1]))
+            self.folder.weights_written(name)
         except OSError as error:
             raise OutputError(
-                f"cannot write {path}: {error.strerror or error}; "
+                f"cannot write {self.output / name}: {error.strerror or error}; "
                 "choose another folder with -o, or free some space"
             ) from error
 
@@ -146,27 +153,37 @@ class AddELAColumns(pl.Callback):
 
 
 class WriteLastEpoch(Checkpoint):
-    """Writes `last.pt`, the log and the state to resume from; runs after all other callbacks."""
+    """Writes `last.pt`, the log and the state to resume from; runs after all other callbacks.
+
+    The state comes last: with it the epoch counts.
+    """
 
     def __init__(self, history: History) -> None:
         self.history = history
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the log of a resumed run: a later epoch may have been logged and then lost."""
+        if is_first() and self.history.rows:
+            self._write_log()
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files, each atomically."""
-        output = self.history.output
         self.history.write_checkpoint(LAST, trainer)
         if not is_first():
-            trainer.save_checkpoint(
-                output / RESUME
-            )  # a collective operation; the first process writes
+            # a collective operation; the first process writes
+            trainer.save_checkpoint(self.history.output / RESUME)
             return
-        rows = self.history.rows
+        self._write_log()
+        with self.history.folder.new_state() as path:
+            trainer.save_checkpoint(path)
+        self.history.saved_epochs = len(self.history.rows)
+
+    def _write_log(self) -> None:
+        rows, output = self.history.rows, self.history.output
         columns = (*COLUMNS, *(name for name in ELA_COLUMNS if any(name in row for row in rows)))
         _write_rows(output / LOG, rows, columns)
         if self.history.site_rows:
             _write_rows(output / ELA_LOG, self.history.site_rows, SITE_COLUMNS)
-        with replacing(output / RESUME) as temporary:
-            trainer.save_checkpoint(temporary)
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

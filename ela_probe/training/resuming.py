@@ -15,14 +15,8 @@ from ela_probe.system.reading import read_bytes, refusing
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.callback import ELA
-from ela_probe.training.record import (
-    COLUMNS,
-    ELA_COLUMNS,
-    LAST,
-    RESUME,
-    SITE_COLUMNS,
-    History,
-)
+from ela_probe.training.record import COLUMNS, ELA_COLUMNS, SITE_COLUMNS, History
+from ela_probe.training.run_folder import LAST, check_whole
 
 Definition = Mapping[str, Mapping[str, Any]]
 MISSING_IS_NONE = ("model", "ela")  # sections in which a setting may be left out
@@ -33,8 +27,8 @@ def run_definition(
 ) -> dict[str, dict[str, Any]]:
     """Everything that defines a run, by section, as plain values.
 
-    The data are identified by kind and name (`npz:cifar10`), normalisation, split and number of
-    samples; they may lie in another folder when the run is resumed.
+    The data are identified by kind and name (`npz:cifar10`), normalisation, split, number of
+    samples and labels; they may lie in another folder when the run is resumed.
 
     Args:
         extra: further sections, such as `model` and `start`, from who built the model.
@@ -48,17 +42,23 @@ def run_definition(
             "source": f"{kind}{colon}{Path(path).name}",
             "training samples": data.size("train"),
             "validation samples": data.size("val"),
+            "labels (SHA-256)": data.labels_digest(),
         },
         "ela": {} if ela is None else ela.config.model_dump(mode="json"),
     }
 
 
-def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: ELA | None) -> int:
-    """Number of epochs done in the state at `path`; ELA prunes the module as it was then.
+def check_resume(
+    path: Path, module: nn.Module, *, definition: Definition, ela: ELA | None
+) -> tuple[int, dict[str, str]]:
+    """The epochs done in the state at `path`, and the SHA-256 of the weights beside it.
+
+    ELA prunes the module as it was then.
 
     Raises:
-        CheckpointError: there is no state, it is damaged, or it belongs to a run that was defined
-            otherwise; all differences are named. More epochs are allowed.
+        CheckpointError: there is no state, it is damaged, the weights are those of another state,
+            or it belongs to a run that was defined otherwise; all differences are named. More
+            epochs are allowed.
     """
     check_resumable(path)
     expected = "the state of a run of `ela-probe train`"
@@ -87,7 +87,10 @@ def check_resume(path: Path, module: nn.Module, *, definition: Definition, ela: 
             f"{path} belongs to another model: {len(unfit)} tensors differ, the first is "
             f"{unfit[0]}; name the model that the run was started with"
         )
-    return len(state["callbacks"]["ela_probe.History"]["rows"])
+    history = state["callbacks"]["ela_probe.History"]
+    digests = dict(history.get("sha256", {}))  # older versions had none
+    check_whole(path.parent, digests)
+    return len(history["rows"]), digests
 
 
 @contextmanager
@@ -170,9 +173,8 @@ def unfit_tensors(state: Mapping[str, Tensor], module: nn.Module) -> list[str]:
 
 def how_to_resume(history: History, config: TrainConfig) -> str:
     """The message after Ctrl-C: what is kept, and how to continue."""
-    done = len(history.rows)
-    state = history.output / RESUME
-    if not done or not state.exists():
+    done = history.saved_epochs
+    if not done:
         return "training was interrupted before the first epoch ended: nothing is kept"
     return (
         f"training was interrupted after epoch {done} of {config.epochs}: "

@@ -31,16 +31,7 @@ from ela_probe.training.ela.callback import ELA
 from ela_probe.training.ela.wrapping import check_strategy
 from ela_probe.training.loggers import LogEpochs
 from ela_probe.training.module import ClassificationModule
-from ela_probe.training.record import (
-    BEST,
-    LAST,
-    LOG,
-    RESUME,
-    AddELAColumns,
-    History,
-    Save,
-    WriteLastEpoch,
-)
+from ela_probe.training.record import AddELAColumns, History, Save, WriteLastEpoch
 from ela_probe.training.resuming import (
     Definition,
     check_resume,
@@ -48,6 +39,7 @@ from ela_probe.training.resuming import (
     refusing_state,
     run_definition,
 )
+from ela_probe.training.run_folder import BEST, LAST, LOG, RESUME, RunFolder
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,8 @@ def fit(
     validation accuracy, for text lowest loss; the last epoch without validation samples),
     `last.pt`, `metrics.csv` (a row per epoch) and `resume.ckpt` (the trainer's full state). A run
     that is resumed from it continues as if it had never stopped: on a CPU the weights are equal to
-    the last bit.
+    the last bit. Where the run was killed between two of these files, the weights are those of the
+    state (`run_folder`).
 
     Args:
         model: maps images (N, C, H, W) to logits (N, K), or tokens (N, L) to (N, L, K); trained
@@ -105,14 +98,14 @@ def fit(
         data: the caller checks that the model fits the data (`pipeline.check_data`).
         config: the settings.
         output: folder to write into; created if it does not exist.
-        save: called as `save(path, state_dict, metrics)`; writes `best.pt` and `last.pt`.
+        save: called as `save(path, state_dict, metrics)`; writes the weights to a `.pt` file.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         processes: how many train together, each on a part of every batch; the first one writes.
         resume: continue from `output`/resume.ckpt.
         progress: a progress bar on stderr, or a line per epoch if that is no terminal; False: none.
-        callbacks: Lightning callbacks, for example `ELA`. They run after `best.pt` is written and
-            before `last.pt` and `resume.ckpt` are: if one changes the model at the end of an
-            epoch, the last two hold the changed model.
+        callbacks: Lightning callbacks, for example `ELA`. They run after the weights for `best.pt`
+            are taken and before those for `last.pt` and `resume.ckpt` are: if one changes the model
+            at the end of an epoch, the last two hold the changed model.
         loggers: names of `loggers.LOGGERS` that get every epoch's row too.
         definition: what else defines the run, as plain values by section: how the model was built
             (`model`), the weights that it starts from (`start`). It is compared when the run is
@@ -122,8 +115,8 @@ def fit(
         OptionError: a setting does not work on this device, the loss is not finite, or the package
             of a logger is missing.
         OutputError: `output` can't be written to.
-        CheckpointError: there is nothing to resume, or the run was defined differently (all
-            differences are listed).
+        CheckpointError: there is nothing to resume, the folder is not whole, or the run was defined
+            differently (all differences are listed).
         DataError: the images can't be read, or are too few for the processes.
         ProcessError: another process ended.
         TrainingInterrupted: Ctrl-C.
@@ -146,17 +139,22 @@ def fit(
     )
     model.train()
     defined = run_definition(config, data, ela, definition or {})
-    history = History(output, save, definition=defined, by_loss=data.spec.task == "tokens")
-    logging = LogEpochs(loggers, history, ela)
     state = output / RESUME
-    epochs_done = check_resume(state, module, definition=defined, ela=ela) if resume else 0
+    epochs_done, digests = (
+        check_resume(state, module, definition=defined, ela=ela) if resume else (0, {})
+    )
+    folder = RunFolder(output, digests)
+    history = History(folder, save, definition=defined, by_loss=data.spec.task == "tokens")
+    logging = LogEpochs(loggers, history, ela)
 
     where = processes.launch(where)  # after all checks of what the user gave
     train, validation = _loaders(data, config, Share(rank(), process_count()))
     # Lightning starts the workers of a resumed epoch before it gives the sampler its number
     train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
-    if is_first() and not resume:
-        state.unlink(missing_ok=True)
+    if is_first():
+        if not resume:
+            state.unlink(missing_ok=True)
+        folder.settle()
 
     start = time.perf_counter()
     with quiet_lightning(), _global_state_restored(), lost_peer_as_error():
@@ -204,6 +202,9 @@ def fit(
                     "another folder with -o"
                 ) from error
             raise
+        finally:
+            if is_first():
+                folder.abandon_epoch()
     return FitResult(
         best=output / BEST,
         last=output / LAST,

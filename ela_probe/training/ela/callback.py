@@ -153,9 +153,12 @@ class ELA(pl.Callback):
         epochs = trainer.max_epochs
         if self._pruning is None or not self._pruning.network.is_in(pl_module):
             self._start_pruning(pl_module)
-            if self.path is not None and is_first():
-                self.path.unlink(missing_ok=True)
         pruning = self._started_pruning()
+        if self.path is not None and is_first():  # an interrupted run may have left a later plan
+            if pruning.plan is None:
+                self.path.unlink(missing_ok=True)
+            else:
+                pruning.plan.save(self.path)
         if pruning.schedule is None:
             pruning.schedule = self.config.schedule(None if epochs == -1 else epochs)
         if self.config.stochastic and pruning.network.compiled:
