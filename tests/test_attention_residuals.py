@@ -15,6 +15,7 @@ from ela_probe.discovery.capture import Capture
 from ela_probe.errors import PlanError
 from ela_probe.evaluation.evaluate import sample_losses
 from ela_probe.pruning.ablation import Ablation, ablate_sites
+from ela_probe.sites import Action
 from tests.support.attention_residuals import (
     NETWORKS,
     WIDTH,
@@ -202,7 +203,8 @@ def test_ablation_of_a_site_equals_pruning_it_alone(name: str) -> None:
 def test_recur_is_refused_and_drop_only_before_a_retrieval_that_stays(name: str) -> None:
     model = network(name)
     sites = [site.name for site in discover(model).stages[0].sites]
-    for action, why in (("recur", "cannot recur"), ("drop", "cannot be dropped")):
+    refusals: dict[Action, str] = {"recur": "cannot recur", "drop": "cannot be dropped"}
+    for action, why in refusals.items():
         with pytest.raises(PlanError, match=rf"{sites[1]} {why}"):
             adapter_for(model).apply(model, {sites[1]: action})
     if sites[-1] in prunable(model):
@@ -251,6 +253,17 @@ def test_weights_that_are_no_distribution_are_left_to_observation() -> None:
     pytest.importorskip("x_transformers", reason="needs x-transformers")
     model = Integrated(integrate_layers=True, layer_integrate_use_softmax=False)
     assert adapter_for(model) is None
+
+
+def test_deep_cross_attention_has_no_distribution_over_layers() -> None:
+    """Its weights are relu(w · n(x)) + b by channel: they may be negative, and sum to anything."""
+    network = pytest.importorskip("deep_cross_attention.dca_gpt", reason="needs the package")
+    model = network.DCAGPT(num_tokens=16, dim=16, depth=3, dim_head=8, heads=2)
+    assert adapter_for(model) is None
+    mixer, states = model.final_grn, torch.randn(4, 2, 5, 16)
+    weights = mixer.to_aggregate(states)[0, ..., None] + mixer.bias[0][:, None, None]
+    assert torch.allclose((weights * states).sum(0), mixer(states), atol=1e-5)
+    assert (weights.sum(0) - 1).abs().min() > 0.1
 
 
 def test_a_gate_is_read_and_not_pruned() -> None:

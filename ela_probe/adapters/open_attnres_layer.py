@@ -144,11 +144,12 @@ class ThinnedLayer(nn.Module):
         entropies = options.pop("entropy_accum", None)
         listed, running = list(blocks), partial_block
         for sublayer, norm in SUBLAYERS.items():
-            states = self._modules[norm](self._read(sublayer, listed, running, entropies))
+            read = self._read(sublayer, listed, running, entropies)
+            states = self.get_submodule(norm)(read)
             if sublayer == "attn":
-                output = self.self_attn(hidden_states=states, **options)[0]
+                output = self.get_submodule("self_attn")(hidden_states=states, **options)[0]
             else:
-                output = self.mlp(states)
+                output = self.get_submodule("mlp")(states)
             running = self._record(sublayer, listed, running, output)
         return listed, running
 
@@ -166,7 +167,7 @@ class ThinnedLayer(nn.Module):
         if not sources:
             return running
         values = torch.stack(sources)
-        weights = mixing(self, title, self._modules[f"{title}_norm"](values))
+        weights = mixing(self, title, self.get_submodule(f"{title}_norm")(values))
         if entropies is not None:
             entropies.append(-(weights * (weights + 1e-8).log()).sum(dim=0).mean())
         mixed = torch.einsum("sbt,sbtd->btd", weights, values)

@@ -42,7 +42,7 @@ class XTransformersAdapter(ReadOnlyAdapter):
             sites = [
                 site_of(f"{prefix}.{t}", part, t + 1)
                 for t, (_, part) in enumerate(integrators._modules.items())
-                if is_memory(part) or is_residual(part)
+                if part is not None and (is_memory(part) or is_residual(part))
             ]
             if sites:
                 found.append(Stage(prefix, "softmax", tuple(sites)))

@@ -47,14 +47,15 @@ def score(query: nn.Linear, norm: nn.Module, x: Tensor) -> Tensor:
     return (x * weight / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * query.weight[0]).sum(-1)
 
 
-class Attention(Tokens):
+class Attention(nn.Module):
     """Causal attention over tokens; returns a tuple, as those of transformers do."""
 
     def __init__(self) -> None:
-        super().__init__(WIDTH, 2, causal=True)
+        super().__init__()
+        self.tokens = Tokens(WIDTH, 2, causal=True)
 
-    def forward(self, hidden_states: Tensor, **options: Any) -> Any:
-        return super().forward(hidden_states), None
+    def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Tensor, None]:
+        return self.tokens(hidden_states), None
 
 
 def feedforward() -> nn.Module:
