@@ -279,7 +279,7 @@ def test_the_retrieval_before_the_head_and_unknown_records_are_not_pruned() -> N
     with pytest.raises(PlanError, match="model.final_res cannot be pruned: the forward of the"):
         adapter_for(model).apply(model, {"model.final_res": "skip"})
     model.model.layers[1].with_block = model.model.layers[1].with_full
-    with pytest.raises(PlanError, match="model.layers.1.attn_res cannot be pruned: its layer rec"):
+    with pytest.raises(PlanError, match="model.layers.1.attn_res cannot be pruned: in a trial"):
         adapter_for(model).apply(model, {"model.layers.1.attn_res": "skip"})
 
 

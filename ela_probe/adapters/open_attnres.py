@@ -10,7 +10,7 @@ those with a second query for values, are left to observation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,12 @@ class OpenAttnResAdapter(ReadOnlyAdapter):
 
         captured: the keys [sources, samples, tokens, dim], which a site's norm returns.
         """
-        return (mixing(model, site.removesuffix("_norm"), captured[0]).movedim(0, -1).contiguous(),)
+        keys = captured[0].to(torch.promote_types(captured[0].dtype, torch.float32))
+        device = keys.device.type
+        mixed = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if mixed else nullcontext():
+            weights = mixing(model, site.removesuffix("_norm"), keys)
+        return (weights.movedim(0, -1).contiguous(),)
 
     def weights(
         self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
@@ -108,8 +113,8 @@ class OpenAttnResAdapter(ReadOnlyAdapter):
                 )
             if not computes_the_same(layer, scheme):
                 raise PlanError(
-                    f"{name} cannot be pruned: its layer records its sources in another way than "
-                    "the published layers of its mode; use keep"
+                    f"{name} cannot be pruned: in a trial its layer did not return what published "
+                    f"layers of the mode {scheme.mode} do; use keep"
                 )
         for name in changed:
             parent, _, title = name.rpartition(".")

@@ -53,9 +53,11 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens = Tokens(WIDTH, 2, causal=True)
+        self.q_norm = nn.RMSNorm(WIDTH // 2)  # of another width than the layer's
 
     def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Tensor, None]:
-        return self.tokens(hidden_states), None
+        queries = self.q_norm(hidden_states.unflatten(-1, (2, -1)))
+        return self.tokens(queries.flatten(-2)), None
 
 
 def feedforward() -> nn.Module:
