@@ -281,16 +281,22 @@ def copied(model: nn.Module) -> nn.Module:
 
     `copy.deepcopy` refuses tensors that were computed, such as the weights under the masks of
     `torch.nn.utils.prune`. The copy gets their values, until its forward pass computes them anew.
+    It also refuses a module whose class has a `__new__` with arguments; its attributes are copied.
 
     Raises:
         ModelError: a part of the model can't be copied.
     """
     memo: dict[int, Any] = {}
+    made = [m for m in model.modules() if type(m).__new__ is not object.__new__]
     for module in model.modules():
         for value in leaves_of(vars(module)):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
+        for module in made:
+            memo[id(module)] = object.__new__(type(module))
+        for module in made:
+            vars(memo[id(module)]).update(copy.deepcopy(vars(module), memo))
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise ModelError(

@@ -39,6 +39,18 @@ NOT_FOUND: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] 
         "a token is chosen between the calls: decodes step by step",
     ),
     "memory": (others.SegmentMemory, lambda: torch.randn(2, 12, 4), TIME),
+    "memory of the last segment": (others.TransformerXL, lambda: torch.randn(2, 12, 4), TIME),
+    "memory of the last pass": (
+        lambda: others.TransformerXL(kept=True),
+        lambda: torch.randn(2, 4, 4),
+        "attends over tokens",
+    ),
+    "U-Net": (others.UNet, lambda: torch.randn(2, 3, 8, 8), "attends over a fixed number"),
+    "U-Net, fused": (
+        lambda: others.UNet(fused=True),
+        lambda: torch.randn(2, 3, 8, 8),
+        "attends over a fixed number",
+    ),
     "chunks": (others.Chunks, lambda: torch.randn(2, 8, 4), TIME),
     "history": (others.History, lambda: torch.randn(2, 5, 4), TIME),
     "history of one length": (

@@ -32,6 +32,29 @@ class Generates(nn.Module):
                                    pad_token_id=0)  # fmt: skip
 
 
+class Segments(nn.Module):
+    """A language model with the memory of Transformer-XL, on two segments of a text."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs, memory = [], None
+        for segment in tokens.chunk(2, dim=1):
+            output = self.model(segment, mems=memory, use_mems=True)
+            outputs.append(output.logits)
+            memory = output.mems
+        return torch.cat(outputs, 1)
+
+
+def xlnet() -> nn.Module:
+    config = library.XLNetConfig(
+        vocab_size=WORDS, d_model=32, n_layer=3, n_head=2, d_inner=64, mem_len=8
+    )
+    return built(library.XLNetLMHeadModel, config)
+
+
 def gpt2(attention: str = "sdpa") -> nn.Module:
     config = library.GPT2Config(
         vocab_size=WORDS, n_positions=64, n_embd=32, n_layer=4, n_head=2, bos_token_id=0,
@@ -96,6 +119,11 @@ CASES = {
         lambda: Generates(gpt2()),
         token_ids(),
         r"lengths 7 to 11 in 20 calls: follows the length of the inputs",
+    ),
+    "XLNet with a memory": (
+        lambda: Segments(xlnet()),
+        token_ids(length=8),
+        r"rel_attn \(softmax\), lengths 4 to 8 in 5 calls: follows the length of the inputs",
     ),
     "Swin": (swin, IMAGES, rf"blocks\.\*\.attention.*{TOKENS}"),
     "DETR": (

@@ -66,7 +66,7 @@ class Handover:
         within: opens a block in which the model has the module; None where it always has. Equal
             values are opened once.
         outputs: how many of the module's output tensors y is; several are joined along the last
-            axis.
+            axis. They may also be one tensor, stacked along its first axis.
     """
 
     module: str
@@ -83,13 +83,18 @@ class Handover:
         """y, from what the module returned."""
         if self.outputs == 1:
             return next(leaf for leaf in leaves_of(returned) if isinstance(leaf, Tensor))
-        return torch.cat(returned[: self.outputs], dim=-1)
+        return torch.cat(tuple(returned[: self.outputs]), dim=-1)
 
     def with_output(self, returned: Any, y: Tensor) -> Any:
         """What the module returned, with another y."""
         if self.outputs == 1:
             return with_first_tensor(returned, lambda _: y)
-        return (*y.chunk(self.outputs, dim=-1), *returned[self.outputs :])
+        parts = y.chunk(self.outputs, dim=-1)
+        return (
+            torch.stack(parts)
+            if isinstance(returned, Tensor)
+            else (*parts, *returned[self.outputs :])
+        )
 
 
 def input_and_output(

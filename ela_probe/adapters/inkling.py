@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ela_probe.adapters.handover import Alternatives, Handover, Passed
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
+from ela_probe.adapters.replacements import SUM_CHANGES, SUM_WITHOUT, refuse_recur_and_drop
 from ela_probe.errors import PlanError
 from ela_probe.models.stand_in import StandIn
 from ela_probe.sites import Action, Site, Stage
@@ -78,23 +79,12 @@ class InklingAdapter(ReadOnlyAdapter):
         sites = [site for stage in self.stages(model) for site in stage.sites]
         changed = [site for site in sites if actions.get(site.name, "keep") != "keep"]
         for site in changed:
-            action = actions[site.name]
             if site.calls > 1 or is_repeated(model, site):
                 raise PlanError(
                     f"{site.name} cannot be pruned: its module retrieves {site.calls} times in a "
                     "pass, and takes part in every one; use keep"
                 )
-            if action == "recur":
-                raise PlanError(
-                    f"{site.name} cannot recur: the sum of its running block changes from site to "
-                    "site; use keep or skip"
-                )
-            later = sites[sites.index(site) + 1 :]
-            if action == "drop" and any(other not in changed for other in later):
-                raise PlanError(
-                    f"{site.name} cannot be dropped: the sources are sums over the sublayers of a "
-                    "block, and a sum without one of them is another source; use skip"
-                )
+        refuse_recur_and_drop(sites, actions, recur=SUM_CHANGES, drop=SUM_WITHOUT)
         for site in changed:
             parent, _, name = site.module.rpartition(".")
             retrieval = model.get_submodule(site.module)

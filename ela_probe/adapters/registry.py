@@ -105,7 +105,19 @@ class ReadOnlyAdapter:
         raise cannot_prune(model)
 
 
-BUILT_IN = ("attnres", "deit", "dia", "inkling", "kcla", "mrla_base", "mrla_light", "resnet")
+BUILT_IN = (
+    "attnres",
+    "deit",
+    "dia",
+    "inkling",
+    "kcla",
+    "kimi_k3",
+    "mrla_base",
+    "mrla_light",
+    "open_attnres",
+    "resnet",
+    "x_transformers",
+)
 ADAPTERS: list[Adapter] = []
 
 

@@ -5,14 +5,14 @@ features and what it passes on itself. The replacements add a zero without dimen
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ela_probe.errors import PlanError
-from ela_probe.sites import Action
+from ela_probe.sites import Action, Site
 from ela_probe.system.nested_tensors import tensors_of
 
 
@@ -70,3 +70,27 @@ def refuse_recur(actions: Mapping[str, Action]) -> None:
                 f"{name}: got the action 'recur', but published code has no recurrent form; use "
                 "keep, skip or drop"
             )
+
+
+def refuse_recur_and_drop(
+    sites: Sequence[Site], actions: Mapping[str, Action], *, recur: str, drop: str
+) -> None:
+    """Raises PlanError for `recur`, and for `drop` in front of a retrieval that stays.
+
+    Args:
+        sites: of a stage, in order. recur, drop: why, as the end of the message.
+    """
+    for position, site in enumerate(sites):
+        action = actions.get(site.name, "keep")
+        if action == "recur":
+            raise PlanError(f"{site.name} cannot recur: {recur}; use keep or skip")
+        later = sites[position + 1 :]
+        if action == "drop" and any(actions.get(s.name, "keep") == "keep" for s in later):
+            raise PlanError(f"{site.name} cannot be dropped: {drop}; use skip")
+
+
+SUM_CHANGES = "the sum of its running block changes from site to site"
+SUM_WITHOUT = (
+    "the sources are sums over the sublayers of a block, and a sum without one of them is another "
+    "source"
+)

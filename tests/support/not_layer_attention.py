@@ -1,5 +1,7 @@
 """Networks whose softmaxes are no layer attention, though the length of some of them grows."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,6 +101,78 @@ class SegmentMemory(nn.Module):
                 memories[number] = tuple(part.detach() for part in memory)
             outputs.append(segment)
         return torch.cat(outputs, 1)
+
+
+class TransformerXL(nn.Module):
+    """Segments of four tokens; keys and values include the states of the segment before.
+
+    `kept`: the last segment of a pass is what the next pass remembers, as in training.
+    """
+
+    def __init__(self, *, kept: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Attention() for _ in range(3))
+        self.kept = kept
+        self.memories: list[Tensor | None] = [None] * 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        memories = list(self.memories)
+        outputs = []
+        for segment in x.unflatten(1, (-1, 4)).unbind(1):
+            for number, part in enumerate(self.layers):
+                layer: Any = part
+                before, memories[number] = memories[number], segment.detach()
+                past = () if before is None else (layer.key(before), layer.value(before))
+                segment, _ = layer(segment, past)
+            outputs.append(segment)
+        if self.kept:
+            self.memories = memories
+        return torch.cat(outputs, 1)
+
+
+class UNet(nn.Module):
+    """Two levels down and up; each attends over its pixels and over the five tokens of a text."""
+
+    def __init__(self, *, fused: bool = False) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(3, WIDTH, 1)
+        self.text = nn.Parameter(torch.randn(1, 5, WIDTH))
+        self.pixels = nn.ModuleList(Attention(fused=fused) for _ in range(5))
+        self.texts = nn.ModuleList(CrossAttention(fused=fused) for _ in range(5))
+        self.down = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 2, 2) for _ in range(2))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(WIDTH, WIDTH, 2, 2) for _ in range(2))
+        self.merge = nn.ModuleList(nn.Conv2d(2 * WIDTH, WIDTH, 1) for _ in range(2))
+
+    def level(self, number: int, maps: Tensor) -> Tensor:
+        x, _ = self.pixels[number](maps.flatten(2).transpose(1, 2))
+        x = self.texts[number](x, self.text.expand(len(x), -1, -1))
+        return x.transpose(1, 2).unflatten(2, maps.shape[2:])
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, skips = self.enter(images), []
+        for number, down in enumerate(self.down):
+            x = self.level(number, x)
+            skips.append(x)
+            x = down(x)
+        x = self.level(2, x)
+        for number, (up, merge) in enumerate(zip(self.up, self.merge, strict=True)):
+            x = self.level(3 + number, merge(torch.cat([up(x), skips.pop()], 1)))
+        return x
+
+
+class CrossAttention(nn.Module):
+    """Attention of x over a context; `fused` shows no weights."""
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.fused = fused
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        query, key, value = self.query(x), self.key(context), self.value(context)
+        if self.fused:
+            return x + F.scaled_dot_product_attention(query, key, value)
+        return x + (query @ key.transpose(1, 2)).softmax(-1) @ value
 
 
 class Chunks(nn.Module):
