@@ -8,12 +8,15 @@ from typing import Literal, Protocol
 
 from ela_probe.errors import PlanError
 
-Kind = Literal["softmax", "unrolled", "channel"]
+Kind = Literal["softmax", "unrolled", "channel", "static", "signed"]
 Action = Literal["keep", "recur", "skip", "drop", "affine"]
 Reads = Literal["inputs", "output", "softmax"]
 
 # The actions under which a retrieval is computed. After the others nothing is retrieved.
 FORMED: tuple[Action, ...] = ("keep", "recur")
+
+# Kinds of plain networks that mix: what is left of a stage whose sites are all skipped still runs.
+OPTIONAL: tuple[Kind, ...] = ("static", "signed")
 
 # How many differences between two sets of sites a message lists.
 LISTED = 4
@@ -85,6 +88,14 @@ class NamedStage(Protocol):
     @property
     def sites(self) -> Sequence[NamedSources]:
         """Its sites, in order."""
+
+
+def has_divergences(kind: Kind) -> bool:
+    """Whether weights of a kind are distributions, so that they have divergences.
+
+    Of `signed` weights the mixed values are compared instead.
+    """
+    return kind != "signed"
 
 
 def fingerprint(stages: Sequence[NamedStage]) -> str:

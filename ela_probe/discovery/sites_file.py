@@ -67,6 +67,11 @@ class DeclaredStage(Strict):
                 "unrolled weights are computed from gates and decays, which takes an adapter; "
                 "expected 'softmax' or 'channel'"
             )
+        if value in ("static", "signed"):
+            raise ValueError(
+                f"{value} weights are found by observation or by an adapter, since they are not "
+                "read alone; expected 'softmax' or 'channel'"
+            )
         return value
 
     @model_validator(mode="after")
