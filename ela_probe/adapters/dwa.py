@@ -90,15 +90,24 @@ class DWAAdapter(ReadOnlyAdapter):
 
 @contextmanager
 def by_list(model: nn.Module) -> Iterator[None]:
-    """A block in which the model has a module for each average; they compute the same."""
-    originals = list(averages_of(model))
-    for name, module in originals:
-        put(model, name, DepthWeightedAverages(module))
+    """A block in which the model has a module for each average; they compute the same.
+
+    The modules that average stay the same objects, since others may have hooked them.
+    """
+    originals = [m for _, m in averages_of(model) if not isinstance(m, DepthWeightedAverages)]
+    alphas = [module.alphas for module in originals]
     try:
+        for module in originals:
+            listed = DepthWeightedAverages(module)
+            module.alphas = listed.alphas
+            module.forward, module.init_accumulators = listed.forward, listed.init_accumulators
+            module.is_stateful = True
         yield
     finally:
-        for name, module in originals:
-            put(model, name, module)
+        for module, own in zip(originals, alphas, strict=True):
+            module.alphas = own
+            for name in ("forward", "init_accumulators", "is_stateful"):
+                vars(module).pop(name, None)
 
 
 def _handover(average: str) -> Handover:
@@ -122,12 +131,15 @@ class DepthWeightedAverages(nn.Module):
     """The averages after the blocks of a network, over a list of sources.
 
     It is called as DenseFormer's module is: `init_accumulators(x)` with the embedding, then
-    `module(x, block_idx=i)` after every block.
+    `module(x, block_idx=i)` after every block. Like that module it holds the sources until the next
+    pass replaces them; a copy holds none.
 
     Args:
         averages: a module of DenseFormer, or one of these; the parameters are shared.
         removed: the blocks after which nothing is averaged any more.
     """
+
+    is_stateful = True  # see `RecordedPass`
 
     def __init__(self, averages: Any, removed: set[int] = frozenset()) -> None:  # type: ignore[assignment]
         super().__init__()
@@ -136,7 +148,10 @@ class DepthWeightedAverages(nn.Module):
             None if alpha is None or block in removed else WeightedSum(alpha.weight)  # type: ignore[misc]
             for block, alpha in enumerate(averages.alphas)
         )
-        self._sources: list[list[Tensor]] = []
+        self._sources: dict[int, Tensor] = {}  # by block; -1 is the embedding
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sources": {}}
 
     def is_read(self, block: int) -> bool:
         """Whether this or a later average reads the output of a block; −1 is the embedding."""
@@ -149,19 +164,19 @@ class DepthWeightedAverages(nn.Module):
 
     def init_accumulators(self, x: Tensor) -> None:
         """Begin a pass with the first source."""
-        self._sources = [[] for _ in range(self.dilation)]
         if self.is_read(-1):
-            self._sources[0].append(x)
+            self._sources[-1] = x
 
     def forward(self, x: Tensor, block_idx: int) -> Tensor:
         """x: the output of a block, [samples, ...]; its average, or itself where there is none."""
-        sources = self._sources[(block_idx + 1) % self.dilation]
         if self.is_read(block_idx):
-            sources.append(x)
+            self._sources[block_idx] = x
         alpha = self.alphas[block_idx]
-        y: Tensor = x if alpha is None else alpha(x, sources)
-        if block_idx == self.n_blocks - 1:
-            self._sources = []
+        if alpha is None:
+            return x
+        first = (block_idx + 1) % self.dilation - 1
+        read = range(first, block_idx + 1, self.dilation)
+        y: Tensor = alpha(x, [self._sources[block] for block in read])
         return y
 
 

@@ -90,7 +90,7 @@ class Tap(nn.Module):
 @contextmanager
 def tapped(model: nn.Module) -> Iterator[None]:
     """A block in which what every site mixes is the output of a module `tap` of its own."""
-    found = [module for _, module in connections_of(model)]
+    found = [module for _, module in connections_of(model) if "tap" not in module._modules]
 
     def mix(module: Any, residuals: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         branch, passed_on, rest = type(module).width_connection(module, residuals)

@@ -77,8 +77,9 @@ class LayerSumAdapter(ReadOnlyAdapter):
             """The model with a module before the reader, whose output is the sum."""
             parent = inside.get_submodule(found.prefix.rstrip("."))
             read = parent.get_submodule(found.reader)
-            setattr(parent, found.reader, Tapped(read))
             try:
+                if not isinstance(read, Tapped):
+                    setattr(parent, found.reader, Tapped(read))
                 yield
             finally:
                 setattr(parent, found.reader, read)
