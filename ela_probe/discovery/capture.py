@@ -59,6 +59,12 @@ class Capture:
         self._model, self._adapter, self._stages = model, adapter, tuple(stages)
         self._receive, self._sampling = receive, sampling
         self._points = {(site.module, site.reads) for stage in stages for site in stage.sites}
+        self._operands = {
+            (site.module, site.call): site.operand
+            for stage in stages
+            for site in stage.sites
+            if site.reads == "sum"
+        }
         self._captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]] = {}
         self._inside = False
         self._hooks = Hooks()
@@ -74,8 +80,10 @@ class Capture:
             raise ProbeError("this probe is active already; leave its `with` block first")
         try:
             self._around.enter_context(uncompiled(self._model))
-            if any(reads == "softmax" for _, reads in self._points):
-                self._watch = self._around.enter_context(Watch(self._model, self._fired))
+            seen = {reads for _, reads in self._points}
+            if seen & {"softmax", "sum"}:
+                watch = Watch(self._model, self._fired, sums="sum" in seen)
+                self._watch = self._around.enter_context(watch)
             self._attach(self._sampling.records(self.seen))
         except BaseException:
             self._remove()
@@ -128,6 +136,10 @@ class Capture:
         name = firing.modules[-1]
         if firing.what == "softmax" and (name, "softmax") in self._points:
             self._read(name, "softmax", firing.value)
+        elif firing.what == "sum" and (name, "sum") in self._points:
+            operand = self._operands.get((name, len(self._captured.get((name, "sum"), ()))))
+            kept = () if operand is None else (firing.operands[operand], firing.value)
+            self._read(name, "sum", kept)
 
     def _read(self, name: str, reads: Reads, values: Any) -> None:
         if not self._inside:  # recomputed in a backward pass, or a part called by itself

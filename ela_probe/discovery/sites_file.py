@@ -10,7 +10,7 @@ import re2
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ela_probe.errors import OptionError
-from ela_probe.sites import Kind, Reads
+from ela_probe.sites import Kind
 from ela_probe.system.documents import LARGEST_BY_HAND, read_document
 from ela_probe.system.messages import first_line, shortened
 from ela_probe.system.validation import Strict, explain
@@ -33,7 +33,7 @@ class DeclaredStage(Strict):
     modules: tuple[str, ...] = ()
     regex: tuple[str, ...] = ()
     group: str | int | None = None
-    reads: Reads = "output"
+    reads: Literal["inputs", "output", "softmax"] = "output"
     axis: int = -1
     tensor: int = Field(0, ge=0)
     kind: Kind = "softmax"
