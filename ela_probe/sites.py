@@ -28,12 +28,12 @@ class Site:
 
     name: qualified module name, with `@k` where a module retrieves more than once in a pass.
     sources: |S_t|. module: qualified name of the module to hook. reads: what is read there: the
-    inputs or the output of its forward, or the result of a softmax function that it calls itself
-    (not in a submodule), or the operands and the result of a weighted sum of its own. call: the index of this firing among the `calls` that the module has in
-    a pass. axis: the axis of the tensor read that runs over the sources. batch_axis: the axis that
-    runs over the samples; None where the weights don't depend on the input. operand: which of the
-    two operands of a weighted sum the weights are. values_axis: the axis of its result that runs
-    over the samples.
+    inputs or the output of its forward, the result of a softmax function that it calls itself (not
+    in a submodule), or the weights and the result of a weighted sum of its own. call: the index of
+    this firing among the `calls` that the module has in a pass. axis: the axis of the tensor read
+    that runs over the sources. batch_axis: the axis that runs over the samples; None where the
+    weights don't depend on the input. operand: which of the two operands of a weighted sum the
+    weights are. values_axis: the axis of its result that runs over the samples.
     """
 
     name: str

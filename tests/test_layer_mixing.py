@@ -79,7 +79,9 @@ def test_ablation_of_a_site_equals_pruning_it_alone(build: Build, batch: Batch) 
         with torch.no_grad():
             after = float(sample_losses(logits_of(pruned(inputs)), labels)[0].mean())
         assert change.mean(len(labels)) == pytest.approx(after - before, abs=1e-9)
-        remaining = [s.name for st in (adapter_for(pruned) or Nothing()).stages(pruned) for s in st.sites]
+        remaining = [
+            s.name for st in (adapter_for(pruned) or Nothing()).stages(pruned) for s in st.sites
+        ]
         assert remaining == [name for name in names if name != change.site]
 
 
@@ -291,7 +293,8 @@ def test_a_static_row_is_recorded_once_and_has_no_standard_error() -> None:
     (part,) = analyze(model, batches, progress=False).stages
     assert (part.samples, part.rows) == (1, 1)
     assert part.weights[0] == pytest.approx(model.layer_weights.detach().softmax(0).numpy())
-    assert part.damage is not None and part.damage.samples == 8
+    assert part.damage is not None
+    assert part.damage.samples == 8
 
 
 def test_plans_of_a_network_of_signed_weights_go_by_damage() -> None:

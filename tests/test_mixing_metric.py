@@ -85,7 +85,9 @@ def test_means_and_errors_over_samples_equal_those_by_hand() -> None:
 def test_merged_halves_equal_the_whole_stream() -> None:
     w, v = weights(), values()
     whole = metric_of((w, v)).compute()
-    halves = metric_of(([x[:3] for x in w], [x[:3] for x in v]), ([x[3:] for x in w], [x[3:] for x in v]))
+    halves = metric_of(
+        ([x[:3] for x in w], [x[:3] for x in v]), ([x[3:] for x in w], [x[3:] for x in v])
+    )
     for name, value in halves.compute().items():
         assert torch.equal(value, whole[name])
 
@@ -155,7 +157,14 @@ def test_nothing_of_signed_weights_is_called_a_divergence(
     assert "l2,l2_se,cosine,cosine_se" in (tmp_path / "pairs.csv").read_text()
     assert not re.search(r"\bkl\b|nats \(", " ".join(f.text for f in findings(analysis)[1:]))
     names = [name for name, _ in plots.all_figures(analysis)]
-    assert names == ["distance", "damage", "damage-divergence", "l2-dwa", "weights-dwa", "alike-dwa"]
+    assert names == [
+        "distance",
+        "damage",
+        "damage-divergence",
+        "l2-dwa",
+        "weights-dwa",
+        "alike-dwa",
+    ]
     with pytest.raises(OptionError, match="no measure is called 'kl'; expected one of l2, cosine"):
         analysis.plot.heatmap("dwa", "kl")
     plan = make_plan(analysis, skip=0.5)

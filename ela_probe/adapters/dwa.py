@@ -1,7 +1,7 @@
 """The adapter of depth-weighted averages: after each block Σ_s α_s x_s over earlier blocks.
 
-DenseFormer (Pagliardini et al., NeurIPS 2024, arXiv 2402.02622, equation 1): x_s are the embedding and
-the outputs of the blocks, and α are free parameters of either sign. A dilation d leaves every d-th
+DenseFormer (Pagliardini et al., NeurIPS 2024, arXiv 2402.02622): x_s are the embedding and the
+outputs of the blocks, and α are free parameters of either sign. A dilation d leaves every d-th
 source, and a period p every p-th block an average.
 """
 
@@ -79,8 +79,8 @@ class DWAAdapter(ReadOnlyAdapter):
             for block in removed:
                 if actions[f"{name}.alphas.{block}"] == "drop" and pruned.is_read(block):
                     raise PlanError(
-                        f"{name}.alphas.{block} cannot be dropped: a later average reads the output "
-                        "of its block; use skip"
+                        f"{name}.alphas.{block} cannot be dropped: a later average reads the "
+                        "output of its block; use skip"
                     )
             put(model, name, pruned)
 

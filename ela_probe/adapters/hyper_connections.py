@@ -1,8 +1,8 @@
 """The adapter of hyper-connections: each branch reads a mix of several residual streams.
 
 Zhu et al., ICLR 2025, arXiv 2409.19606, algorithm 2: with the streams H_s, a branch reads
-Σ_s α_s H_s, the streams are mixed with each other, and the branch's output is added to stream s times
-β_s. Of α = B + scale · tanh(norm(H) W) the first column weights the branch's input.
+Σ_s α_s H_s, the streams are mixed with each other, and the branch's output, times β_s, is added to
+stream s. Of α = B + scale · tanh(norm(H) W) the first column weights the branch's input.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -150,7 +150,7 @@ def beta_of(residuals: Tensor, module: Any) -> Tensor:
 
 
 def mixed_by(residuals: Tensor, module: Any) -> tuple[Tensor, Tensor]:
-    """The weights of the streams [samples, ..., streams], and their mix [samples, ..., channels]."""
+    """The streams' weights [samples, ..., streams], and their mix [samples, ..., channels]."""
     streams = _channels_last(split(residuals, module), module)  # [b, s, ..., d]
     column = module.act(module.norm(streams) @ module.dynamic_alpha_fn[:, 0])  # [b, s, ...]
     static = module.static_alpha[:, 0].view(-1, *[1] * (column.dim() - 2))

@@ -98,13 +98,12 @@ def cheap_sites(analysis: Analysis) -> dict[str, tuple[Action, DamageEstimate]]:
             (found, s, site.name)
             for s, part in enumerate(analysis.stages)
             for t, site in enumerate(part.stage.sites)
-            if part.damage is not None and (found := part.damage.cheapest(t, REMOVING, kind=part.stage.kind))
+            if part.damage is not None
+            and (found := part.damage.cheapest(t, REMOVING, kind=part.stage.kind))
         ),
         key=lambda entry: entry[0][1].mean,
     )
-    left = [
-        len(part.stage.sites) - (part.stage.kind not in OPTIONAL) for part in analysis.stages
-    ]
+    left = [len(part.stage.sites) - (part.stage.kind not in OPTIONAL) for part in analysis.stages]
     chosen: dict[str, tuple[Action, DamageEstimate]] = {}
     loss = 0.0
     for found, s, name in known:
@@ -136,8 +135,8 @@ def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
     `repeats`: kl is below NEAR. `extends`: shape is below NEAR, but kl is not: the one before plus
     new sources (only if the one before has two sources or more, since over a single source shape is
     0 by definition). `distinct`: neither. `undecided`: the standard error is too large, or unknown.
-    Of `signed` weights `repeats` means that l2 is below NEAR_VALUES, and nothing `extends`. Those of
-    `static` weights have no standard error: they are exact.
+    Of `signed` weights `repeats` means that l2 is below NEAR_VALUES, and nothing `extends`. `static`
+    weights are exact, without a standard error.
     """
     sizes = part.stage.sizes
     if not has_divergences(part.stage.kind):
@@ -213,7 +212,8 @@ def _about_damage(analysis: Analysis) -> Finding:
         (found[1], site.name)
         for part in analysis.stages
         for t, site in enumerate(part.stage.sites)
-        if part.damage is not None and (found := part.damage.cheapest(t, REMOVING, kind=part.stage.kind))
+        if part.damage is not None
+        and (found := part.damage.cheapest(t, REMOVING, kind=part.stage.kind))
     ]
     if not known:
         return Finding("damage", "No retrieval has an action whose damage was measured.")

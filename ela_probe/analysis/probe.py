@@ -79,8 +79,7 @@ class AttentionProbe:
         discovery = discovery or discover(self._model, example_inputs)
         self.stages = discovery.stages
         self.metrics = {
-            stage.name: self._metric(discovery, stage, by_sample=by_sample)
-            for stage in self.stages
+            stage.name: self._metric(discovery, stage, by_sample=by_sample) for stage in self.stages
         }
         self._capture = Capture(
             self._model,

@@ -40,7 +40,11 @@ def stage_html(part: StageAnalysis) -> str:
     """One row for each site."""
     rows: list[list[Cell]] = []
     for t, site in enumerate(part.stage.sites):
-        row: list[Cell] = [site.name, site.sources, *(float(part.adjacent(m)[t]) for m in part.measures)]
+        row: list[Cell] = [
+            site.name,
+            site.sources,
+            *(float(part.adjacent(m)[t]) for m in part.measures),
+        ]
         damage = None if part.damage is None else part.damage.of(t, "skip")
         row += [float(part.quantiles[t]), float(part.entropy[t])]
         rows.append([*row, math.nan if damage is None else damage.mean])

@@ -122,7 +122,9 @@ def tensordot_operands(
     if dims == 1:
         return first, second, (first.dim() - 1, 0)
     pair = _single_pair(dims)
-    return None if pair is None else (first, second, (pair[0] % first.dim(), pair[1] % second.dim()))
+    return (
+        None if pair is None else (first, second, (pair[0] % first.dim(), pair[1] % second.dim()))
+    )
 
 
 def _single_pair(dims: Any) -> Axes | None:
@@ -131,5 +133,3 @@ def _single_pair(dims: Any) -> Axes | None:
         return None
     axes = [d[0] if isinstance(d, Sequence) and len(d) == 1 else d for d in dims]
     return (axes[0], axes[1]) if all(isinstance(axis, int) for axis in axes) else None
-
-

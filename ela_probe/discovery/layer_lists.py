@@ -1,10 +1,11 @@
 """Weighted sums whose list is one of layers, where no softmax over a growing list tells.
 
-The list is a chain: each tensor was computed from the one before it. Members of an ensemble and levels
-of a pyramid are no chain, or come from unlike modules.
+The list is a chain: each tensor was computed from the one before it. Members of an ensemble and
+levels of a pyramid are no chain, or come from unlike modules.
 """
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from ela_probe.discovery.calls import Call, Sum, starred
 from ela_probe.discovery.lineage import RESHAPED, UNCHANGED, Lineage
@@ -75,9 +76,7 @@ def weights_of(lineage: Lineage, node: int) -> int:
 
 def is_chain(lineage: Lineage, pieces: Sequence[int]) -> bool:
     """Whether each tensor of a list was computed from the one before it."""
-    return all(
-        a < b and a in lineage.ancestors(b, a) for a, b in zip(pieces, pieces[1:], strict=False)
-    )
+    return all(a < b and a in lineage.ancestors(b, a) for a, b in pairwise(pieces))
 
 
 def are_layers(seen: ObservedPass, pieces: Sequence[int]) -> bool:
@@ -98,7 +97,9 @@ def are_layers(seen: ObservedPass, pieces: Sequence[int]) -> bool:
 
 
 def _continues(later: Sum, earlier: Sum) -> bool:
-    """Whether a sum reads what an earlier one read, in the same order, and perhaps more."""
-    return later.pieces[: len(earlier.pieces)] == earlier.pieces and (
-        len(later.shape) == len(earlier.shape)
-    )
+    """Whether a sum reads what an earlier one read, in the same order, and perhaps more.
+
+    Both are of one shape, so that they can be compared.
+    """
+    same_shape = (later.result, later.rows) == (earlier.result, earlier.rows)
+    return same_shape and later.pieces[: len(earlier.pieces)] == earlier.pieces

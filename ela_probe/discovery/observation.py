@@ -108,7 +108,7 @@ def _signed(
         for found in sums_with_batch_axes(seen.sums, model, inputs, batch_axis)
         if found.values_axis is not None and not found.source_follows_batch
     }
-    reasons |= {order: NO_SAMPLES for order in orders - set(shown)}
+    reasons |= dict.fromkeys(orders - set(shown), NO_SAMPLES)
     runs = [[shown[s.order] for s in run] for run in runs if all(s.order in shown for s in run)]
     sums_of = attrgetter("sums")
     over_time = reasons_over_time(runs, seen, model, inputs, batch_axis, of_pass=sums_of)

@@ -38,7 +38,14 @@ def reasons_over_time(
         return reasons
     others = list(_passes_of_other_lengths(model, inputs, batch_axis))
     for run in runs:
-        why = next((why for other in others if (why := _follows_length(run, of_pass(seen), of_pass(other)))), None)
+        why = next(
+            (
+                why
+                for other in others
+                if (why := _follows_length(run, of_pass(seen), of_pass(other)))
+            ),
+            None,
+        )
         if why is None and _is_loop(run, seen):
             if _chooses(run, seen):
                 why = "a token is chosen between the calls: decodes step by step"
@@ -62,9 +69,7 @@ def _passes_of_other_lengths(
             break
 
 
-def _follows_length(
-    run: Sequence[Call], seen: Sequence[Call], other: Sequence[Call]
-) -> str | None:
+def _follows_length(run: Sequence[Call], seen: Sequence[Call], other: Sequence[Call]) -> str | None:
     """How a run differs in a pass on inputs of another length; None if it doesn't."""
     places = {_place(call) for call in run}
     before = [call for call in seen if _place(call) in places]

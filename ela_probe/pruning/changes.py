@@ -180,7 +180,11 @@ def _figures(analysis: Analysis) -> dict[str, tuple[Estimate | None, Estimate | 
     for part in analysis.stages:
         kl, error = part.adjacent("kl"), part.adjacent("kl_se")
         for t, site in enumerate(part.stage.sites):
-            found = None if part.damage is None else part.damage.cheapest(t, REMOVING, kind=part.stage.kind)
+            found = (
+                None
+                if part.damage is None
+                else part.damage.cheapest(t, REMOVING, kind=part.stage.kind)
+            )
             result[site.name] = (
                 Estimate(mean=float(kl[t]), se=finite_or_none(error[t]))
                 if np.isfinite(kl[t])

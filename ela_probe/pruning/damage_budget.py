@@ -33,7 +33,11 @@ def cheapest_actions(analysis: Analysis, allowed: Collection[Action]) -> list[li
     for part in analysis.stages:
         choices = []
         for t in range(len(part.stage.sites)):
-            found = None if part.damage is None else part.damage.cheapest(t, allowed, kind=part.stage.kind)
+            found = (
+                None
+                if part.damage is None
+                else part.damage.cheapest(t, allowed, kind=part.stage.kind)
+            )
             choices.append(
                 Choice("skip", math.inf) if found is None else Choice(found[0], found[1].mean)
             )

@@ -150,8 +150,8 @@ class Constraints(Strict):
     """Guards of a plan.
 
     max_run: the most retrievals skipped in a row; None for any number. min_keep: the fewest sites
-    that are kept in a stage, the first one included. With 0, a stage of `static` or `signed` weights
-    may lose all of them.
+    that are kept in a stage, the first one included. With 0, a stage of `static` or `signed`
+    weights may lose all of them.
     """
 
     max_run: int | None = Field(None, ge=1)

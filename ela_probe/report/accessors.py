@@ -28,8 +28,8 @@ class AnalysisPlots:
     def __repr__(self) -> str:
         return (
             "plot.adjacent(), .distance(), .scores(), .damage(), .damage_against_divergence(), "
-            ".heatmap(stage), .weights(stage), .dendrogram(stage), .beta(stage), .quantiles(stage), .heads(stage), "
-            ".classes(stage), .unusual(stage), .save(folder)"
+            ".heatmap(stage), .weights(stage), .dendrogram(stage), .beta(stage), "
+            ".quantiles(stage), .heads(stage), .classes(stage), .unusual(stage), .save(folder)"
         )
 
     def adjacent(self, *, ax: Axes | None = None) -> tuple[Figure, Axes]:

@@ -83,7 +83,10 @@ def adjacent_distance(analysis: Analysis, *, ax: Axes | None = None) -> tuple[Fi
     Filled: l2, relative to the larger norm; hollow: 1 − cosine. Whiskers: ± 2 standard errors. The
     dashed line is at l2 = 0.1. Stages of other weights stay empty.
     """
-    with drawing(ax, depth_size(sum(len(p.stage.sites) for p in analysis.stages))) as (figure, axes):
+    with drawing(ax, depth_size(sum(len(p.stage.sites) for p in analysis.stages))) as (
+        figure,
+        axes,
+    ):
         title(
             axes,
             "Distance of mixed values from the site before",

@@ -9,14 +9,18 @@ DIM, CLASSES = 8, 3
 
 
 def block(dim: int = DIM) -> nn.Module:
-    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+    )
 
 
 def random_parameters(model: nn.Module, seed: int = 0, std: float = 0.4) -> Any:
     """The model in float64 and eval mode, with parameters of one size, so that none is at rest."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * std
+        parameter.data = (
+            torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * std
+        )
     return model.double().eval()
 
 
