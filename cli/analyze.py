@@ -1,6 +1,7 @@
 """`ela-probe analyze`."""
 
 import math
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -203,7 +204,7 @@ def describe(analysis: "Analysis") -> None:
         console.print_paragraph(f"• {finding.text}")
 
 
-def with_error(row: dict[str, Any], measure: str) -> str:
+def with_error(row: Mapping[Hashable, Any], measure: str) -> str:
     """A measure of a site with its standard error; a dash where the site has none."""
     from ela_probe.system.numbers import readable
 

@@ -41,7 +41,14 @@ networks = pytest.mark.parametrize(
     ("build", "batch"),
     [pytest.param(*n, id=k, marks=needs.get(k.split()[0], [])) for k, n in NETWORKS.items()],
 )
-Build, Batch = Callable[[], Any], Callable[[], tuple[Tensor, Tensor]]
+Build = Callable[[], Any]
+Batch = Callable[[], tuple[Tensor, Tensor]]
+
+
+def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    found = logits_of(model(inputs))
+    assert found is not None
+    return found
 
 
 def read(model: nn.Module, inputs: Tensor) -> tuple[list[list[Tensor]], dict[str, list[Tensor]]]:
@@ -72,12 +79,12 @@ def test_ablation_of_a_site_equals_pruning_it_alone(build: Build, batch: Batch) 
         model, handovers, {}, [(inputs, labels)], Ablation(), device=torch.device("cpu")
     )
     with torch.no_grad():
-        before = float(sample_losses(logits_of(model(inputs)), labels)[0].mean())
+        before = float(sample_losses(logits(model, inputs), labels)[0].mean())
     for change in measured.changes:
         pruned = build()
         adapter_for(pruned).apply(pruned, {change.site: "skip"})
         with torch.no_grad():
-            after = float(sample_losses(logits_of(pruned(inputs)), labels)[0].mean())
+            after = float(sample_losses(logits(pruned, inputs), labels)[0].mean())
         assert change.mean(len(labels)) == pytest.approx(after - before, abs=1e-9)
         remaining = [
             s.name for st in (adapter_for(pruned) or Nothing()).stages(pruned) for s in st.sites
@@ -98,7 +105,7 @@ def test_first_order_damage_is_the_slope_of_the_loss(build: Build, batch: Batch)
     found = discover(model)
     handovers = handovers_of(model, found)
     with DamageProbe(model, handovers) as probe:
-        probe.backward(sample_losses(logits_of(model(inputs)), labels)[0])
+        probe.backward(sample_losses(logits(model, inputs), labels)[0])
     damage = probe.compute(found.stages)
     step = 1e-5
 
@@ -111,7 +118,7 @@ def test_first_order_damage_is_the_slope_of_the_loss(build: Build, batch: Batch)
             return y + share * (handovers[site].alternatives(*tensors).skipped - y)
 
         with torch.no_grad(), HandoverHooks(model, handovers, arrive):
-            return float(sample_losses(logits_of(model(inputs)), labels)[0].mean())
+            return float(sample_losses(logits(model, inputs), labels)[0].mean())
 
     for stage in found.stages:
         for t, site in enumerate(stage.sites):
@@ -127,11 +134,11 @@ def test_probing_leaves_the_network_as_it_was(build: Build, batch: Batch) -> Non
     model, (inputs, labels) = build(), batch()
     names, before = [name for name, _ in model.named_modules()], dict(model.state_dict())
     with torch.no_grad():
-        expected = logits_of(model(inputs))
+        expected = logits(model, inputs)
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
     analyze(model, [(inputs, labels)], progress=False)
     with torch.no_grad():
-        assert torch.equal(logits_of(model(inputs)), expected)
+        assert torch.equal(logits(model, inputs), expected)
     assert [name for name, _ in model.named_modules()] == names
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -190,7 +197,7 @@ class Reweighted(layer_mixing.Averages):
 
     def forward(self, x: Tensor, block_idx: int) -> Tensor:
         self.seen.append(x)
-        weights = self.alphas[block_idx].weight[0].softmax(0)  # type: ignore[union-attr, index]
+        weights = self.alphas[block_idx].weight[0].softmax(0)  # type: ignore[index]
         return torch.stack([a * s for a, s in zip(weights, self.seen, strict=True)]).sum(0)
 
 

@@ -201,7 +201,7 @@ def averages_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def is_dwa(module: Any) -> bool:
     """Whether a module averages as DenseFormer's does, by its parts and by a trial run."""
     alphas = getattr(module, "alphas", None)
-    numbers = [getattr(module, name, None) for name in ("n_blocks", "dilation", "period")]
+    numbers = [getattr(module, name, 0) for name in ("n_blocks", "dilation", "period")]
     if not isinstance(alphas, nn.ModuleList) or not hasattr(module, "init_accumulators"):
         return False
     if not all(isinstance(number, int) and number > 0 for number in numbers):
@@ -237,7 +237,8 @@ def _averages_the_same(module: Any) -> bool:
             averages.init_accumulators(states[0].clone())
             outputs = (averages.forward(x, block_idx=i) for i, x in enumerate(states[1:]))
             found.append(torch.stack([y.clone() for y in outputs]))
-        return torch.allclose(*found, rtol=1e-2, atol=1e-4)
+        one, other = found
+        return torch.allclose(one, other, rtol=1e-2, atol=1e-4)
     except Exception:  # it is called in another way, or gives other shapes
         return False
 

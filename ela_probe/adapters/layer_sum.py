@@ -1,8 +1,8 @@
 """The adapter of learned layer sums: a softmax over one number for each hidden state of an encoder.
 
 The audio encoders of transformers classify so, with `use_weighted_layer_sum` (wav2vec2, WavLM,
-HuBERT, Whisper, ...): Σ_l softmax(layer_weights)_l h_l over the encoder's hidden states, as in SUPERB
-(arXiv 2105.01051).
+HuBERT, Whisper, ...): Σ_l softmax(layer_weights)_l h_l over the encoder's hidden states, as in
+SUPERB (arXiv 2105.01051).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

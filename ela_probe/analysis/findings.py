@@ -135,8 +135,8 @@ def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
     `repeats`: kl is below NEAR. `extends`: shape is below NEAR, but kl is not: the one before plus
     new sources (only if the one before has two sources or more, since over a single source shape is
     0 by definition). `distinct`: neither. `undecided`: the standard error is too large, or unknown.
-    Of `signed` weights `repeats` means that l2 is below NEAR_VALUES, and nothing `extends`. `static`
-    weights are exact, without a standard error.
+    Of `signed` weights `repeats` means that l2 is below NEAR_VALUES, and nothing `extends`.
+    `static` weights are exact, without a standard error.
     """
     sizes = part.stage.sizes
     if not has_divergences(part.stage.kind):

@@ -35,7 +35,8 @@ def signed_runs(seen: ObservedPass) -> tuple[list[list[Sum]], dict[int, str]]:
             before[-1].append(found)
         else:
             runs.append([found])
-    stages, reasons = [], {}
+    stages: list[list[Sum]] = []
+    reasons: dict[int, str] = {}
     for run in runs:
         pieces = run[-1].pieces
         grown = len(pieces) > len(run[0].pieces)

@@ -53,7 +53,7 @@ class Averages(nn.Module):
         if alpha is None:
             return x
         sources = self.seen[(block_idx + 1) % self.dilation :: self.dilation]
-        terms = [a * s for a, s in zip(alpha.weight[0], sources, strict=True)]  # type: ignore[index, arg-type]
+        terms = [a * s for a, s in zip(alpha.weight[0], sources, strict=True)]  # type: ignore[index]
         return torch.stack(terms).sum(0)
 
 
@@ -84,7 +84,7 @@ class Streams(nn.Module):
 
     def __init__(self, layers: int = 3, streams: int = 3, *, inside: bool = True) -> None:
         super().__init__()
-        from hyper_connections import HyperConnections
+        from hyper_connections import HyperConnections  # type: ignore[import-untyped]
 
         init, self.expand, self.reduce = (
             HyperConnections.get_init_and_expand_reduce_stream_functions(streams, dim=DIM)
