@@ -1,7 +1,9 @@
 """`ela-probe analyze`."""
 
+import math
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -153,14 +155,15 @@ def describe(analysis: "Analysis") -> None:
     what = "samples" if source.split is None else "images"
     if source.perplexity is not None:
         what, accuracy = "sequences", f"{accuracy}, perplexity {source.perplexity:.3f}"
-    columns = ["site", ">kl ± se", ">shape", ">mass", ">quantile", ">score"]
     sites = analysis.sites
+    by_kl, by_values = "kl" in analysis.measures, "l2" in analysis.measures
+    columns = ["site", *([">kl ± se", ">shape", ">mass", ">quantile", ">score"] if by_kl else [])]
+    columns += [">l2 ± se", ">1 − cosine"] if by_values else []
     stood_in = analysis.has_damage and bool(sites["damage_affine"].notna().any())
     if analysis.has_damage:
         columns[1:1] = [">damage", ">± se", *([">with stand-in"] if stood_in else [])]
     rows = []
     for row in sites.to_dict("records"):
-        divergence = f"{readable(row['kl'])} ± {readable(row['kl_se'], digits=1)}"
         cells = [row["site"]]
         if analysis.has_damage:
             cells += [
@@ -168,11 +171,14 @@ def describe(analysis: "Analysis") -> None:
                 readable(row["damage_skip_se"], digits=1),
                 *([readable(row["damage_affine"])] if stood_in else []),
             ]
-        cells += [
-            divergence if row["t"] else "–",
-            *(readable(row[name] if row["t"] else None) for name in ("shape", "mass")),
-            *(readable(row[name]) for name in ("quantile", "score")),
-        ]
+        if by_kl:
+            cells += [
+                with_error(row, "kl"),
+                *(readable(row[name] if row["t"] else None) for name in ("shape", "mass")),
+                *(readable(row[name]) for name in ("quantile", "score")),
+            ]
+        if by_values:
+            cells += [with_error(row, "l2"), readable(row["cosine"] if row["t"] else None)]
         rows.append(cells)
     kinds = " and ".join(sorted({part.stage.kind for part in analysis.stages}))
     title = (
@@ -183,8 +189,26 @@ def describe(analysis: "Analysis") -> None:
             if analysis.has_damage
             else ""
         )
-        + f"divergence of each retrieval from the one before it, in nats ({kinds} weights)"
+        + "\n".join(
+            line
+            for line, is_shown in (
+                ("divergence of each retrieval from the one before it, in nats", by_kl),
+                ("l2, cosine: distance of its mixed values from those before, relative", by_values),
+            )
+            if is_shown
+        )
+        + f" ({kinds} weights)"
     )
     console.print_table(title, columns, rows)
     for finding in findings(analysis):
         console.print_paragraph(f"• {finding.text}")
+
+
+def with_error(row: Mapping[Hashable, Any], measure: str) -> str:
+    """A measure of a site with its standard error; a dash where the site has none."""
+    from ela_probe.system.numbers import readable
+
+    mean = row[measure]
+    if not row["t"] or not math.isfinite(mean):
+        return "–"
+    return f"{readable(mean)} ± {readable(row[f'{measure}_se'], digits=1)}"

@@ -100,7 +100,12 @@ def command(
         int | None, typer.Option(min=1, help="Skip at most this many in a row.")
     ] = None,
     min_keep: Annotated[
-        int, typer.Option(min=1, help="Keep at least this many sites of every stage.")
+        int,
+        typer.Option(
+            min=0,
+            help="Keep at least this many sites of every stage. With 0 a stage of static or signed "
+            "weights may lose all.",
+        ),
     ] = 1,
     rounds: Annotated[
         int,
@@ -255,14 +260,16 @@ def describe(made: "SkipPlan") -> None:
 
     colours = {"skip": "yellow", "drop": "red", "recur": "cyan", "affine": "green"}
     by_damage = made.origin.planner == "damage"
+    by_kl = any(stage.kind != "signed" for stage in made.stages)
+    by_values = any(stage.kind == "signed" for stage in made.stages)
     rows = [
         [
             site.name,
             Text(site.action, style=colours.get(site.action, "")),
             *([None if site.damage is None else site.damage.mean] if by_damage else []),
             site.reference or "–",
-            None if site.kl is None else site.kl.mean,
-            site.score,
+            *([None if site.kl is None else site.kl.mean, site.score] if by_kl else []),
+            *([None if site.l2 is None else site.l2.mean] if by_values else []),
         ]
         for stage in made.stages
         for site in stage.sites
@@ -287,5 +294,9 @@ def describe(made: "SkipPlan") -> None:
     if made.origin.measured_loss is not None:
         title += f"\nmeasured: it changes by {measured(made.origin.measured_loss)}"
     damage = (">damage",) if by_damage else ()
-    columns = ("site", "action", *damage, "compared with", ">kl", ">score")
+    columns = (
+        *("site", "action", *damage, "compared with"),
+        *((">kl", ">score") if by_kl else ()),
+        *((">l2",) if by_values else ()),
+    )
     console.print_table(title, columns, rows)

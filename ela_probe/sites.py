@@ -8,12 +8,15 @@ from typing import Literal, Protocol
 
 from ela_probe.errors import PlanError
 
-Kind = Literal["softmax", "unrolled", "channel"]
+Kind = Literal["softmax", "unrolled", "channel", "static", "signed"]
 Action = Literal["keep", "recur", "skip", "drop", "affine"]
-Reads = Literal["inputs", "output", "softmax"]
+Reads = Literal["inputs", "output", "softmax", "sum"]
 
 # The actions under which a retrieval is computed. After the others nothing is retrieved.
 FORMED: tuple[Action, ...] = ("keep", "recur")
+
+# Kinds of plain networks that mix: what is left of a stage whose sites are all skipped still runs.
+OPTIONAL: tuple[Kind, ...] = ("static", "signed")
 
 # How many differences between two sets of sites a message lists.
 LISTED = 4
@@ -25,10 +28,12 @@ class Site:
 
     name: qualified module name, with `@k` where a module retrieves more than once in a pass.
     sources: |S_t|. module: qualified name of the module to hook. reads: what is read there: the
-    inputs or the output of its forward, or the result of a softmax function that it calls itself
-    (not in a submodule). call: the index of this firing among the `calls` that the module has in
-    a pass. axis: the axis of the tensor read that runs over the sources. batch_axis: the axis that
-    runs over the samples; None where the weights don't depend on the input.
+    inputs or the output of its forward, the result of a softmax function that it calls itself (not
+    in a submodule), or the weights and the result of a weighted sum of its own. call: the index of
+    this firing among the `calls` that the module has in a pass. axis: the axis of the tensor read
+    that runs over the sources. batch_axis: the axis that runs over the samples; None where the
+    weights don't depend on the input. operand: which of the two operands of a weighted sum the
+    weights are. values_axis: the axis of its result that runs over the samples.
     """
 
     name: str
@@ -39,6 +44,8 @@ class Site:
     calls: int = 1
     axis: int = -1
     batch_axis: int | None = 0
+    operand: int = 0
+    values_axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,14 @@ class NamedStage(Protocol):
     @property
     def sites(self) -> Sequence[NamedSources]:
         """Its sites, in order."""
+
+
+def has_divergences(kind: Kind) -> bool:
+    """Whether weights of a kind are distributions, so that they have divergences.
+
+    Of `signed` weights the mixed values are compared instead.
+    """
+    return kind != "signed"
 
 
 def fingerprint(stages: Sequence[NamedStage]) -> str:

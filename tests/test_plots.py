@@ -17,7 +17,7 @@ from scipy import integrate, stats
 
 from ela_probe.analysis.beta_fit import BetaFit, BetaStatistics
 from ela_probe.analysis.findings import NEAR
-from ela_probe.analysis.result import MEASURES
+from ela_probe.analysis.measures import MEASURES
 from ela_probe.errors import OptionError, OutputError
 from ela_probe.pruning.ablation import Ablation, Change
 from ela_probe.pruning.planners import make_plan

@@ -56,6 +56,19 @@ class StandInAdapter(DamageAdapter, Protocol):
 
 
 @runtime_checkable
+class MixingAdapter(Protocol):
+    """What an adapter has besides, for stages of `signed` weights: what their sites retrieved."""
+
+    def mixed(
+        self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """The mixed values of each site of a stage in one pass, [samples, ...] of one shape.
+
+        captured: as `weights` takes it.
+        """
+
+
+@runtime_checkable
 class ReducingAdapter(Protocol):
     """What an adapter has besides, so that no more than the weights is kept of what is read."""
 
@@ -109,9 +122,12 @@ BUILT_IN = (
     "attnres",
     "deit",
     "dia",
+    "dwa",
+    "hyper_connections",
     "inkling",
     "kcla",
     "kimi_k3",
+    "layer_sum",
     "mrla_base",
     "mrla_light",
     "open_attnres",

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ela_probe.errors import AnalysisError
-from ela_probe.sites import Action
+from ela_probe.sites import OPTIONAL, Action, Kind
 from ela_probe.system.arrays import Floats
 
 MEASURED: tuple[Action, ...] = ("skip", "affine", "recur")
@@ -100,12 +100,16 @@ class StageDamage:
             mean, _error(mean, dd / n, n), first, _error(first, cc / n, n), mean - first
         )
 
-    def cheapest(self, t: int, allowed: Collection[Action]) -> tuple[Action, DamageEstimate] | None:
+    def cheapest(
+        self, t: int, allowed: Collection[Action], *, kind: Kind = "softmax"
+    ) -> tuple[Action, DamageEstimate] | None:
         """The allowed action of least damage at site t; None where none was measured.
 
-        The first site of a stage can't be skipped; a stand-in can take its place.
+        The first site of a stage can't be skipped, unless its kind is in OPTIONAL; a stand-in can
+        take its place.
         """
-        found = [(a, e) for a in allowed if (t or a == "affine") and (e := self.of(t, a))]
+        skips = t > 0 or kind in OPTIONAL
+        found = [(a, e) for a in allowed if (skips or a == "affine") and (e := self.of(t, a))]
         return min(found, key=lambda pair: pair[1].mean, default=None)
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -12,12 +12,14 @@ import numpy as np
 
 from ela_probe.analysis.damage import REMOVING, DamageEstimate, total
 from ela_probe.analysis.result import Analysis, StageAnalysis
-from ela_probe.sites import Action
+from ela_probe.sites import OPTIONAL, Action, has_divergences
 from ela_probe.system.messages import quoted
 from ela_probe.system.numbers import readable
 
 # Pinsker: kl < 0.05 nats means that on average at most √(0.05/2) = 16 % of the weight moves.
 NEAR = 0.05
+# The same for `signed` weights: the mixed values differ by less than a tenth of their norm.
+NEAR_VALUES = 0.1
 # A verdict is given if two standard errors (about 95 %) don't reach across the threshold.
 CERTAINTY = 2.0
 # Below this the standard errors themselves are uncertain by more than 1/√(2·50) = 10 %.
@@ -54,7 +56,8 @@ def findings(analysis: Analysis) -> list[Finding]:
     """What skipping costs; how alike retrievals are; then of every stage the verdicts and fit."""
     result = [_about_damage(analysis)] if analysis.has_damage else []
     result.append(_summary(analysis))
-    samples = min((part.samples for part in analysis.stages), default=0)
+    counts = [part.samples for part in analysis.stages if part.stage.kind != "static"]
+    samples = min(counts, default=0)
     if 0 < samples < FEW_SAMPLES:
         result.append(
             Finding(
@@ -72,12 +75,14 @@ def recommended_share(analysis: Analysis) -> float | None:
     """The share of all retrievals to skip first; None if none is recommended.
 
     By damage it is the largest share whose predicted loss change is at most SMALL_LOSS; where
-    damage was not measured, the share that nearly repeat the one before. It has as few digits as
+    damage was not measured, the share that nearly repeat the one before, and none with a stage of
+    `signed` weights, which no planner by divergence takes. It has as few digits as
     give that number of retrievals back: `make_plan` rounds a share to a whole number of them.
     """
     found = [verdict for part in analysis.stages for verdict in verdicts(part)]
     first = len(cheap_sites(analysis)) if analysis.has_damage else found.count("repeats")
-    if not first:
+    planned = analysis.has_damage or "l2" not in analysis.measures
+    if not first or not planned:
         return None
     rounded = (round(first / len(found), digits) for digits in range(1, 17))
     return next(share for share in rounded if math.floor(share * len(found) + 0.5) == first)
@@ -86,22 +91,23 @@ def recommended_share(analysis: Analysis) -> float | None:
 def cheap_sites(analysis: Analysis) -> dict[str, tuple[Action, DamageEstimate]]:
     """The most sites whose removal adds at most SMALL_LOSS together, with action and damage.
 
-    At least one site of each stage is kept.
+    At least one site of each stage is kept, but none of a stage whose kind is in OPTIONAL.
     """
     known = sorted(
         (
             (found, s, site.name)
             for s, part in enumerate(analysis.stages)
             for t, site in enumerate(part.stage.sites)
-            if part.damage is not None and (found := part.damage.cheapest(t, REMOVING))
+            if part.damage is not None
+            and (found := part.damage.cheapest(t, REMOVING, kind=part.stage.kind))
         ),
         key=lambda entry: entry[0][1].mean,
     )
-    left = [len(part.stage.sites) for part in analysis.stages]
+    left = [len(part.stage.sites) - (part.stage.kind not in OPTIONAL) for part in analysis.stages]
     chosen: dict[str, tuple[Action, DamageEstimate]] = {}
     loss = 0.0
     for found, s, name in known:
-        if left[s] > 1 and loss + found[1].mean <= SMALL_LOSS:
+        if left[s] and loss + found[1].mean <= SMALL_LOSS:
             chosen[name] = found
             loss += found[1].mean
             left[s] -= 1
@@ -115,7 +121,12 @@ def next_command(analysis: Analysis, folder: str | Path) -> str | None:
         folder: where the analysis was saved.
     """
     share = recommended_share(analysis)
-    return None if share is None else f"ela-probe plan {quoted(folder)} --skip {share:g}"
+    if share is None:
+        return None
+    chosen = cheap_sites(analysis) if analysis.has_damage else {}
+    emptied = any(all(s.name in chosen for s in part.stage.sites) for part in analysis.stages)
+    guard = " --min-keep 0" if emptied else ""
+    return f"ela-probe plan {quoted(folder)} --skip {share:g}{guard}"
 
 
 def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
@@ -124,9 +135,18 @@ def verdicts(part: StageAnalysis) -> tuple[Verdict, ...]:
     `repeats`: kl is below NEAR. `extends`: shape is below NEAR, but kl is not: the one before plus
     new sources (only if the one before has two sources or more, since over a single source shape is
     0 by definition). `distinct`: neither. `undecided`: the standard error is too large, or unknown.
+    Of `signed` weights `repeats` means that l2 is below NEAR_VALUES, and nothing `extends`.
+    `static` weights are exact, without a standard error.
     """
     sizes = part.stage.sizes
+    if not has_divergences(part.stage.kind):
+        pairs = zip(part.adjacent("l2")[1:], part.adjacent("l2_se")[1:], strict=True)
+        known = [_below(mean, error, NEAR_VALUES) for mean, error in pairs]
+        words: dict[bool | None, Verdict] = {True: "repeats", False: "distinct", None: "undecided"}
+        return ("first", *(words[below] for below in known))
     values = {name: part.adjacent(name) for name in ("kl", "kl_se", "shape", "shape_se")}
+    if part.stage.kind == "static":
+        values |= {name: np.zeros(len(sizes)) for name in ("kl_se", "shape_se")}
     result: list[Verdict] = ["first"]
     for t in range(1, len(part.stage.sites)):
         near = _below(values["kl"][t], values["kl_se"][t])
@@ -148,6 +168,8 @@ def no_fit_reason(part: StageAnalysis) -> str | None:
     """Why a stage has no Beta fit, in a few words; None if it has one."""
     if part.fit is not None:
         return None
+    if not has_divergences(part.stage.kind):
+        return "its weights are signed, and a fit is one of divergences"
     if len(part.stage.sites) < 2:
         return "the stage has one retrieval, so there is nothing to compare"
     n = part.pooled.n
@@ -161,11 +183,11 @@ def no_fit_reason(part: StageAnalysis) -> str | None:
     )
 
 
-def _below(mean: float, error: float) -> bool | None:
-    """Whether a mean is below NEAR; None if its standard error is too large to tell."""
-    if not math.isfinite(error) or abs(mean - NEAR) < CERTAINTY * error:
+def _below(mean: float, error: float, near: float = NEAR) -> bool | None:
+    """Whether a mean is below `near`; None if its standard error is too large to tell."""
+    if not math.isfinite(error) or abs(mean - near) < CERTAINTY * error:
         return None
-    return bool(mean < NEAR)
+    return bool(mean < near)
 
 
 def _about_damage(analysis: Analysis) -> Finding:
@@ -190,7 +212,8 @@ def _about_damage(analysis: Analysis) -> Finding:
         (found[1], site.name)
         for part in analysis.stages
         for t, site in enumerate(part.stage.sites)
-        if part.damage is not None and (found := part.damage.cheapest(t, REMOVING))
+        if part.damage is not None
+        and (found := part.damage.cheapest(t, REMOVING, kind=part.stage.kind))
     ]
     if not known:
         return Finding("damage", "No retrieval has an action whose damage was measured.")
@@ -248,9 +271,13 @@ def _summary(analysis: Analysis) -> Finding:
 def _about_stage(part: StageAnalysis) -> list[Finding]:
     name, names = part.stage.name, [site.name for site in part.stage.sites]
     found = verdicts(part)
-    noun = {"softmax": "retrievals", "unrolled": "retrievals (unrolled weights)"}.get(
-        part.stage.kind, "channel profiles (not layer attention)"
-    )
+    noun = {
+        "softmax": "retrievals",
+        "unrolled": "retrievals (unrolled weights)",
+        "static": "retrievals (static weights)",
+        "signed": "retrievals (signed weights)",
+        "channel": "channel profiles (not layer attention)",
+    }[part.stage.kind]
     if len(names) < 2:
         return [Finding("distinct", f"{name}: one retrieval only; nothing to compare.", name)]
 
@@ -258,14 +285,23 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
         return tuple(n for n, v in zip(names, found, strict=True) if v == verdict)
 
     result = []
-    kl = part.adjacent("kl")[1:]
+    by_values = not has_divergences(part.stage.kind)
+    if by_values:
+        threshold = f"{NEAR_VALUES:g}, as a share of the norm of the mixed values"
+        meaning = f"l2 < {NEAR_VALUES:g}: their mixed values differ by less than {NEAR_VALUES:.0%}"
+        unit = "l2"
+    else:
+        threshold, unit = f"{NEAR} nats", "nats"
+        meaning = (
+            f"kl < {NEAR} nats: on average at most {math.sqrt(NEAR / 2):.0%} of the weight moves"
+        )
+    apart = part.adjacent(part.measures[0])[1:]
     if near := sites_with("repeats"):
         result.append(
             Finding(
                 "repeats",
                 f"{name}: {len(near)} of {len(names)} {noun} nearly "
-                f"repeat{'s' * (len(near) == 1)} the one before (kl < {NEAR} nats: on average at "
-                f"most {math.sqrt(NEAR / 2):.0%} of the weight moves): {_listed(near)}.",
+                f"repeat{'s' * (len(near) == 1)} the one before ({meaning}): {_listed(near)}.",
                 name,
                 near,
             )
@@ -287,23 +323,25 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
         result.append(
             Finding(
                 "undecided",
-                f"{name}: {len(unsure)} of {len(names)} {noun} may be below or above {NEAR} nats; "
+                f"{name}: {len(unsure)} of {len(names)} {noun} may be below or above {threshold}; "
                 f"{part.samples} sample{'s' * (part.samples != 1)} can't tell: {_listed(unsure)}.",
                 name,
                 unsure,
             )
         )
     if not near and not wider and not unsure:
-        closest = int(np.argmin(kl))
+        closest = int(np.argmin(apart))
         result.append(
             Finding(
                 "distinct",
                 f"{name}: no redundancy: each of the {len(names)} {noun} differs from the one "
-                f"before; the closest is {names[closest + 1]} ({readable(kl[closest])} nats).",
+                f"before; the closest is {names[closest + 1]} ({readable(apart[closest])} {unit}).",
                 name,
             )
         )
-    if float(np.median(kl)) > SATURATED:
+    if by_values:
+        return result
+    if float(np.median(apart)) > SATURATED:
         result.append(
             Finding(
                 "caution",
@@ -312,7 +350,7 @@ def _about_stage(part: StageAnalysis) -> list[Finding]:
                 name,
             )
         )
-    if part.samples > 1 and part.adjacent("kl_se")[1:].max() < 1e-6 * max(kl.max(), NEAR):
+    if part.samples > 1 and part.adjacent("kl_se")[1:].max() < 1e-6 * max(apart.max(), NEAR):
         result.append(
             Finding("caution", f"{name}: the weights are the same for every input.", name)
         )

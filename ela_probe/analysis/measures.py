@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from ela_probe.analysis.result import StageAnalysis
     from ela_probe.sites import Action
 
+# Between two sites: of distributions (each a mean over samples, in nats), and of the mixed values
+# of `signed` weights (relative to their norms; see `MixingMetric`).
+MEASURES = ("kl", "shape", "mass", "js")
+DISTANCES = ("l2", "cosine")
+
 Kernel = Literal["exponential", "linear"]
 
 # What a value in the middle of a histogram's bin adds to the sums of a fit: log u, log(1−u), u, u².
@@ -50,7 +55,11 @@ def vendi_score(part: StageAnalysis, *, kernel: Kernel = "exponential") -> float
 
     Raises:
         OptionError: no such kernel.
+
+    NaN for `signed` weights, which have no divergences.
     """
+    if "js" not in part.divergences:
+        return math.nan
     js = part.divergences["js"] + part.divergences["js"].T
     if kernel == "exponential":
         alike = np.exp(-js)
@@ -65,10 +74,11 @@ def vendi_score(part: StageAnalysis, *, kernel: Kernel = "exponential") -> float
 def newest_share(part: StageAnalysis) -> Floats:
     """[T] the share of its mean weights that each site gives to the newest of its sources.
 
-    It is 1 for a site with a single source. NaN for weights over channels, which have no order.
+    It is 1 for a site with a single source. NaN for weights over channels, which have no order, and
+    for `signed` weights, which are no shares.
     """
     sizes = part.stage.sizes
-    if part.stage.kind == "channel":
+    if part.stage.kind in ("channel", "signed"):
         return np.full(len(sizes), np.nan)
     rows = part.weights[np.arange(len(sizes)), np.array(sizes) - 1]
     return np.asarray(rows, dtype=np.float64)

@@ -241,11 +241,11 @@ class RedundancyMetric(Metric):
             "zeros": self.zeros.clone(),
             "histogram": self.histogram.clone(),
         }
-        means, errors = _means_and_errors(self.pair_sums, samples)
+        means, errors = means_and_errors(self.pair_sums, samples)
         for index, name in enumerate(PAIR_MEASURES):
             result[name] = means[index]
             result[f"{name}_se"] = errors[index]
-        result["entropy"], result["entropy_se"] = _means_and_errors(self.entropy_sums, samples)
+        result["entropy"], result["entropy_se"] = means_and_errors(self.entropy_sums, samples)
         mean_weights = divergence.pad(
             [
                 divergence.normalise(row[None, :size])
@@ -283,7 +283,7 @@ class RedundancyMetric(Metric):
         )
 
 
-def _means_and_errors(sums: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+def means_and_errors(sums: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     """Means over samples and their standard errors, each [...], from exact sums [2, 2, ...].
 
     sums: integer; power 1 or 2.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ela_probe.adapters.registry import HeadedAdapter
 from ela_probe.analysis.ebqm import Target
 from ela_probe.analysis.metric import RedundancyMetric
+from ela_probe.analysis.mixing_metric import MixingMetric
 from ela_probe.analysis.result import Analysis, Provenance, StageAnalysis
 from ela_probe.analysis.sample_views import Known, one_class_each
 from ela_probe.discovery.capture import Capture
@@ -15,7 +16,8 @@ from ela_probe.discovery.discover import Discovery, discover
 from ela_probe.discovery.sampling import Sampling, positions, token_axis, without_padding
 from ela_probe.errors import ProbeError
 from ela_probe.forward import check_has_values, uncompiled, unwrap
-from ela_probe.sites import Stage
+from ela_probe.sites import Stage, has_divergences
+from ela_probe.system.processes import is_first
 
 
 class AttentionProbe:
@@ -46,7 +48,8 @@ class AttentionProbe:
 
     Attributes:
         stages: the stages found, in forward order.
-        metrics: one RedundancyMetric for each stage, by its name.
+        metrics: one metric for each stage, by its name: a RedundancyMetric, or for `signed`
+            weights a MixingMetric.
         sampling: which passes and positions are recorded.
         passes: the number of recorded forward passes.
         seen: the number of forward passes, recorded or not.
@@ -76,13 +79,7 @@ class AttentionProbe:
         discovery = discovery or discover(self._model, example_inputs)
         self.stages = discovery.stages
         self.metrics = {
-            stage.name: RedundancyMetric(
-                stage.sizes,
-                names=[site.name for site in stage.sites],
-                heads=self._heads(discovery, stage),
-                by_sample=by_sample,
-            )
-            for stage in self.stages
+            stage.name: self._metric(discovery, stage, by_sample=by_sample) for stage in self.stages
         }
         self._capture = Capture(
             self._model,
@@ -153,6 +150,19 @@ class AttentionProbe:
             provenance = Provenance(samples=max(part.samples for part in stages))
         return Analysis(stages, provenance, target or Target())
 
+    def _metric(
+        self, discovery: Discovery, stage: Stage, *, by_sample: bool
+    ) -> RedundancyMetric | MixingMetric:
+        names = [site.name for site in stage.sites]
+        if not has_divergences(stage.kind):
+            return MixingMetric(stage.sizes, names=names)
+        return RedundancyMetric(
+            stage.sizes,
+            names=names,
+            heads=self._heads(discovery, stage),
+            by_sample=by_sample and stage.kind != "static",
+        )
+
     def _heads(self, discovery: Discovery, stage: Stage) -> int:
         adapter = discovery.adapter
         if not isinstance(adapter, HeadedAdapter):
@@ -166,17 +176,36 @@ class AttentionProbe:
             metric = self.metrics[stage.name]
             device = retrievals[0].device
             mask = self._capture.mask
-            if self.sampling.max_tokens is not None:
-                retrievals = self._thinned(retrievals, self.sampling.max_tokens)
-                if mask is not None:
-                    mask = mask[:, positions(mask.shape[1], self.sampling.max_tokens)]
+            is_static, most = stage.kind == "static", self.sampling.max_tokens
+            if is_static and (metric.update_count or not is_first()):
+                continue  # the same row in every pass and process
+            if most is not None and mask is not None:
+                mask = mask[:, positions(mask.shape[1], most)]
+            if isinstance(metric, MixingMetric):
+                self._add_mixed(metric, retrievals, self._capture.mixed[stage.name], mask)
+                continue
+            if most is not None and not is_static:
+                retrievals = self._thinned(retrievals, most)
             if device.type == "mps":  # it has no float64
                 retrievals, device = [w.cpu() for w in retrievals], torch.device("cpu")
             if metric.device != device:
                 metric.to(device)
             samples = len(retrievals[0])
-            for rows, part in without_padding(retrievals, mask):
+            for rows, part in without_padding(retrievals, None if is_static else mask):
                 metric.update(part, known.of(rows, samples))
+
+    def _add_mixed(
+        self, metric: MixingMetric, weights: list[Tensor], values: list[Tensor], mask: Tensor | None
+    ) -> None:
+        if self.sampling.max_tokens is not None:
+            values = self._thinned(values, self.sampling.max_tokens)
+        device = values[0].device
+        if device.type == "mps":  # it has no float64
+            weights, values = [w.cpu() for w in weights], [v.cpu() for v in values]
+            device = torch.device("cpu")
+        if metric.device != device:
+            metric.to(device)
+        metric.update(weights, values, None if mask is None else mask.to(device))
 
     def _thinned(self, retrievals: list[Tensor], count: int) -> list[Tensor]:
         shape, device = retrievals[0].shape, retrievals[0].device

@@ -22,10 +22,10 @@ from ela_probe.analysis.beta_fit import (
 )
 from ela_probe.analysis.damage import MEASURED, StageDamage
 from ela_probe.analysis.ebqm import Target, skip_scores
-from ela_probe.analysis.measures import newest_share
+from ela_probe.analysis.measures import DISTANCES, MEASURES, newest_share
 from ela_probe.analysis.views import StageViews
 from ela_probe.errors import AnalysisError
-from ela_probe.sites import Kind, Site, Stage
+from ela_probe.sites import Kind, Site, Stage, has_divergences
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
 from ela_probe.system.csv_files import csv_text
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-MEASURES = ("kl", "shape", "mass", "js")
 DIVERGENCES = (*(name for m in MEASURES for name in (m, f"{m}_se")), "kl_of_means")
+OF_MIXED_VALUES = tuple(name for m in DISTANCES for name in (m, f"{m}_se"))
 SCHEMA_VERSION = 1
 
 
@@ -47,8 +47,11 @@ class StageAnalysis:
     """The redundancy of one stage of T sites with at most S sources.
 
     weights: [T, S] mean weights. divergences: by name (kl, shape, mass, js, each with a `_se`,
-    and kl_of_means) [T, T] means over samples in nats, upper triangle. beta: [T] statistics of
-    each site's adjacent u = 1 − exp(−kl(t−1, t)); empty for the first site. damage: what each
+    and kl_of_means) [T, T] means over samples in nats, upper triangle; of `signed` weights, which
+    have none, the distances between mixed values (l2, cosine, each with a `_se`) in their place.
+    beta: [T] statistics of each site's adjacent u = 1 − exp(−kl(t−1, t)); empty for the first site,
+    and for `signed` weights. samples: how many were recorded; 1 for `static` weights, which no
+    sample changes. damage: what each
     action at each site would add to the loss; None where it was not measured. entropy, entropy_se:
     [T] mean over samples of the entropy of each site's weights in nats, and its standard error; NaN
     where an analysis of an older version did not measure it. A single NaN stands for T of them.
@@ -112,8 +115,12 @@ class StageAnalysis:
             )
         sites = len(stage.sites)
         # torchmetrics squeezes tensors of a single element, as of a stage with one site
-        histogram = arrays["histogram"].reshape(sites, BINS)
-        zeros, sums = arrays["zeros"].reshape(sites), arrays["beta_sums"].reshape(4, sites)
+        no_u = np.zeros((sites, BINS), np.int64), np.zeros(sites), np.zeros((4, sites))
+        histogram, zeros, sums = (
+            arrays.get(name, empty).reshape(empty.shape)
+            for name, empty in zip(("histogram", "zeros", "beta_sums"), no_u, strict=True)
+        )
+        measured = DIVERGENCES if has_divergences(stage.kind) else OF_MIXED_VALUES
         beta = tuple(
             BetaStatistics(
                 n=int(histogram[t].sum()),
@@ -132,7 +139,7 @@ class StageAnalysis:
             int(arrays["samples"]),
             int(arrays["rows"]),
             arrays["weights"].reshape(sites, stage.sizes[-1]),
-            {name: arrays[name].reshape(sites, sites) for name in DIVERGENCES},
+            {name: arrays[name].reshape(sites, sites) for name in measured},
             beta,
             StageDamage.from_arrays(arrays, sites),
             entropy=arrays.get("entropy", unknown).reshape(sites),
@@ -146,15 +153,25 @@ class StageAnalysis:
             "samples": np.array(self.samples),
             "rows": np.array(self.rows),
             "weights": self.weights,
-            "beta_sums": np.array([[b.log_u, b.log_1mu, b.u, b.uu] for b in self.beta]).T,
-            "zeros": np.array([b.zeros for b in self.beta]),
-            "histogram": np.stack([b.histogram for b in self.beta]),
+            **(self._beta_arrays() if has_divergences(self.stage.kind) else {}),
             **self.divergences,
             "entropy": self.entropy,
             "entropy_se": self.entropy_se,
             **({} if self.damage is None else self.damage.arrays()),
             **({} if self.views is None else self.views.arrays()),
         }
+
+    def _beta_arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "beta_sums": np.array([[b.log_u, b.log_1mu, b.u, b.uu] for b in self.beta]).T,
+            "zeros": np.array([b.zeros for b in self.beta]),
+            "histogram": np.stack([b.histogram for b in self.beta]),
+        }
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is measured of every pair, the most important first: kl or l2, then others."""
+        return MEASURES if has_divergences(self.stage.kind) else DISTANCES
 
     @cached_property
     def pooled(self) -> BetaStatistics:
@@ -186,7 +203,12 @@ class StageAnalysis:
         return mean_quantile(self.fit, histograms)
 
     def adjacent(self, measure: str) -> Floats:
-        """[T] divergence of each site from the one before it; NaN for the first."""
+        """[T] a measure of each site from the one before it.
+
+        NaN for the first site, and where the stage's kind of weights has another measure.
+        """
+        if measure not in self.divergences and measure in (*DIVERGENCES, *OF_MIXED_VALUES):
+            return np.full(len(self.stage.sites), np.nan)
         return np.concatenate([[np.nan], np.diagonal(self.divergences[measure], offset=1)])
 
 
@@ -275,7 +297,11 @@ class Analysis:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """One row for every pair i < j of a stage: divergences in nats with standard errors."""
+        """One row for every pair i < j of a stage: divergences in nats with standard errors.
+
+        Of stages with `signed` weights, l2 and cosine of the mixed values; a column is there if any
+        stage has its measure, and NaN for the others.
+        """
         import pandas as pd
 
         rows = []
@@ -293,12 +319,17 @@ class Analysis:
                     }
                     row |= {name: float(m[i, j]) for name, m in part.divergences.items()}
                     rows.append(row)
-        names = ["stage", "kind", "i", "j", "site_i", "site_j", *DIVERGENCES]
+        known = self.measures
+        figures = [n for n in (*DIVERGENCES, *OF_MIXED_VALUES) if n.partition("_")[0] in known]
+        names = ["stage", "kind", "i", "j", "site_i", "site_j", *figures]
         return pd.DataFrame(rows, columns=names)
 
     @cached_property
     def sites(self) -> pd.DataFrame:
-        """One row a site: its divergence from the one before it, fit, quantile, score, damage."""
+        """One row a site: its divergence from the one before it, fit, quantile, score, damage.
+
+        Of `signed` weights l2 and cosine in place of a divergence, as in `pairs`.
+        """
         import pandas as pd
 
         rows = []
@@ -313,9 +344,13 @@ class Analysis:
                     "site": site.name,
                     "sources": site.sources,
                 }
-                row |= {m: part.adjacent(m)[t] for m in MEASURES}
+                row |= {m: part.adjacent(m)[t] for m in self.measures}
                 row |= {
-                    "kl_se": part.adjacent("kl_se")[t],
+                    f"{m}_se": part.adjacent(f"{m}_se")[t]
+                    for m in ("kl", "l2")
+                    if m in self.measures
+                }
+                row |= {
                     "entropy": part.entropy[t],
                     "entropy_se": part.entropy_se[t],
                     "newest_share": newest[t],
@@ -331,6 +366,12 @@ class Analysis:
                     row |= _damage_columns(part.damage, t)
                 rows.append(row)
         return pd.DataFrame(rows)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures of its stages: kl, shape, mass and js, or l2 and cosine, or all of them."""
+        found = {measure for part in self.stages for measure in part.measures}
+        return tuple(measure for measure in (*MEASURES, *DISTANCES) if measure in found)
 
     @property
     def has_damage(self) -> bool:

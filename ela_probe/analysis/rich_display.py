@@ -4,7 +4,7 @@ import math
 
 from ela_probe.analysis.findings import verdicts
 from ela_probe.analysis.measures import vendi_score
-from ela_probe.analysis.result import MEASURES, Analysis, StageAnalysis
+from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.system.html import Cell, html_table
 from ela_probe.system.numbers import counted, readable
 
@@ -40,16 +40,21 @@ def stage_html(part: StageAnalysis) -> str:
     """One row for each site."""
     rows: list[list[Cell]] = []
     for t, site in enumerate(part.stage.sites):
-        row: list[Cell] = [site.name, site.sources, *(float(part.adjacent(m)[t]) for m in MEASURES)]
+        row: list[Cell] = [
+            site.name,
+            site.sources,
+            *(float(part.adjacent(m)[t]) for m in part.measures),
+        ]
         damage = None if part.damage is None else part.damage.of(t, "skip")
         row += [float(part.quantiles[t]), float(part.entropy[t])]
         rows.append([*row, math.nan if damage is None else damage.mean])
     return html_table(
         part.stage.name,
-        ["site", "sources", *MEASURES, "quantile", "entropy", "damage of skip"],
+        ["site", "sources", *part.measures, "quantile", "entropy", "damage of skip"],
         rows,
-        note=f"{part.stage.kind} weights, {counted(part.samples, 'sample')}; in nats, from the "
-        "site before",
+        note=f"{part.stage.kind} weights, {counted(part.samples, 'sample')}; "
+        + ("in nats, " if "kl" in part.measures else "of mixed values, ")
+        + "from the site before",
     )
 
 

@@ -2,14 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ela_probe.discovery.calls import Call
+from ela_probe.discovery.calls import Call, Sum
 from ela_probe.discovery.observed_pass import observed_pass
 from ela_probe.discovery.other_inputs import with_one_more_sample, with_samples_rolled
+
+AnyCall = TypeVar("AnyCall", bound=Call)
+
+
+def sums_with_batch_axes(
+    sums: Sequence[Sum], model: nn.Module, inputs: Any, batch_axis: int
+) -> list[Sum]:
+    """The same of weighted sums, and of their results; none where nothing shows the latter."""
+    for larger in with_one_more_sample(inputs, batch_axis) if sums else ():
+        try:
+            grown = observed_pass(model, larger).sums
+        except Exception:  # it takes this number of samples only
+            continue
+        if [_kind(found) for found in grown] == [_kind(found) for found in sums]:
+            return [_sum_grown_with(b, a) for b, a in zip(sums, grown, strict=True)]
+    return []
+
+
+def _sum_grown_with(before: Sum, after: Sum) -> Sum:
+    axes = [i for i, n in enumerate(before.result) if after.result[i] != n]
+    values_axis = axes[0] if len(axes) == 1 else None
+    return replace(_grown_with(before, after), values_axis=values_axis)
 
 
 def with_batch_axes(
@@ -34,7 +56,7 @@ def _kind(call: Call) -> tuple[Any, ...]:
     return call.module, call.function, call.axis, len(call.shape)
 
 
-def _grown_with(before: Call, after: Call) -> Call:
+def _grown_with(before: AnyCall, after: AnyCall) -> AnyCall:
     axes = [i for i, n in enumerate(before.shape) if after.shape[i] != n]
     return replace(
         before,

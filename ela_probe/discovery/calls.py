@@ -49,6 +49,21 @@ class Call:
         return self.axis, self.batch_axis, others
 
 
+@dataclass(frozen=True)
+class Sum(Call):
+    """A weighted sum over a joined list: axis and shape are those of its weights.
+
+    pieces: the nodes of the list. operand: which operand the weights are. weights: their node.
+    result: the shape of the sum. values_axis: its axis that grows with the batch; None for none.
+    """
+
+    pieces: tuple[int, ...] = ()
+    operand: int = 0
+    weights: int = 0
+    result: tuple[int, ...] = ()
+    values_axis: int | None = 0
+
+
 def starred(name: str) -> str:
     """A module's name with `*` in place of each number.
 

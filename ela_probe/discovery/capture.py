@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ela_probe.adapters.registry import Adapter, ReducingAdapter
+from ela_probe.adapters.registry import Adapter, MixingAdapter, ReducingAdapter
 from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.errors import ProbeError
 from ela_probe.forward import uncompiled
-from ela_probe.sites import Reads, Site, Stage
+from ela_probe.sites import Reads, Site, Stage, has_divergences
 from ela_probe.system.nested_tensors import tensors_of
 
 
@@ -43,6 +43,8 @@ class Capture:
         input_shape: the shape of the first input tensor in the current pass.
         mask: of the tokens in the current pass [samples, tokens], False for padding; None where
             the model was called without an `attention_mask` of that shape.
+        mixed: by the name of a stage of `signed` weights, the mixed values of its sites in the
+            current pass, [samples, ...].
     """
 
     def __init__(
@@ -57,6 +59,12 @@ class Capture:
         self._model, self._adapter, self._stages = model, adapter, tuple(stages)
         self._receive, self._sampling = receive, sampling
         self._points = {(site.module, site.reads) for stage in stages for site in stage.sites}
+        self._operands = {
+            (site.module, site.call): site.operand
+            for stage in stages
+            for site in stage.sites
+            if site.reads == "sum"
+        }
         self._captured: dict[tuple[str, Reads], list[tuple[Tensor, ...]]] = {}
         self._inside = False
         self._hooks = Hooks()
@@ -65,14 +73,17 @@ class Capture:
         self.passes, self.seen, self.stray = 0, 0, False
         self.input_shape: tuple[int, ...] = ()
         self.mask: Tensor | None = None
+        self.mixed: dict[str, list[Tensor]] = {}
 
     def __enter__(self) -> "Capture":
         if self._hooks:
             raise ProbeError("this probe is active already; leave its `with` block first")
         try:
             self._around.enter_context(uncompiled(self._model))
-            if any(reads == "softmax" for _, reads in self._points):
-                self._watch = self._around.enter_context(Watch(self._model, self._fired))
+            seen = {reads for _, reads in self._points}
+            if seen & {"softmax", "sum"}:
+                watch = Watch(self._model, self._fired, sums="sum" in seen)
+                self._watch = self._around.enter_context(watch)
             self._attach(self._sampling.records(self.seen))
         except BaseException:
             self._remove()
@@ -110,6 +121,7 @@ class Capture:
         finally:
             self._hooks.remove()
             self._captured.clear()
+            self.mixed = {}
             self._inside = False
 
     def _read_inputs(
@@ -124,6 +136,10 @@ class Capture:
         name = firing.modules[-1]
         if firing.what == "softmax" and (name, "softmax") in self._points:
             self._read(name, "softmax", firing.value)
+        elif firing.what == "sum" and (name, "sum") in self._points:
+            operand = self._operands.get((name, len(self._captured.get((name, "sum"), ()))))
+            kept = () if operand is None else (firing.operands[operand], firing.value)
+            self._read(name, "sum", kept)
 
     def _read(self, name: str, reads: Reads, values: Any) -> None:
         if not self._inside:  # recomputed in a backward pass, or a part called by itself
@@ -159,14 +175,28 @@ class Capture:
         device = next((t.device.type for site in read[0] for t in site), "cpu")
         mixed = torch.amp.is_autocast_available(device)
         with torch.autocast(device, enabled=False) if mixed else nullcontext():
+            self.mixed = {
+                stage.name: self._mixed(stage, sites)
+                for stage, sites in zip(self._stages, read, strict=True)
+                if not has_divergences(stage.kind)
+            }
             self._receive(
                 [
                     self._adapter.weights(self._model, stage, sites)
                     for stage, sites in zip(self._stages, read, strict=True)
                 ]
             )
+        self.mixed = {}
         self.passes += 1
         self._pass_by()
+
+    def _mixed(self, stage: Stage, sites: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        if not isinstance(self._adapter, MixingAdapter):
+            raise ProbeError(
+                f"the adapter {self._adapter.name} gives {stage.name} signed weights, but not what "
+                "its sites retrieve: it needs the method `mixed` (docs/adapters.md)"
+            )
+        return self._adapter.mixed(self._model, stage, sites)
 
     def _pass_by(self, *_: object) -> None:
         recorded = self._sampling.records(self.seen)

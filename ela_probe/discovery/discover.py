@@ -4,7 +4,7 @@ Adapters come first, since they know how to prune; else a forward pass is observ
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,15 @@ class DiscoveryWarning(UserWarning):
 
 class ObservedAdapter(ReadOnlyAdapter):
     """Reads the sites that were found by observation; it matches no model and prunes none."""
+
+    def mixed(
+        self, model: nn.Module, stage: Stage, captured: Sequence[tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """The results of the weighted sums, with the samples first."""
+        return [
+            result.movedim(site.values_axis, 0)
+            for site, (_, result) in zip(stage.sites, captured, strict=True)
+        ]
 
     def matches(self, model: nn.Module) -> bool:
         return False

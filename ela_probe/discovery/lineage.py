@@ -126,6 +126,10 @@ class Lineage(TorchFunctionMode):
         """Whether this tensor was joined from others."""
         return node in self._joined
 
+    def list_of(self, node: int) -> Pieces | None:
+        """The list that a tensor is, perhaps in another shape; None if it was not joined."""
+        return self._joined.get(node) or self._joined.get(self.before_reshaping(node))
+
     def before_reshaping(self, node: int) -> int:
         """The node of the same values in the shape in which they were computed."""
         while self.made_by[node] in RESHAPED | UNCHANGED and self.parents[node]:

@@ -1,4 +1,4 @@
-"""Discovery by observation: a forward pass shows which softmaxes read a growing list.
+"""Discovery by observation: a forward pass shows which softmaxes and sums read a growing list.
 
 Other passes on inputs of other sizes show which axis runs over the samples, and which lists grow
 with the length of the inputs: over tokens or time, not over layers.
@@ -6,20 +6,23 @@ with the length of the inputs: over tokens or time, not over layers.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
-from ela_probe.discovery.batch_axes import with_batch_axes
+from ela_probe.discovery.batch_axes import sums_with_batch_axes, with_batch_axes
 from ela_probe.discovery.bystanders import Bystander, bystanders
-from ela_probe.discovery.calls import Call
+from ela_probe.discovery.calls import Call, Sum
 from ela_probe.discovery.growth import growing_runs
-from ela_probe.discovery.observed_pass import observed_pass
+from ela_probe.discovery.layer_lists import signed_runs, static_sums
+from ela_probe.discovery.lineage import Lineage
+from ela_probe.discovery.observed_pass import ObservedPass, observed_pass
 from ela_probe.discovery.over_time import reasons_over_time
 from ela_probe.errors import ElaProbeError, ModelError
 from ela_probe.forward import moved
-from ela_probe.sites import Site, Stage
+from ela_probe.sites import Kind, Site, Stage
 from ela_probe.system.messages import class_and_first_line
 
 
@@ -73,15 +76,17 @@ def observe(model: nn.Module, inputs: Any, *, batch_axis: int = 0) -> Observatio
         ) from error
     seen.calls = with_batch_axes(seen.calls, model, inputs, batch_axis)
     runs = growing_runs(seen.calls, seen.lineage)
+    runs += static_sums(seen, {call.order for run in runs for call in run})
     reasons = reasons_over_time(runs, seen, model, inputs, batch_axis)
     for run in runs:
         if not all(call.readable for call in run):
             reasons |= {call.order: FUSED for call in run if call.order not in reasons}
     runs = [run for run in runs if not any(call.order in reasons for call in run)]
-    stages, found = _stages(runs, seen.calls)
+    sums, unlike = _signed(seen, model, inputs, batch_axis)
+    stages, found = _stages([*runs, *sums], seen)
     used = {call.order for run in runs for call in run}
     rest = [call for call in seen.calls if call.order not in used]
-    others = tuple(bystanders(rest, reasons, seen.gates))
+    others = tuple(bystanders(rest, reasons, seen.gates)) + tuple(unlike)
     guessed = next((call for run in runs for call in run if call.batch_axis_guessed), None)
     return Observation(stages, found, others, None if guessed is None else _guess(guessed))
 
@@ -92,11 +97,43 @@ FUSED = (
 )
 
 
+def _signed(
+    seen: ObservedPass, model: nn.Module, inputs: Any, batch_axis: int
+) -> tuple[list[list[Sum]], list[Bystander]]:
+    """The stages of signed weights, and the weighted sums over other lists with the reasons."""
+    runs, reasons = signed_runs(seen)
+    orders = {found.order for run in runs for found in run}
+    shown = {
+        found.order: found
+        for found in sums_with_batch_axes(seen.sums, model, inputs, batch_axis)
+        if found.values_axis is not None and not found.source_follows_batch
+    }
+    reasons |= dict.fromkeys(orders - set(shown), NO_SAMPLES)
+    runs = [[shown[s.order] for s in run] for run in runs if all(s.order in shown for s in run)]
+    sums_of = attrgetter("sums")
+    over_time = reasons_over_time(runs, seen, model, inputs, batch_axis, of_pass=sums_of)
+    reasons |= over_time
+    runs = [run for run in runs if not any(found.order in over_time for found in run)]
+    rest = [found for found in seen.sums if found.order in reasons]
+    return runs, bystanders(rest, reasons, [])
+
+
+NO_SAMPLES = "a weighted sum of layers, but nothing shows which axis of its result is the samples'"
+
+
+def _kind(run: Sequence[Call], lineage: Lineage) -> Kind:
+    if isinstance(run[0], Sum):
+        return "signed"
+    return "static" if all(call.node in lineage.constants for call in run) else "softmax"
+
+
 def _stages(
-    runs: Sequence[Sequence[Call]], calls: Sequence[Call]
+    runs: Sequence[Sequence[Call]], seen: ObservedPass
 ) -> tuple[tuple[Stage, ...], dict[str, Found]]:
     """The runs as stages of sites, and how each site was found."""
-    totals = Counter((call.module, call.reads) for call in calls if call.readable)
+    totals: Counter[tuple[str, str]] = Counter()
+    totals.update((call.module, call.reads) for call in seen.calls if call.readable)
+    totals.update({(module, "sum"): count for module, count in seen.sums_in.items()})
     stages, found = [], {}
     for name, run in zip(_stage_names(runs), runs, strict=True):
         sites = []
@@ -113,10 +150,13 @@ def _stages(
                 axis=fired.axis,
                 batch_axis=fired.batch_axis,
             )
+            if isinstance(fired, Sum):
+                axis = fired.values_axis or 0
+                site = replace(site, operand=fired.operand, values_axis=axis)
             sites.append(site)
             how = f"observed {fired.function} over axis {fired.axis} of {list(fired.shape)}"
             found[site.name] = Found(how, fired.shape, fired.axis)
-        stages.append(Stage(name, "softmax", tuple(sites)))
+        stages.append(Stage(name, _kind(run, seen.lineage), tuple(sites)))
     return tuple(stages), found
 
 

@@ -3,17 +3,20 @@
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ela_probe.discovery.calls import Call, starred
+from ela_probe.discovery.calls import Call, Sum, starred
+from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.lineage import Lineage
 from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.forward import call, uncompiled, undisturbed
 from ela_probe.sites import Reads
+from ela_probe.system.nested_tensors import leaves_of
 
 
 class Gate(NamedTuple):
@@ -26,10 +29,18 @@ class Gate(NamedTuple):
 
 @dataclass
 class ObservedPass:
-    """What happened in a pass. weights: of each call by its order, where they were kept."""
+    """What happened in a pass.
+
+    calls: all that attend. sums: the weighted sums over a list. sums_in: by module how many sums of
+    products it makes, of lists or others. weights: of each call by its order, where they were kept.
+    returned: by node the modules whose first output tensor it was, innermost first.
+    """
 
     lineage: Lineage
     calls: list[Call] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
+    sums_in: Counter[str] = field(default_factory=Counter)
+    returned: dict[int, list[str]] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
     weights: dict[int, Tensor] = field(default_factory=dict)
 
@@ -42,6 +53,12 @@ def observed_pass(model: nn.Module, inputs: Any, *, keep_weights: bool = False) 
 
     def report(firing: Firing) -> None:
         name = firing.modules[-1]
+        if firing.what == "sum":
+            found = _weighted_sum(firing, seen)
+            if found is not None:
+                seen.sums.append(found)
+            seen.sums_in[name] += 1
+            return
         if firing.what == "gate":
             seen.gates.append(Gate(name, firing.function, firing.shape))
             return
@@ -71,9 +88,56 @@ def observed_pass(model: nn.Module, inputs: Any, *, keep_weights: bool = False) 
             seen.weights[order] = firing.value.float().cpu().clone()
 
     # The mode that is entered last sees a function first; the watch asks for the result's node.
-    with undisturbed(model), uncompiled(model), seen.lineage, Watch(model, report):
-        call(model, inputs)
+    hooks = Hooks()
+    try:
+        with undisturbed(model), uncompiled(model), seen.lineage, Watch(model, report, sums=True):
+            for name, module in modules.items():
+                hooks.after(module, partial(_returned, seen, name))
+            call(model, inputs)
+    finally:
+        hooks.remove()
     return seen
+
+
+def _returned(seen: ObservedPass, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    first = next((leaf for leaf in leaves_of(output) if isinstance(leaf, Tensor)), None)
+    if first is not None:
+        seen.returned.setdefault(seen.lineage.node(first), []).append(name)
+
+
+def _weighted_sum(firing: Firing, seen: ObservedPass) -> Sum | None:
+    """A sum of products as a weighted sum over a list; None where no operand is a list.
+
+    The pieces of the list are tensors, not parts of one, and its axis is the one summed over. The
+    weights are no list themselves.
+    """
+    lineage, name = seen.lineage, firing.modules[-1]
+    nodes = [lineage.node(operand) for operand in firing.operands]
+    lists = [lineage.list_of(node) for node in nodes]
+    for values, weights in ((0, 1), (1, 0)):
+        pieces, size = lists[values], firing.operands[values].shape[firing.axes[values]]
+        if pieces is None or lists[weights] is not None or size < 2:
+            continue
+        if pieces.total != size or set(pieces.sizes) != {1}:
+            continue
+        shape = tuple(firing.operands[weights].shape)
+        return Sum(
+            order=len(seen.sums),
+            module=name,
+            starred_name=starred(name),
+            owner="",
+            function=firing.function,
+            reads="sum",
+            index=seen.sums_in[name],
+            axis=firing.axes[weights],
+            shape=shape,
+            node=lineage.node(firing.value),
+            pieces=pieces.nodes,
+            operand=weights,
+            weights=nodes[weights],
+            result=firing.shape,
+        )
+    return None
 
 
 def _lines(modules: int) -> tuple[Any, ...]:

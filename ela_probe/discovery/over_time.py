@@ -1,7 +1,8 @@
 """Lists that grow over tokens or time, not over layers: they follow the length of the inputs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -20,19 +21,31 @@ def reasons_over_time(
     model: nn.Module,
     inputs: Any,
     batch_axis: int,
+    *,
+    of_pass: Callable[[ObservedPass], Sequence[Call]] = attrgetter("calls"),
 ) -> dict[int, str]:
     """Why the calls of some runs are no layer attention, by their order.
 
     The model runs again on shorter or longer inputs: the number of layers stays, that of tokens
     and steps doesn't. Where it takes no other length, a loop is over time if it has as many steps
     as the inputs are long; and always where it chooses a token at every step.
+
+    Args:
+        of_pass: which calls of a pass the runs are of.
     """
     reasons: dict[int, str] = {}
     if not runs:
         return reasons
     others = list(_passes_of_other_lengths(model, inputs, batch_axis))
     for run in runs:
-        why = next((why for other in others if (why := _follows_length(run, seen, other))), None)
+        why = next(
+            (
+                why
+                for other in others
+                if (why := _follows_length(run, of_pass(seen), of_pass(other)))
+            ),
+            None,
+        )
         if why is None and _is_loop(run, seen):
             if _chooses(run, seen):
                 why = "a token is chosen between the calls: decodes step by step"
@@ -56,11 +69,11 @@ def _passes_of_other_lengths(
             break
 
 
-def _follows_length(run: Sequence[Call], seen: ObservedPass, other: ObservedPass) -> str | None:
+def _follows_length(run: Sequence[Call], seen: Sequence[Call], other: Sequence[Call]) -> str | None:
     """How a run differs in a pass on inputs of another length; None if it doesn't."""
     places = {_place(call) for call in run}
-    before = [call for call in seen.calls if _place(call) in places]
-    after = [call for call in other.calls if _place(call) in places]
+    before = [call for call in seen if _place(call) in places]
+    after = [call for call in other if _place(call) in places]
     if len(before) != len(after):
         return "their number follows the length of the inputs: attends over time"
     orders = {call.order for call in run}

@@ -4,13 +4,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import re2
 from pydantic import Field, field_validator, model_validator
 
 from ela_probe.errors import OptionError
-from ela_probe.sites import Kind, Reads
+from ela_probe.sites import Kind
 from ela_probe.system.messages import shortened
 from ela_probe.system.reading import LARGEST_BY_HAND, read_document, refuse_deep, refusing
 from ela_probe.system.validation import Strict
@@ -33,7 +33,7 @@ class DeclaredStage(Strict):
     modules: tuple[str, ...] = ()
     regex: tuple[str, ...] = ()
     group: str | int | None = None
-    reads: Reads = "output"
+    reads: Literal["inputs", "output", "softmax"] = "output"
     axis: int = -1
     tensor: int = Field(0, ge=0)
     kind: Kind = "softmax"
@@ -66,6 +66,11 @@ class DeclaredStage(Strict):
             raise ValueError(
                 "unrolled weights are computed from gates and decays, which takes an adapter; "
                 "expected 'softmax' or 'channel'"
+            )
+        if value in ("static", "signed"):
+            raise ValueError(
+                f"{value} weights are found by observation or by an adapter, since they are not "
+                "read alone; expected 'softmax' or 'channel'"
             )
         return value
 

@@ -4,7 +4,7 @@ A torch function mode sees the calls; hooks on every module keep the stack of ru
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,17 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ela_probe.discovery.contractions import Contraction, Contractions
 from ela_probe.discovery.hooks import Hooks
 from ela_probe.discovery.written_out import WrittenOut
 
-What = Literal["softmax", "attention", "gate"]
+What = Literal["softmax", "attention", "gate", "sum"]
 
 
 @dataclass(frozen=True)
 class Firing:
     """One call that attends, seen while the watched model runs.
 
-    what: the kind of call: a softmax, a fused attention or a gate (a sigmoid). function: its name.
+    what: the kind of call: a softmax, a fused attention, a gate (a sigmoid), or a sum of products
+    (see `Contractions`), with its two operands and the axis of each. function: its name.
     value: its result, not copied; the weights where there are some. shape: of the weights, also of
     those that a fused attention doesn't show. axis: of the weights, that of what is attended over,
     counted from the front. modules: the names of the running modules, the root ("") first.
@@ -34,6 +36,8 @@ class Firing:
     shape: tuple[int, ...]
     axis: int
     modules: tuple[str, ...]
+    operands: tuple[Tensor, ...] = ()
+    axes: tuple[int, ...] = ()
 
 
 class Watch(TorchFunctionMode):
@@ -49,10 +53,14 @@ class Watch(TorchFunctionMode):
     Args:
         model: the whole model, unwrapped and uncompiled.
         report: called with each Firing, in forward order.
+        sums: whether to report sums of products, too.
     """
 
-    def __init__(self, model: nn.Module, report: Callable[[Firing], None]) -> None:
+    def __init__(
+        self, model: nn.Module, report: Callable[[Firing], None], *, sums: bool = False
+    ) -> None:
         super().__init__()
+        self._contractions = Contractions() if sums else None
         self._model, self._report = model, report
         self._names = {id(module): name for name, module in model.named_modules()}
         self._running: list[nn.Module] = []
@@ -83,12 +91,17 @@ class Watch(TorchFunctionMode):
         """Stop reporting and remove the hooks; the mode keeps its place among other modes."""
         self._hooks.remove()
         self._running.clear()
+        self._forget()
+
+    def _forget(self) -> None:
         self._written_out.clear()
+        if self._contractions is not None:
+            self._contractions.clear()
 
     def _starts(self, module: nn.Module, inputs: Any, options: Any) -> None:
         if module is self._model:
             self._running.clear()  # what an interrupted pass left behind
-            self._written_out.clear()
+            self._forget()
         if self._running or module is self._model:
             self._running.append(module)
 
@@ -96,7 +109,7 @@ class Watch(TorchFunctionMode):
         if self._running and self._running[-1] is module:
             self._running.pop()
         if not self._running:
-            self._written_out.clear()
+            self._forget()
 
     def __torch_function__(
         self,
@@ -116,7 +129,16 @@ class Watch(TorchFunctionMode):
             if seen is not None and seen.value.is_floating_point() and seen.value.dim():
                 names = tuple(self._names[id(module)] for module in self._running)
                 self._report(Firing(*seen, names))
+            if self._contractions is not None:
+                self._report_sum(self._contractions.seen(function, args, kwargs, result))
         return result
+
+    def _report_sum(self, found: Contraction | None) -> None:
+        if found is not None:
+            names = tuple(self._names[id(module)] for module in self._running)
+            value = found.result
+            firing = Firing("sum", found.function, value, tuple(value.shape), -1, names)
+            self._report(replace(firing, operands=found.operands, axes=found.axes))
 
 
 class Seen(NamedTuple):

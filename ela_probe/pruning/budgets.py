@@ -6,7 +6,12 @@ from ela_probe.analysis.result import Analysis
 from ela_probe.pruning.cost_model import CostModel
 from ela_probe.pruning.damage_budget import cheapest_actions, damage_charges
 from ela_probe.pruning.plan import Constraints, SkipPlan
-from ela_probe.pruning.planners import as_plan, damage_decisions, skip_decisions
+from ela_probe.pruning.planners import (
+    as_plan,
+    damage_decisions,
+    skip_decisions,
+    skippable,
+)
 from ela_probe.pruning.site_budget import combined_optima
 
 
@@ -19,7 +24,8 @@ def plans_by_count(
     """For every number of retrievals that may be skipped, from 0 up, the plan that skips so many.
 
     The plan for k of N retrievals is what `make_plan(analysis, skip=k / N)` returns: the least
-    predicted loss change where damage was measured, else the least divergence.
+    predicted loss change where damage was measured, else the least divergence. Without damage and
+    with `signed` weights, which have no divergence, only the plan is there that keeps everything.
 
     Args:
         costs: measured on this model; each plan then records the time that they predict.
@@ -34,8 +40,11 @@ def plans_by_count(
     if analysis.has_damage:
         everywhere = [range(len(stage)) for stage in choices]
         best = combined_optima(damage_charges(choices), constraints, may=everywhere)
+    elif "l2" in analysis.measures:
+        best = {0: (0.0, [() for _ in analysis.stages])}
     else:
-        best = combined_optima([part.divergences["kl"] for part in analysis.stages], constraints)
+        charges = [part.divergences["kl"] for part in analysis.stages]
+        best = combined_optima(charges, constraints, may=[skippable(p) for p in analysis.stages])
     plans = {}
     for count, (_, skipped) in sorted(best.items()):
         stages = zip(analysis.stages, skipped, choices, strict=True)

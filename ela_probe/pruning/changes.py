@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from scipy import stats
 
 from ela_probe.analysis.damage import REMOVING
@@ -179,9 +180,15 @@ def _figures(analysis: Analysis) -> dict[str, tuple[Estimate | None, Estimate | 
     for part in analysis.stages:
         kl, error = part.adjacent("kl"), part.adjacent("kl_se")
         for t, site in enumerate(part.stage.sites):
-            found = None if part.damage is None else part.damage.cheapest(t, REMOVING)
+            found = (
+                None
+                if part.damage is None
+                else part.damage.cheapest(t, REMOVING, kind=part.stage.kind)
+            )
             result[site.name] = (
-                Estimate(mean=float(kl[t]), se=finite_or_none(error[t])) if t else None,
+                Estimate(mean=float(kl[t]), se=finite_or_none(error[t]))
+                if np.isfinite(kl[t])
+                else None,
                 Estimate(mean=found[1].mean, se=finite_or_none(found[1].se)) if found else None,
             )
     return result

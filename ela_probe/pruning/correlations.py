@@ -13,9 +13,10 @@ from ela_probe.system.arrays import Floats
 
 # Each is expected to rise with the change of the loss.
 MEASURES = (
-    "damage", "first_order", "square", "norm", "kl", "shape", "mass", "js", "quantile",
-    "one_minus_score",
+    "damage", "first_order", "square", "norm", "kl", "shape", "mass", "js", "l2", "cosine",
+    "quantile", "one_minus_score",
 )  # fmt: skip
+BETWEEN_SITES = ("kl", "shape", "mass", "js", "l2", "cosine")
 RESAMPLES = 2000
 FEWEST = 4  # sites, for a correlation
 
@@ -74,7 +75,8 @@ def site_table(analysis: Analysis, ablation: Ablation) -> pd.DataFrame:
                 "first_order": math.nan if estimate is None else estimate.first,
                 "square": math.nan if estimate is None else estimate.second,
                 "norm": found.get("norm", math.nan),
-                **{name: found[name] for name in ("kl", "shape", "mass", "js", "quantile")},
+                **{name: found.get(name, math.nan) for name in BETWEEN_SITES},
+                "quantile": found["quantile"],
                 "one_minus_score": 1 - found["score"],
             }
         )

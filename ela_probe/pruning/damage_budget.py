@@ -25,12 +25,19 @@ class Choice(NamedTuple):
 
 
 def cheapest_actions(analysis: Analysis, allowed: Collection[Action]) -> list[list[Choice]]:
-    """For each site of each stage its cheapest allowed action. The first can only be `affine`."""
+    """For each site of each stage its cheapest allowed action.
+
+    The first of a stage can only be `affine`, unless the stage's kind is in OPTIONAL.
+    """
     result = []
     for part in analysis.stages:
         choices = []
         for t in range(len(part.stage.sites)):
-            found = None if part.damage is None else part.damage.cheapest(t, allowed)
+            found = (
+                None
+                if part.damage is None
+                else part.damage.cheapest(t, allowed, kind=part.stage.kind)
+            )
             choices.append(
                 Choice("skip", math.inf) if found is None else Choice(found[0], found[1].mean)
             )

@@ -12,7 +12,16 @@ from pydantic import Field, ValidationError, model_validator
 from ela_probe.analysis.damage import total
 from ela_probe.analysis.ebqm import Target
 from ela_probe.errors import PlanError
-from ela_probe.sites import FORMED, LISTED, Action, Kind, Stage, check_same_sites, fingerprint
+from ela_probe.sites import (
+    FORMED,
+    LISTED,
+    OPTIONAL,
+    Action,
+    Kind,
+    Stage,
+    check_same_sites,
+    fingerprint,
+)
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.numbers import finite_or_none
@@ -59,7 +68,8 @@ class SitePlan(Strict):
 
     The divergences are those from the site `reference`: for a kept site the one before it, else
     the last kept site before it (the planner `cost` takes the last one that is kept or recurs).
-    They are None for the first site of a stage.
+    They are None for the first site of a stage. Of `signed` weights l2 and cosine are known, the
+    distances between mixed values, and of the other kinds kl, shape and mass.
     """
 
     name: Name
@@ -69,6 +79,8 @@ class SitePlan(Strict):
     kl: Estimate | None = None
     shape: Estimate | None = None
     mass: Estimate | None = None
+    l2: Estimate | None = None
+    cosine: Estimate | None = None
     quantile: Finite | None = None
     score: Finite | None = None
     damage: Estimate | None = Field(
@@ -116,7 +128,7 @@ def decode_stand_in(text: str) -> NDArray[np.float32]:
 class StagePlan(Strict):
     """A stage: its sites in order, each with an action, and the fit of its divergences.
 
-    The first site is kept or has a stand-in.
+    The first site is kept or has a stand-in, unless the kind is in OPTIONAL.
     """
 
     name: Name
@@ -126,7 +138,7 @@ class StagePlan(Strict):
 
     @model_validator(mode="after")
     def _first_site_kept(self) -> "StagePlan":
-        if self.sites[0].action not in ("keep", "affine"):
+        if self.kind not in OPTIONAL and self.sites[0].action not in ("keep", "affine"):
             raise ValueError(
                 f"{self.sites[0].name} is the first site of its stage and can't have the action "
                 f"{self.sites[0].action!r}; set it to 'keep' or 'affine'"
@@ -138,11 +150,12 @@ class Constraints(Strict):
     """Guards of a plan.
 
     max_run: the most retrievals skipped in a row; None for any number. min_keep: the fewest sites
-    that are kept in a stage, the first one included.
+    that are kept in a stage, the first one included. With 0, a stage of `static` or `signed`
+    weights may lose all of them.
     """
 
     max_run: int | None = Field(None, ge=1)
-    min_keep: int = Field(1, ge=1)
+    min_keep: int = Field(1, ge=0)
 
     def check(self, stage: StagePlan) -> None:
         """Raise ValueError if a stage has too few kept sites or too many skipped in a row."""
@@ -208,8 +221,8 @@ class Origin(Strict):
 class SkipPlan(JsonDocument):
     """An action for every site of a model, with the figures that it was chosen by.
 
-    No site occurs twice, the first site of a stage is kept or has a stand-in, and the actions obey
-    `constraints`.
+    No site occurs twice, the first site of a stage is kept or has a stand-in (unless its kind is in
+    OPTIONAL), and the actions obey `constraints`.
     plot: the figure, as a method (`report.accessors.PlanPlots`).
     """
 

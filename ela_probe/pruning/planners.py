@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+
 from ela_probe.analysis.damage import REMOVING
 from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.result import Analysis, StageAnalysis
@@ -23,7 +25,8 @@ from ela_probe.pruning.plan import (
 )
 from ela_probe.pruning.site_budget import below_threshold, charge_matrices, within_budget
 from ela_probe.pruning.time_budget import Decision, within_time
-from ela_probe.sites import Action, drop_unread
+from ela_probe.sites import OPTIONAL, Action, drop_unread, has_divergences
+from ela_probe.system.arrays import Floats
 from ela_probe.system.numbers import finite_or_none
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ Planner = Literal[
     "damage", "budget", "cost", "score", "threshold", "random", "alternate", "deepest"
 ]
 PLANNERS: tuple[str, ...] = get_args(Planner)
+# They charge divergences, or scores that come from them.
+BY_DIVERGENCE = ("budget", "cost", "score", "threshold")
 Measure = Literal["kl", "shape", "js"]
 SkipAction = Literal["skip", "drop", "recur", "affine"]
 
@@ -77,7 +82,8 @@ def make_plan(
 
     Raises:
         PlanError: the share is out of range or more than the guards allow, no plan takes so
-            little time, the costs were measured on another model, or an argument is missing.
+            little time, the costs were measured on another model, an argument is missing, or a
+            planner that charges divergences is asked about a stage of `signed` weights.
     """
     if planner is None:
         planner = "damage" if analysis.has_damage else "budget" if costs is None else "cost"
@@ -102,12 +108,13 @@ def make_plan(
             for part, positions, own in zip(analysis.stages, removed, choices, strict=True)
         ]
     else:
-        charges = [part.divergences[measure] for part in analysis.stages]
+        charges = [_charges(part, measure) for part in analysis.stages]
         if threshold is not None:
             chosen = [below_threshold(charge, threshold, constraints) for charge in charges]
         else:
             matrices = charge_matrices(analysis, planner, charges, target, skip, seed)
-            chosen = within_budget(matrices, count, constraints)
+            may = [skippable(part) for part in analysis.stages]
+            chosen = within_budget(matrices, count, constraints, may=may)
         decided = [
             skip_decisions(part, skipped, action or "skip", measure=measure)
             for part, skipped in zip(analysis.stages, chosen, strict=True)
@@ -141,6 +148,7 @@ def _check_arguments(
     """Raise PlanError where the arguments of `make_plan` don't go together."""
     if planner not in PLANNERS:
         raise PlanError(f"no planner is called {planner!r}; expected one of {', '.join(PLANNERS)}")
+    check_has_charges(analysis, planner)
     if not 0 <= skip < 1:
         raise PlanError(f"cannot skip a share of {skip}; expected at least 0 and less than 1")
     if (threshold is None) == (planner == "threshold"):
@@ -191,6 +199,28 @@ def _check_arguments(
             "the action 'affine' needs an analysis with stand-ins; run `ela-probe analyze` on data "
             "with labels, without --no-damage, or choose another action"
         )
+
+
+def check_has_charges(analysis: Analysis, planner: str) -> None:
+    """Raise PlanError where a planner charges divergences that a stage doesn't have."""
+    signed = [p.stage.name for p in analysis.stages if not has_divergences(p.stage.kind)]
+    if signed and planner in BY_DIVERGENCE:
+        raise PlanError(
+            f"the planner {planner!r} charges divergences, and {signed[0]} has none: its weights "
+            "are signed, so no distribution; use the planner 'damage', on an analysis of data with "
+            "labels, or a baseline (random, alternate, deepest)"
+        )
+
+
+def skippable(part: StageAnalysis) -> range:
+    """The positions of a stage that a planner may skip: all but the first, where that is needed."""
+    return range(0 if part.stage.kind in OPTIONAL else 1, len(part.stage.sites))
+
+
+def _charges(part: StageAnalysis, measure: Measure) -> Floats:
+    """The divergences of a stage's pairs, [T, T]; zeros where it has none and none is charged."""
+    sites = len(part.stage.sites)
+    return part.divergences.get(measure, np.zeros((sites, sites)))
 
 
 def as_plan(
@@ -268,7 +298,7 @@ def skip_decisions(
         action: of the skipped sites; `drop` in place of `skip` where nothing reads the source.
         measure: the divergence from the last kept site that each skipped site is charged with.
     """
-    charge = part.divergences[measure]
+    charge = _charges(part, measure)
     return [
         decision
         if decision.action == "keep"
@@ -328,7 +358,7 @@ def figures_of(part: StageAnalysis, t: int, reference: int | None, score: float)
     """What a plan records of site t besides its action. reference: the position compared with."""
 
     def estimate(measure: str) -> Estimate | None:
-        if reference is None:
+        if reference is None or measure not in part.divergences:
             return None
         return Estimate(
             mean=float(part.divergences[measure][reference, t]),
@@ -340,6 +370,8 @@ def figures_of(part: StageAnalysis, t: int, reference: int | None, score: float)
         "kl": estimate("kl"),
         "shape": estimate("shape"),
         "mass": estimate("mass"),
+        "l2": estimate("l2"),
+        "cosine": estimate("cosine"),
         "quantile": finite_or_none(part.quantiles[t]),
         "score": finite_or_none(score),
     }

@@ -46,7 +46,8 @@ class RecordedPass:
 
     A module that had ended when the site's module ended isn't run again: it returns its recorded
     output, unless that was overwritten in place. For this, the state that a model passes along its
-    layers must be in the outputs of its modules, not in an object that they change.
+    layers must be in the outputs of its modules, not in an object that they change. A module whose
+    attribute `is_stateful` is True is run again in any case, and what it contains is not.
 
     Args:
         model: unwrapped, in eval mode. inputs: of the pass.
@@ -104,7 +105,8 @@ class RecordedPass:
                 return put(done.output, new.clone())
             if name == site:
                 return put(original(*args, **kwargs), new.clone())
-            if done is not None and done.is_intact():
+            is_stateful = getattr(self._model.get_submodule(name), "is_stateful", False)
+            if done is not None and done.is_intact() and not is_stateful:
                 for part in self._names:  # these don't run now: their next call is a later one
                     if part.startswith(f"{name}."):
                         ended = [one for one in self._calls[part] if one.ended <= done.ended]

@@ -48,13 +48,11 @@ def within_budget(
     if budget not in best:
         sites = sum(len(charge) for charge in charges)
         unknown = sum(int(np.isinf(charge[0]).sum()) for charge in charges)
-        kept = (
-            f"{unknown} have no action whose damage is known"
-            if unknown
-            else "the first of every stage is kept"
-        )
+        first_kept = may is None or any(0 not in positions for positions in may)
+        reasons = [f"{unknown} have no action whose damage is known"] if unknown else []
+        reasons += ["the first of every stage is kept"] if first_kept and not unknown else []
         raise PlanError(
-            f"cannot skip {budget} of {sites} retrievals: {kept}, and "
+            f"cannot skip {budget} of {sites} retrievals: {''.join(f'{r}, and ' for r in reasons)}"
             f"max_run={constraints.max_run}, min_keep={constraints.min_keep} allow "
             f"{max(best)} at most; ask for a share of {math.floor(100 * max(best) / sites) / 100} "
             "or less, or loosen the guards"

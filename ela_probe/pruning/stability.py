@@ -11,7 +11,7 @@ import numpy as np
 
 from ela_probe.analysis.damage import SUMS, StageDamage
 from ela_probe.analysis.measures import resampled
-from ela_probe.analysis.result import MEASURES, Analysis, StageAnalysis
+from ela_probe.analysis.result import Analysis, StageAnalysis
 from ela_probe.errors import PlanError
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.planners import make_plan
@@ -130,8 +130,10 @@ def _resampled_analyses(analysis: Analysis, resamples: int, *, seed: int) -> Ite
 
 def _drawn_divergences(part: StageAnalysis, generator: np.random.Generator) -> dict[str, Floats]:
     found = {}
-    for measure in MEASURES:
+    for measure in part.measures:
         mean, error = part.divergences[measure], part.divergences[f"{measure}_se"]
+        if part.stage.kind == "static":  # no sample changes them
+            error = np.zeros_like(mean)
         if np.isnan(error).any():
             raise PlanError(
                 f"{part.stage.name}: the standard errors are unknown, as {part.samples} sample "

@@ -27,14 +27,18 @@ class AnalysisPlots:
 
     def __repr__(self) -> str:
         return (
-            "plot.adjacent(), .scores(), .damage(), .damage_against_divergence(), .heatmap(stage), "
-            ".weights(stage), .dendrogram(stage), .beta(stage), .quantiles(stage), .heads(stage), "
-            ".classes(stage), .unusual(stage), .save(folder)"
+            "plot.adjacent(), .distance(), .scores(), .damage(), .damage_against_divergence(), "
+            ".heatmap(stage), .weights(stage), .dendrogram(stage), .beta(stage), "
+            ".quantiles(stage), .heads(stage), .classes(stage), .unusual(stage), .save(folder)"
         )
 
     def adjacent(self, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Every retrieval's divergence from the one before it (`plots.adjacent_divergence`)."""
         return plots.adjacent_divergence(self._analysis, ax=ax)
+
+    def distance(self, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """How far mixed values are from those before (`plots.adjacent_distance`)."""
+        return plots.adjacent_distance(self._analysis, ax=ax)
 
     def scores(
         self, *, plan: SkipPlan | None = None, ax: Axes | None = None
@@ -63,12 +67,12 @@ class AnalysisPlots:
     def heatmap(
         self,
         stage: str | int = 0,
-        measure: str = "kl",
+        measure: str | None = None,
         *,
         plan: SkipPlan | None = None,
         ax: Axes | None = None,
     ) -> tuple[Figure, Axes]:
-        """The divergence of every pair of a stage (`plots.divergence_heatmap`)."""
+        """The divergence (or distance) of a stage's pairs (`plots.divergence_heatmap`)."""
         return plots.divergence_heatmap(self._part(stage), measure, plan=plan, ax=ax)
 
     def weights(self, stage: str | int = 0, *, ax: Axes | None = None) -> tuple[Figure, Axes]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ela_probe.analysis.damage import MEASURED
-from ela_probe.analysis.findings import NEAR
+from ela_probe.analysis.findings import NEAR, NEAR_VALUES
 from ela_probe.analysis.result import Analysis
 from ela_probe.pruning.ablation import Ablation
 from ela_probe.pruning.correlations import spearman
@@ -74,6 +74,46 @@ def adjacent_divergence(analysis: Analysis, *, ax: Axes | None = None) -> tuple[
         legend_below(axes)
         if not x.size:
             empty(axes, "no stage has two retrievals")
+    return figure, axes
+
+
+def adjacent_distance(analysis: Analysis, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Of `signed` weights: how far each site's mixed values are from those of the one before.
+
+    Filled: l2, relative to the larger norm; hollow: 1 − cosine. Whiskers: ± 2 standard errors. The
+    dashed line is at l2 = 0.1. Stages of other weights stay empty.
+    """
+    with drawing(ax, depth_size(sum(len(p.stage.sites) for p in analysis.stages))) as (
+        figure,
+        axes,
+    ):
+        title(
+            axes,
+            "Distance of mixed values from the site before",
+            "relative; whiskers: ± 2 standard errors",
+        )
+        drawn = []
+        for shift, measure, fill, text in (
+            (-0.12, "l2", INK, "l2"), (0.12, "cosine", "white", "1 − cosine"),
+        ):  # fmt: skip
+            mean, error = (
+                np.concatenate([part.adjacent(name) for part in analysis.stages])
+                for name in (measure, f"{measure}_se")
+            )
+            x = np.flatnonzero(np.isfinite(mean))
+            reach = np.where(np.isfinite(error[x]), 2 * error[x], 0.0)
+            axes.errorbar(
+                x + shift, mean[x], reach, fmt="o", markersize=4.5 if len(mean) < 40 else 2.5,
+                markerfacecolor=fill, markeredgecolor=INK, markeredgewidth=0.8, elinewidth=1,
+                ecolor=INK, label=text,
+            )  # fmt: skip
+            drawn += [mean[x] + reach]
+        NatsScale.of(np.concatenate(drawn), mark=NEAR_VALUES).apply(axes, margin=0.12)
+        depth_axis(axes, analysis)
+        axes.set_ylabel("distance  (0: equal)")
+        legend_below(axes)
+        if not drawn[0].size:
+            empty(axes, "no stage of signed weights has two sites")
     return figure, axes
 
 
@@ -142,22 +182,24 @@ def damage_against_divergence(
     """Every site by its divergence from the one before it and by the damage of an action.
 
     Where divergence told what a retrieval is worth, the points would rise from left to right. The
-    first sites of the stages have no divergence and are left out. Colours are depth.
+    first sites of the stages have no divergence and are left out. Colours are depth. Where all
+    weights are `signed`, l2 of the mixed values takes the place of the divergence.
 
     Args:
         ablation: the measured changes, drawn hollow and joined to the predicted ones.
     """
     rows = list[tuple[float, float, float, str]]()
-    offset = 0
+    offset, measure = 0, analysis.measures[0]
     for part in analysis.stages:
-        kl = part.adjacent("kl")
+        kl = part.adjacent(measure)
         for t in range(1, len(kl)):
             found = None if part.damage is None else part.damage.of(t, action)
-            if found is not None:
+            if found is not None and np.isfinite(kl[t]):
                 rows.append((kl[t], found.mean, offset + t, part.stage.sites[t].name))
         offset += len(kl)
     with drawing(ax, (6.0, 5.0)) as (figure, axes):
-        name = "Damage against divergence"
+        by_kl = measure == "kl"
+        name = "Damage against divergence" if by_kl else "Damage against distance"
         if not rows:
             title(axes, name, f"of {action}")
             empty(axes, f"the damage of {action} was not measured")
@@ -179,9 +221,11 @@ def damage_against_divergence(
                 clip_on=False,
                 label="measured",
             )  # fmt: skip
-        NatsScale.of(kl).apply(axes, "x")
+        NatsScale.of(kl, mark=NEAR if by_kl else NEAR_VALUES).apply(axes, "x")
         NatsScale.of(np.concatenate([damage, changes]), mark=None).apply(axes)
-        axes.set_xlabel("kl from the retrieval before [nats]")
+        axes.set_xlabel(
+            "kl from the retrieval before [nats]" if by_kl else "l2 from the mixed values before"
+        )
         axes.set_ylabel(f"change of the loss under {action} [nats]")
         legend_below(axes)
         if len(rows) > 1:

@@ -124,6 +124,8 @@ def legend_below(axes: Axes, handles: Sequence[Artist] = (), labels: Sequence[st
 
 def sample_note(part: StageAnalysis) -> str:
     """The kind of a stage's weights and the number of samples, as a note."""
+    if part.stage.kind == "static":
+        return "static weights, the same for every sample"
     return f"{part.stage.kind} weights, {counted(part.samples, 'sample')}"
 
 

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from ela_probe.analysis.findings import (
     NEAR,
+    NEAR_VALUES,
     SMALL_LOSS,
     cheap_sites,
     findings,
@@ -112,6 +113,7 @@ def write_report(
     stability = plan_stability(analysis, plans[start], resamples=resamples) if resamples else None
     data = {
         "near": NEAR,
+        "nearValues": NEAR_VALUES,
         "smallLoss": SMALL_LOSS,
         "loss": analysis.provenance.loss,
         "analyses": [analysis_data(analysis, names[0], samples=samples)]
@@ -138,6 +140,7 @@ def write_report(
         stages=stages,
         views=_views(data),
         has_damage=analysis.has_damage,
+        measures=analysis.measures,
         verdicts=[v for part in analysis.stages for v in verdicts(part)],
         sites=site_table(analysis),
         plan=plan,

@@ -30,7 +30,7 @@ from ela_probe.report.view_plots import Samples, class_name, shown_classes, stag
 # A site is stored with this many digits: more can't be seen, and the page stays small.
 DIGITS = 4
 # Of every pair; the other standard errors are in pairs.csv.
-OF_PAIRS = ("kl", "kl_se", "shape", "mass", "js")
+OF_PAIRS = ("kl", "kl_se", "shape", "mass", "js", "l2", "l2_se", "cosine")
 
 
 def analysis_data(
@@ -69,7 +69,12 @@ def _stage(part: StageAnalysis) -> dict[str, Any]:
         "labels": short_labels(names),
         "sources": list(part.stage.sizes),
         "verdicts": list(verdicts(part)),
-        "pairs": {m: _numbers(part.divergences[m][earlier, later]) for m in OF_PAIRS},
+        "measures": list(part.measures),
+        "pairs": {
+            m: _numbers(part.divergences[m][earlier, later])
+            for m in OF_PAIRS
+            if m in part.divergences
+        },
         "weights": [
             _numbers(row[:size]) for row, size in zip(part.weights, part.stage.sizes, strict=True)
         ],

@@ -11,6 +11,7 @@ from matplotlib.transforms import Affine2D, ScaledTranslation, blended_transform
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
+from ela_probe.analysis.findings import NEAR, NEAR_VALUES
 from ela_probe.analysis.result import StageAnalysis
 from ela_probe.errors import OptionError
 from ela_probe.pruning.plan import SkipPlan
@@ -36,6 +37,8 @@ WORDS = {
     "mass": "mass part of the KL",
     "js": "Jensen-Shannon divergence",
     "kl_of_means": "KL of the mean weights",
+    "l2": "relative distance of mixed values",
+    "cosine": "1 − cosine of mixed values",
 }
 # Beside a heatmap, in points: how wide the strip of actions is, and how far from the cells.
 STRIP, STRIP_GAP = 6.0, 2.0
@@ -43,7 +46,7 @@ STRIP, STRIP_GAP = 6.0, 2.0
 
 def divergence_heatmap(
     part: StageAnalysis,
-    measure: str = "kl",
+    measure: str | None = None,
     *,
     plan: SkipPlan | None = None,
     ax: Axes | None = None,
@@ -51,18 +54,23 @@ def divergence_heatmap(
     """The divergence of every pair i < j of a stage, in nats: [T − 1, T − 1] cells.
 
     Row i is the earlier site and column j the later one; neighbours are on the diagonal. Colours
-    follow `NatsScale`, with a line at 0.05 nats on their bar.
+    follow `NatsScale`, with a line at 0.05 nats on their bar. Of `signed` weights the cells are
+    distances between mixed values, with the line at 0.1 (`findings.NEAR_VALUES`).
 
     Args:
-        measure: kl, shape, mass, js, or kl_of_means.
+        measure: kl (the default), shape, mass, js, or kl_of_means; of `signed` weights l2 (the
+            default) or cosine.
         plan: its actions are drawn as strips along both axes.
 
     Raises:
-        OptionError: no such measure.
+        OptionError: the stage has no such measure.
         PlanError: the plan has no such stage.
     """
-    if measure not in WORDS:
-        raise OptionError(f"no measure is called {measure!r}; expected one of {', '.join(WORDS)}")
+    known = [name for name in WORDS if name in part.divergences]
+    measure = part.measures[0] if measure is None else measure
+    if measure not in known:
+        raise OptionError(f"no measure is called {measure!r}; expected one of {', '.join(known)}")
+    unit, mark = ("nats", NEAR) if "kl" in known else (measure, NEAR_VALUES)
     names = [site.name for site in part.stage.sites]
     with drawing(ax, (6.0, 5.2)) as (figure, axes):
         title(axes, WORDS[measure], sample_note(part), of=part.stage.name)
@@ -71,8 +79,8 @@ def divergence_heatmap(
             return figure, axes
         values = part.divergences[measure][:-1, 1:]
         lower = np.tril(np.ones(values.shape, dtype=bool), -1)
-        scale = NatsScale.of(values[~lower])
-        bar = heatmap(axes, values, mask=lower, norm=scale.norm(), cmap="rocket_r", label="nats")
+        scale = NatsScale.of(values[~lower], mark=mark)
+        bar = heatmap(axes, values, mask=lower, norm=scale.norm(), cmap="rocket_r", label=unit)
         scale.label(bar)
         labels = short_labels(names)
         cell_ticks(axes, labels[1:], labels[:-1])
@@ -85,7 +93,10 @@ def divergence_heatmap(
 
 
 def weights_heatmap(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """The mean weights of a stage, sites by sources: [T, S] cells, empty beyond S_t."""
+    """The mean weights of a stage, sites by sources: [T, S] cells, empty beyond S_t.
+
+    Colours are those of a scale from 0, for `signed` weights of one that is symmetric around 0.
+    """
     names = [site.name for site in part.stage.sites]
     sizes = part.stage.sizes
     with drawing(ax, (6.0, 5.0)) as (figure, axes):
@@ -93,16 +104,18 @@ def weights_heatmap(part: StageAnalysis, *, ax: Axes | None = None) -> tuple[Fig
         beyond = np.arange(part.weights.shape[1])[None, :] >= np.array(sizes)[:, None]
         # The first retrieval of a stage has a single source, whose weight is always 1.
         informative = part.weights[~beyond & (np.array(sizes) > 1)[:, None]]
-        top = float(np.quantile(informative, 0.98)) * 1.1 if informative.size else 1.0
-        top = 1.0 if top > 0.5 else top
+        top = float(np.quantile(np.abs(informative), 0.98)) * 1.1 if informative.size else 1.0
+        signed = part.stage.kind == "signed"
+        top = 1.0 if top > 0.5 and not signed else top or 1.0
+        larger = bool(np.abs(part.weights).max() > top)
         heatmap(
             axes,
             part.weights,
             mask=beyond,
-            norm=Normalize(0.0, top),
-            cmap="mako_r",
+            norm=Normalize(-top if signed else 0.0, top),
+            cmap="vlag" if signed else "mako_r",
             label="mean weight",
-            extend="max" if part.weights.max() > top else "neither",
+            extend=("both" if signed else "max") if larger else "neither",
             square=part.weights.shape[1] < 2 * len(names),
         )
         labels = short_labels(names)
@@ -120,8 +133,8 @@ def site_dendrogram(
     """Which sites of a stage retrieve alike: a tree that joins the most similar ones first.
 
     Two groups are joined at the mean of √JS over their pairs (average linkage); √JS is a metric
-    (Endres & Schindelin 2003), from 0 to √log 2 = 0.83. Leaves are ordered so that neighbours are
-    alike.
+    (Endres & Schindelin 2003), from 0 to √log 2 = 0.83. Of `signed` weights l2 takes the place of
+    √JS. Leaves are ordered so that neighbours are alike.
 
     Args:
         plan: colours the leaves by their actions.
@@ -136,9 +149,10 @@ def site_dendrogram(
         if len(names) < 2:
             empty(axes, "one retrieval only: nothing to compare")
             return figure, axes
-        js = part.divergences["js"] + part.divergences["js"].T
+        by_values = "js" not in part.divergences
+        upper = part.divergences["l2"] if by_values else np.sqrt(part.divergences["js"])
         tree = hierarchy.linkage(
-            distance.squareform(np.sqrt(js), checks=False), "average", optimal_ordering=True
+            distance.squareform(upper + upper.T, checks=False), "average", optimal_ordering=True
         )
         found = hierarchy.dendrogram(tree, no_plot=True)
         for depths, places in zip(found["dcoord"], found["icoord"], strict=True):
@@ -153,7 +167,8 @@ def site_dendrogram(
         axes.spines[["left", "right"]].set_visible(False)
         axes.tick_params("y", length=0)
         axes.tick_params("x", bottom=True)
-        axes.set_xlabel("√JS at which they are joined  (0: equal)")
+        name = "l2" if by_values else "√JS"
+        axes.set_xlabel(f"{name} at which they are joined  (0: equal)")
         if plan is not None:
             colours = [plan.actions[names[t]] for t in order]
             for row, action in enumerate(colours):

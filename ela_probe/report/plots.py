@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ela_probe.analysis.result import Analysis
 from ela_probe.report.depth_plots import (
+    adjacent_distance,
     adjacent_divergence,
     damage_against_divergence,
     damage_along_depth,
@@ -38,6 +39,7 @@ __all__ = [
     "MASS",
     "SHAPE",
     "WORDS",
+    "adjacent_distance",
     "adjacent_divergence",
     "all_figures",
     "beta_histogram",
@@ -64,7 +66,8 @@ def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
     `adjacent`, `scores`, where damage was measured also `damage` and `damage-divergence`, and for
     each stage `kl-<stage>`, `weights-<stage>`, `alike-<stage>`, `beta-<stage>` and
     `quantiles-<stage>`; where they were recorded also `heads-<stage>`, `classes-<stage>` and
-    `samples-<stage>`.
+    `samples-<stage>`. For stages of `signed` weights `distance`, and for each `l2-<stage>`,
+    `weights-<stage>` and `alike-<stage>`.
 
     Raises:
         OutputError: the folder can't be written to.
@@ -83,8 +86,11 @@ def save_figures(analysis: Analysis, directory: str | Path) -> list[Path]:
 
 def all_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     """Every figure of an analysis, one at a time, with its file name without its ending."""
-    yield "adjacent", adjacent_divergence(analysis)[0]
-    yield "scores", skip_scores(analysis)[0]
+    if "kl" in analysis.measures:
+        yield "adjacent", adjacent_divergence(analysis)[0]
+        yield "scores", skip_scores(analysis)[0]
+    if "l2" in analysis.measures:
+        yield "distance", adjacent_distance(analysis)[0]
     if analysis.has_damage:
         yield "damage", damage_along_depth(analysis)[0]
         yield "damage-divergence", damage_against_divergence(analysis)[0]
@@ -93,9 +99,11 @@ def all_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
         safe = re.sub(r"[^\w.-]+", "_", part.stage.name) or "stage"
         safe = f"{safe}-{index}" if safe in taken else safe
         taken.add(safe)
-        yield f"kl-{safe}", divergence_heatmap(part)[0]
+        yield f"{part.measures[0]}-{safe}", divergence_heatmap(part)[0]
         yield f"weights-{safe}", weights_heatmap(part)[0]
         yield f"alike-{safe}", site_dendrogram(part)[0]
+        if part.measures[0] != "kl":
+            continue
         yield f"beta-{safe}", beta_histogram(part)[0]
         yield f"quantiles-{safe}", beta_quantiles(part)[0]
         if part.views is None:

@@ -26,7 +26,7 @@ VERDICTS = {
     "undecided": "too uncertain to tell",
 }
 # The measures whose rank correlation with an ablation is shown.
-RANKED = ("damage", "kl", "shape", "norm")
+RANKED = ("damage", "kl", "shape", "l2", "norm")
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def site_table(analysis: Analysis) -> Table:
         shown[f"± 2 se: {action}"] = (f"damage_{action}_se", 2)
     shown |= {
         "kl": ("kl", 1), "± 2 se": ("kl_se", 2), "shape": ("shape", 1), "mass": ("mass", 1),
-        "js": ("js", 1), "entropy": ("entropy", 1), "newest": ("newest_share", 1),
+        "js": ("js", 1), "l2": ("l2", 1), "± 2 se: l2": ("l2_se", 2), "1 − cosine": ("cosine", 1),
+        "entropy": ("entropy", 1), "newest": ("newest_share", 1),
         "q": ("quantile", 1), "score": ("score", 1),
     }  # fmt: skip
     frame = analysis.sites
-    shown = {name: column for name, column in shown.items() if frame[column[0]].notna().any()}
+    shown = {n: c for n, c in shown.items() if c[0] in frame and frame[c[0]].notna().any()}
     found = [verdict for part in analysis.stages for verdict in verdicts(part)]
     rows = [
         [row["site"], row["stage"], VERDICTS[verdict]]
@@ -98,23 +99,28 @@ def site_table(analysis: Analysis) -> Table:
         for row, verdict in zip(frame.to_dict("records"), found, strict=True)
     ]
     columns = ["site", "stage", "verdict", *shown]
-    return Table("sites", "Every retrieval; divergences and damage in nats", columns, rows,
-                 classes=found)  # fmt: skip
+    caption = "Every retrieval; divergences and damage in nats"
+    if "l2" in analysis.measures:
+        caption += "; l2 and cosine of mixed values, relative to their norms"
+    return Table("sites", caption, columns, rows, classes=found)
 
 
 def plan_table(plan: SkipPlan) -> Table:
     """One row for each site: its action, and its divergence from the site it is compared with."""
+    pairs = [(stage, site) for stage in plan.stages for site in stage.sites]
+    by_values = any(site.l2 is not None for _, site in pairs)
     columns = [
         "site", "stage", "action", "damage", "compared with", "kl", "shape", "mass", "score",
+        *(["l2", "1 − cosine"] if by_values else []),
     ]  # fmt: skip
 
     def mean(estimate: Estimate | None) -> float | None:
         return None if estimate is None else estimate.mean
 
-    pairs = [(stage, site) for stage in plan.stages for site in stage.sites]
     rows = [
         [site.name, stage.name, site.action, mean(site.damage), site.reference, mean(site.kl),
-         mean(site.shape), mean(site.mass), site.score]
+         mean(site.shape), mean(site.mass), site.score,
+         *([mean(site.l2), mean(site.cosine)] if by_values else [])]
         for stage, site in pairs
     ]  # fmt: skip
     return Table("plan", "The plan, site by site", columns, rows,

@@ -25,9 +25,15 @@ const AT = new Map(SITES.map((site) => [site.name, site]));
 /** The place of a pair in a stage's lists: (0, 1), (0, 2), (1, 2), (0, 3), ... */
 const pairIndex = (earlier, later) => (later * (later - 1)) / 2 + earlier;
 
-/** A measure between a site and the one before it; null for the first of a stage. */
+/** A measure between a site and the one before it; null for the first of a stage, or without it. */
 const adjacent = (site, measure) =>
-  site.t ? site.stage.pairs[measure][pairIndex(site.t - 1, site.t)] : null;
+  (site.t ? site.stage.pairs[measure]?.[pairIndex(site.t - 1, site.t)] : null) ?? null;
+
+/** Below this value of a measure a retrieval nearly repeats the one before. */
+const nearOf = (measure) => (["l2", "cosine"].includes(measure) ? DATA.nearValues : DATA.near);
+/** The unit of a measure in words: nats of a divergence; a distance of mixed values has none. */
+const unitOf = (measure) => (["l2", "cosine"].includes(measure) ? "" : "nats");
+const withUnit = (measure) => (unitOf(measure) ? `${measure} [nats]` : measure);
 
 /**
  * A scale that is linear near 0 and logarithmic above, so that no value flattens the others.
@@ -100,7 +106,7 @@ function extremes(points, value, unit) {
 }
 
 PICTURES.divergence = {
-  points: SITES.filter((site) => site.t).map((site) => ({
+  points: SITES.filter((site) => site.t && site.stage.pairs.kl).map((site) => ({
     ...site, kl: adjacent(site, "kl"), se: adjacent(site, "kl_se"),
     shape: adjacent(site, "shape"), mass: adjacent(site, "mass"),
   })),
@@ -139,6 +145,46 @@ PICTURES.divergence = {
     return {
       columns: ["site", "stage", "kl", "standard error", "shape", "mass"],
       rows: this.points.map((p) => [p.name, p.stage.name, p.kl, p.se, p.shape, p.mass]),
+    };
+  },
+};
+
+PICTURES.distance = {
+  points: SITES.filter((site) => site.t && site.stage.pairs.l2).map((site) => ({
+    ...site, l2: adjacent(site, "l2"), se: adjacent(site, "l2_se"), cosine: adjacent(site, "cosine"),
+  })),
+  draw(width) {
+    const depth = alongDepth(SITES, width);
+    const scale = symlog(this.points.map((p) => ends(p.l2, p.se)[1]), DATA.nearValues);
+    return plotOf(width, {
+      ...depth.frame, height: 300, x: depth.axis, y: { ...scale, label: "l2 of mixed values" },
+      marks: [
+        ...depth.marks,
+        Plot.rectY(this.points, {
+          x1: (p) => p.x - 0.4, x2: (p) => p.x + 0.4, y1: 0, y2: "l2", fill: BLUE, fillOpacity: 0.45,
+        }),
+        Plot.ruleX(this.points, {
+          x: "x", y1: (p) => Math.max(0, ends(p.l2, p.se)[0]), y2: (p) => ends(p.l2, p.se)[1],
+        }),
+        Plot.ruleY([0]), Plot.ruleY([DATA.nearValues], { strokeDasharray: "4 3" }),
+        Plot.tip(this.points, Plot.pointerX({
+          x: "x", y: "l2",
+          title: (p) =>
+            `${p.name}\nl2 ${readable(p.l2)} ± ${readable(2 * p.se, 2)}\n1 − cosine ${readable(p.cosine)}`,
+        })),
+      ],
+    });
+  },
+  says() {
+    return (
+      `Distance of each site's mixed values from those before, along depth: ` +
+      extremes(this.points, (p) => p.l2, "")
+    );
+  },
+  table() {
+    return {
+      columns: ["site", "stage", "l2", "standard error", "1 − cosine"],
+      rows: this.points.map((p) => [p.name, p.stage.name, p.l2, p.se, p.cosine]),
     };
   },
 };
@@ -217,28 +263,35 @@ PICTURES.damage = {
 };
 
 PICTURES.scatter = {
-  points: damagePoints().filter((p) => p.t).map((p) => ({ ...p, kl: adjacent(p, "kl") })),
+  measure: SITES.some((site) => site.stage.pairs.kl) ? "kl" : "l2",
+  get points() {
+    const measured = damagePoints().filter((p) => p.t && p.stage.pairs[this.measure]);
+    return measured.map((p) => ({ ...p, apart: adjacent(p, this.measure) }));
+  },
   draw(width) {
+    const points = this.points;
+    const near = nearOf(this.measure);
     return plotOf(width, {
-      height: 360, marginLeft: 56, marginBottom: 40, ...actionScales(this.points),
-      x: { ...symlog(this.points.map((p) => p.kl), DATA.near), label: "divergence from the one before, kl [nats]" },
-      y: { ...symlog(this.points.map((p) => p.mean), DATA.smallLoss), label: "damage [nats]" },
+      height: 360, marginLeft: 56, marginBottom: 40, ...actionScales(points),
+      x: { ...symlog(points.map((p) => p.apart), near), label: `from the one before, ${withUnit(this.measure)}` },
+      y: { ...symlog(points.map((p) => p.mean), DATA.smallLoss), label: "damage [nats]" },
       marks: [
-        Plot.ruleY([0]), Plot.ruleX([DATA.near], { strokeDasharray: "4 3" }),
-        Plot.dot(this.points, { x: "kl", y: "mean", fill: "action", symbol: "action", r: 4 }),
-        Plot.tip(this.points, Plot.pointer({
-          x: "kl", y: "mean", title: (p) => `${damageText(p)}\nkl ${readable(p.kl)}`,
+        Plot.ruleY([0]), Plot.ruleX([near], { strokeDasharray: "4 3" }),
+        Plot.dot(points, { x: "apart", y: "mean", fill: "action", symbol: "action", r: 4 }),
+        Plot.tip(points, Plot.pointer({
+          x: "apart", y: "mean", title: (p) => `${damageText(p)}\n${this.measure} ${readable(p.apart)}`,
         })),
       ],
     });
   },
   says() {
-    return `Damage against divergence of ${this.points.length} actions: ${extremes(this.points, (p) => p.mean, "nats")}`;
+    const what = this.measure === "kl" ? "divergence" : "distance of mixed values";
+    return `Damage against ${what} of ${this.points.length} actions: ${extremes(this.points, (p) => p.mean, "nats")}`;
   },
   table() {
     return {
-      columns: ["site", "action", "kl", "damage"],
-      rows: this.points.map((p) => [p.name, p.action, p.kl, p.mean]),
+      columns: ["site", "action", this.measure, "damage"],
+      rows: this.points.map((p) => [p.name, p.action, p.apart, p.mean]),
     };
   },
 };

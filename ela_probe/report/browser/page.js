@@ -98,13 +98,17 @@ function choose(change) {
   if ("later" in change) CHOICE.earlier = Math.min(CHOICE.earlier, CHOICE.later - 1);
   CHOICE.earlier = Math.max(0, Math.min(CHOICE.earlier, count - 2));
   CHOICE.later = Math.min(Math.max(CHOICE.later, CHOICE.earlier + 1), count - 1);
+  const measures = chosenStage().measures;
+  if (!measures.includes(CHOICE.measure)) CHOICE.measure = measures[0];
+  options("measure", measures, measures.indexOf(CHOICE.measure));
   options("stage", stages.map((stage) => stage.name), CHOICE.stage);
   options("earlier", chosenStage().sites, CHOICE.earlier);
   options("later", chosenStage().sites, CHOICE.later);
   const pair = pairsOf(chosenStage()).find((p) => p.i === CHOICE.earlier && p.j === CHOICE.later);
+  const distinct = chosenStage().distinct;
   byId("pair-words").textContent = pair
-    ? `${pair.earlier} → ${pair.later}: ${pairWords(pair)}. ` +
-      `The stage has about ${readable(chosenStage().distinct, 2)} distinct retrievals of ${count} (Vendi score).`
+    ? `${pair.earlier} → ${pair.later}: ${pairWords(pair)}.` +
+      (distinct === null ? "" : ` The stage has about ${readable(distinct, 2)} distinct retrievals of ${count} (Vendi score).`)
     : "This stage has one retrieval only; there is nothing to compare.";
   redraw("pairs", "weights");
 }
@@ -168,9 +172,10 @@ function printWhole() {
   byId("printed-pairs").className = "drawing two";
   byId("printed-pairs").replaceChildren(
     ...others.map(({ analysis, stage }) => {
-      const made = heatmap(stage, CHOICE.measure, 480);
+      const measure = stage.measures.includes(CHOICE.measure) ? CHOICE.measure : stage.measures[0];
+      const made = heatmap(stage, measure, 480);
       const name = DATA.analyses.length > 1 ? `${analysis.label}: ${stage.name}` : stage.name;
-      return element("figure", {}, made, element("figcaption", {}, `${name}: ${CHOICE.measure} of every pair`));
+      return element("figure", {}, made, element("figcaption", {}, `${name}: ${measure} of every pair`));
     }),
   );
 }
@@ -188,11 +193,10 @@ listContents();
 for (const box of document.querySelectorAll(".table")) activate(box);
 for (const figure of document.querySelectorAll("[data-picture]")) show(figure);
 options("which", DATA.analyses.map((analysis) => analysis.label), 0);
-options("measure", MEASURES, 0);
 byId("which-label").hidden = DATA.analyses.length < 2;
 byId("which").addEventListener("change", (event) => choose({ analysis: Number(event.target.value) }));
 byId("stage").addEventListener("change", (event) => choose({ stage: Number(event.target.value) }));
-byId("measure").addEventListener("change", (event) => choose({ measure: MEASURES[event.target.value] }));
+byId("measure").addEventListener("change", (event) => choose({ measure: chosenStage().measures[event.target.value] }));
 byId("earlier").addEventListener("change", (event) => choose({ earlier: Number(event.target.value) }));
 byId("later").addEventListener("change", (event) => choose({ later: Number(event.target.value) }));
 byId("budget").max = PLANS.budgets.length - 1;

@@ -1,7 +1,6 @@
 // The pictures of pairs and of fits. `CHOICE` is what the reader has selected.
 "use strict";
 
-const MEASURES = ["kl", "shape", "mass", "js"];
 const CHOICE = { analysis: 0, stage: 0, measure: "kl", earlier: 0, later: 1 };
 
 const chosenStage = () => DATA.analyses[CHOICE.analysis].stages[CHOICE.stage];
@@ -19,7 +18,9 @@ function pairsOf(stage) {
 }
 
 const pairWords = (p) =>
-  `kl ${readable(p.kl)} ± ${readable(2 * p.kl_se, 2)} nats: shape ${readable(p.shape)}, ` +
+  p.kl === undefined
+    ? `l2 ${readable(p.l2)} ± ${readable(2 * p.l2_se, 2)} of mixed values; 1 − cosine ${readable(p.cosine)}`
+    : `kl ${readable(p.kl)} ± ${readable(2 * p.kl_se, 2)} nats: shape ${readable(p.shape)}, ` +
   `mass ${readable(p.mass)}; js ${readable(p.js)}`;
 
 /** The heatmap of a stage. Its scale is the same for all stages. */
@@ -29,8 +30,8 @@ function heatmap(stage, measure, width, mark = null) {
   const step = Math.ceil(count / Math.max(2, Math.floor(size / 36)));
   const [columns, lines] = [d3.range(1, count), d3.range(count - 1)];
   const long = Math.max(...stage.labels.map((label) => label.length)) > 4;
-  const everywhere = DATA.analyses.flatMap((a) => a.stages.flatMap((s) => s.pairs[measure]));
-  const scale = symlog(everywhere, DATA.near, 11);
+  const everywhere = DATA.analyses.flatMap((a) => a.stages.flatMap((s) => s.pairs[measure] ?? []));
+  const scale = symlog(everywhere, nearOf(measure), 11);
   const points = pairsOf(stage);
   const axis = { tickFormat: (t) => stage.labels[t], tickSize: 0, padding: 0 };
   const labelled = (sites) => sites.filter((t) => (t - sites[0]) % step === 0);
@@ -38,7 +39,7 @@ function heatmap(stage, measure, width, mark = null) {
   return plotOf(size, {
     height: size, marginLeft: margin, marginBottom: margin, marginTop: 10,
     x: { ...axis, domain: columns }, y: { ...axis, domain: lines },
-    color: { ...scale, scheme: "viridis", reverse: true, legend: true, width: Math.min(size, 420), label: `${measure} [nats]` },
+    color: { ...scale, scheme: "viridis", reverse: true, legend: true, width: Math.min(size, 420), label: withUnit(measure) },
     marks: [
       Plot.axisX(labelled(columns), {
         label: "later site", labelAnchor: "center", labelOffset: margin - 4, tickSize: 0, tickRotate: long ? -60 : 0,
@@ -69,15 +70,16 @@ PICTURES.pairs = {
   says() {
     const stage = chosenStage();
     const points = pairsOf(stage).map((p) => ({ ...p, name: `${p.earlier} → ${p.later}` }));
-    return `${CHOICE.measure} of the pairs of ${stage.name}: ${extremes(points, (p) => p[CHOICE.measure], "nats")}`;
+    return `${CHOICE.measure} of the pairs of ${stage.name}: ${extremes(points, (p) => p[CHOICE.measure], unitOf(CHOICE.measure))}`;
   },
   table() {
     const stage = chosenStage();
     const near = d3.sort(pairsOf(stage), (p) => p[CHOICE.measure]);
+    const [main, ...others] = stage.measures;
     return {
       name: `pairs-${stage.name}`,
-      columns: ["earlier", "later", "kl", "standard error", "shape", "mass", "js"],
-      rows: near.map((p) => [p.earlier, p.later, p.kl, p.kl_se, p.shape, p.mass, p.js]),
+      columns: ["earlier", "later", main, "standard error", ...others],
+      rows: near.map((p) => [p.earlier, p.later, p[main], p[`${main}_se`], ...others.map((m) => p[m])]),
     };
   },
 };
@@ -93,6 +95,7 @@ PICTURES.weights = {
   draw(width) {
     const rows = this.rows();
     const stage = chosenStage();
+    const known = rows.flatMap((row) => [row.earlier, row.later]);
     const names = [`earlier: ${stage.labels[CHOICE.earlier]}`, `later: ${stage.labels[CHOICE.later]}`];
     const bar = (name, from, to, label) =>
       Plot.rectY(rows.filter((row) => row[name] !== null), {
@@ -103,7 +106,7 @@ PICTURES.weights = {
       x: { domain: [-0.6, rows.length - 0.4], label: stage.kind === "channel" ? "channel" : "source",
         ticks: d3.ticks(0, rows.length - 1, Math.min(rows.length, 10)).filter(Number.isInteger),
         tickFormat: "d" },
-      y: { label: "mean weight", domain: [0, Math.max(1e-9, ...rows.flatMap((r) => [r.earlier, r.later]))] },
+      y: { label: "mean weight", domain: [Math.min(0, ...known), Math.max(1e-9, ...known)] },
       color: { domain: names, range: [BLUE, ORANGE], legend: true },
       marks: [
         bar("earlier", -0.4, 0, names[0]), bar("later", 0, 0.4, names[1]), Plot.ruleY([0]),

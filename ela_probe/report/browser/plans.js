@@ -90,17 +90,18 @@ PICTURES.plan = {
   table() {
     const entries = PLANS.budgets[budget].chosen.map((v, s) => PLANS.variants[s][v]);
     const stable = budget === DATA.start ? DATA.stability : null;
+    const measures = ["kl", "l2"].filter((m) => SITES.some((site) => site.stage.pairs[m]));
     return {
       name: `plan-${PLANS.budgets[budget].count}`,
       columns: [
-        "site", "stage", "action", "damage", "standard error", "compared with", "kl",
+        "site", "stage", "action", "damage", "standard error", "compared with", ...measures,
         ...(stable ? ["kept in resamples"] : []),
       ],
       rows: SITES.map((site) => {
         const entry = entries[site.x];
         return [
           site.name, site.stage.name, entry.action, entry.damage?.mean ?? null,
-          entry.damage?.se ?? null, entry.reference, entry.kl?.mean ?? null,
+          entry.damage?.se ?? null, entry.reference, ...measures.map((m) => entry[m]?.mean ?? null),
           ...(stable ? [stable[site.name]] : []),
         ];
       }),

@@ -15,7 +15,7 @@ from ela_probe.errors import ModelError, PlanError
 from ela_probe.forward import is_compiled_form, uncompiled, without_compile
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import actions_of
-from ela_probe.sites import Action, Stage
+from ela_probe.sites import OPTIONAL, Action, Stage
 from ela_probe.training.ela.moving_averages import StageAverage
 from ela_probe.training.ela.surgery import apply_undoable, prune_in_training
 
@@ -51,6 +51,13 @@ class Network:
             raise ModelError(
                 f"ELA: no layer attention found in this {type(self.model).__name__}; expected a "
                 "network whose layers retrieve from earlier layers, such as mrla_b_resnet20"
+            )
+        optional = [stage for stage in self.stages if stage.kind in OPTIONAL]
+        if optional:
+            raise ModelError(
+                f"ELA: {optional[0].name} has {optional[0].kind} weights; expected softmax, "
+                "unrolled or channel weights, whose divergences are averaged over epochs. Train "
+                "without ELA, then analyze, plan and prune"
             )
         self.averages = [StageAverage(stage, decay=decay) for stage in self.stages]
         self.compiled = is_compiled(module)
