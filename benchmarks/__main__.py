@@ -23,6 +23,7 @@ COMMANDS = (
     "parity",
     "plans",
     "pretrained",
+    "scale",
     "speed",
     "table",
 )
