@@ -14,6 +14,7 @@ from .options import (
     Seed,
     SitesFile,
 )
+from .spread_options import SpreadOptions
 
 if TYPE_CHECKING:
     from ela_probe.discovery.discover import Discovery
@@ -26,6 +27,7 @@ def command(
     inputs: InputOptions,
     sites: SitesFile = None,
     model: ModelOptions,
+    spread: SpreadOptions,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -42,7 +44,7 @@ def command(
     from ela_probe.pretrained import example_tokens
 
     batches = inputs.build(path=model.path, data=data, limit=None, batch_size=2, seed=seed)
-    loaded = model.read(checkpoint)
+    loaded = model.read(checkpoint, spread=spread.spread())
     example: Any = None
     if batches is not None:
         first = next(iter(batches))

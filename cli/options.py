@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
     from ela_probe.data.opening import Data
     from ela_probe.models.registry import ModelSpec
+    from ela_probe.spreading import Spread
     from ela_probe.system.processes import Processes
 
 SplitName = Literal["train", "val", "test"]
@@ -152,7 +153,7 @@ class ModelOptions:
             return None
         return ModelSpec(name=name, args=arguments, path=self.path)
 
-    def read(self, checkpoint: Path) -> "Checkpoint":
+    def read(self, checkpoint: Path, *, spread: "Spread | None" = None) -> "Checkpoint":
         """Read the checkpoint, and print a note on how a foreign file was read.
 
         Raises OptionError, CheckpointError, ModelError.
@@ -171,6 +172,7 @@ class ModelOptions:
         for option, given in (
             ("--dtype", self.dtype is not None),
             ("--trust-remote-code", self.trust_remote_code),
+            ("--device-map", spread is not None),
         ):
             if given and not is_directory:
                 raise OptionError(f"got {option}, but {checkpoint} is no hf:DIR; leave it out")
@@ -179,6 +181,7 @@ class ModelOptions:
             spec=spec,
             dtype=None if self.dtype is None else getattr(torch, self.dtype),
             trust_remote_code=self.trust_remote_code,
+            spread=spread,
         )
         if loaded.note is not None and console.is_first_process():
             console.print_note(f"note: {checkpoint.name}: {loaded.note}")
