@@ -37,6 +37,7 @@ def command(
 
         ela-probe discover runs/digits/best.pt
         ela-probe discover weights.pth --factory package.module:build --input-size 3,32,32
+        ela-probe discover hf:DIR
     """
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.discovery.discover import discover

@@ -90,7 +90,8 @@ SitesFile = Annotated[
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(
-        help="A checkpoint, a state dict with --model, or hf:DIR, a directory of transformers.",
+        help="A checkpoint, a state dict with --model, or hf:DIR, a directory that save_pretrained "
+        "of transformers wrote.",
         callback=inputs.CHECKPOINT.check,
         show_default=False,
     ),
@@ -128,12 +129,18 @@ class ModelOptions:
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(
-            help="Type of the weights of hf:DIR. Default: as they are stored.", show_default=False
+            help="Type of the weights of hf:DIR; bfloat16 takes half the memory of float32. "
+            "Default: as they are stored.",
+            show_default=False,
         ),
     ] = None
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="Run the code that lies in hf:DIR."),
+        typer.Option(
+            "--trust-remote-code",
+            help="Run the Python code that lies in hf:DIR. A directory with code of its own is "
+            "refused otherwise.",
+        ),
     ] = False
 
     def spec(self) -> "ModelSpec | None":
@@ -205,7 +212,9 @@ class DataOptions:
     context: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens per sequence of text. Default: as in training.", show_default=False
+            min=1,
+            help="Tokens per sequence of text. Default: as in training, else 128.",
+            show_default=False,
         ),
     ] = None
 

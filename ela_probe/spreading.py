@@ -55,16 +55,18 @@ def parse_memory(text: str) -> dict[int | str, str]:
 
 
 def is_spread(model: nn.Module) -> bool:
-    """Whether accelerate placed the parts of this model."""
-    return getattr(model, "hf_device_map", None) is not None
+    """Whether accelerate brings the weights of this model, or its inputs, to where they are used.
+
+    A model that a device map puts on a single device as a whole is an ordinary model there.
+    """
+    return hasattr(model, "_hf_hook")
 
 
 def describe_spread(model: nn.Module) -> str:
-    """Where its parts are, as in "3 parts on cpu, 8 on disk"."""
+    """Where its parts are, as in "3 of 11 parts on cpu, 8 of 11 parts on disk"."""
     places: Any = getattr(model, "hf_device_map", {})
-    counts = Counter(str(place) for place in places.values())
-    first, *others = (f"{count} on {place}" for place, count in counts.items())
-    return ", ".join([first.replace(" on", " parts on", 1), *others])
+    total, counts = len(places), Counter(str(place) for place in places.values())
+    return ", ".join(f"{count} of {total} parts on {place}" for place, count in counts.items())
 
 
 def placed(model: nn.Module, device: torch.device | None) -> nn.Module:

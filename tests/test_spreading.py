@@ -40,7 +40,7 @@ def test_a_model_on_disk_has_the_same_analysis_and_keeps_no_weights(folder: Path
     assert any(name.endswith("mlp_input.query") for name in waiting)
     assert waiting < {name for name, _ in spread.model.named_parameters()}
     assert spread.note is not None
-    assert "on disk" in spread.note
+    assert "parts on disk" in spread.note
     found = analyze(spread.model, batches, damage=False, progress=False)
     assert on_meta(spread.model) == waiting
     whole = analyze(load_checkpoint(folder / "model"), batches, damage=False, progress=False)
@@ -116,6 +116,15 @@ def test_broken_weights_on_disk_are_named(folder: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "model", broken)
     with pytest.raises(CheckpointError, match=r"unembed.weight holds NaN"):
         read_checkpoint(tmp_path / "model", spread=HALF)
+
+
+def test_a_model_that_fits_into_memory_is_an_ordinary_model(folder: Path) -> None:
+    loaded = read_checkpoint(folder / "model", spread=Spread("auto", {"cpu": "1GiB"}))
+    assert not is_spread(loaded.model)
+    with torch.no_grad():
+        expected = load_checkpoint(folder / "model")(token_ids()).logits
+        assert torch.equal(loaded.model(token_ids()).logits, expected)
+    assert analyze(loaded.model, [token_ids()], progress=False).provenance.samples == 3
 
 
 def test_limits_of_memory() -> None:
