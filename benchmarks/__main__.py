@@ -24,6 +24,7 @@ COMMANDS = (
     "plans",
     "pretrained",
     "residuals",
+    "scale",
     "speed",
     "table",
 )

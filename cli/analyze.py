@@ -26,6 +26,7 @@ from .options import (
     Workers,
 )
 from .outputs import beside, check_output_folder, writing_folder
+from .spread_options import SpreadOptions
 
 if TYPE_CHECKING:
     from ela_probe.analysis.result import Analysis
@@ -47,6 +48,7 @@ def command(
     inputs: InputOptions,
     sites: SitesFile = None,
     model: ModelOptions,
+    spread: SpreadOptions,
     batch_size: BatchSize = 256,
     workers: Workers = None,
     sampling: SamplingOptions,
@@ -69,6 +71,7 @@ def command(
 
         ela-probe analyze runs/digits/best.pt
         ela-probe analyze weights.pth --model mrla_b_resnet56 --data npz:DIR/cifar10 --limit 10000
+        ela-probe analyze hf:DIR --data text:FILE --device-map auto --no-damage --max-tokens 64
         ela-probe analyze best.pth.tar --factory models:net --path REPO --input-size 3,224,224
     """
     folder = output or beside(checkpoint, "analysis", "")
@@ -76,12 +79,18 @@ def command(
 
     from ela_probe.analysis.findings import next_command, recommended_share
     from ela_probe.discovery.declared import DeclaredAdapter
+    from ela_probe.errors import OptionError
     from ela_probe.pipeline.analyze import analyze_checkpoint
     from ela_probe.report.plots import save_figures
+    from ela_probe.spreading import NO_DAMAGE
     from ela_probe.system.processes import is_first, shutdown
     from ela_probe.system.storage import output_directory
 
-    processes = hardware.processes()
+    processes, spread_over = hardware.processes(), spread.spread()
+    if spread_over is not None and damage:
+        raise OptionError(NO_DAMAGE)
+    if spread_over is not None and processes.count > 1:
+        raise OptionError("got --device-map with several processes; take one (--devices 1)")
     batches = inputs.build(
         path=model.path,
         data=data,
@@ -91,7 +100,7 @@ def command(
         seed=seed,
     )
     declared = None if sites is None else DeclaredAdapter.load(sites)
-    loaded = model.read(checkpoint)
+    loaded = model.read(checkpoint, spread=spread_over)
     samples = None
     if batches is None and (data.are_given or image_size is not None):
         samples = data.open(loaded, image_size=image_size)

@@ -39,6 +39,7 @@ def command(
     Times are medians, measured in alternation in one run; trust the ratios, not the milliseconds.
 
         ela-probe compare runs/digits/best.pt pruned.pt tuned.pt
+        ela-probe compare hf:DIR hf:DIR-pruned --data text:FILE --context 512
     """
     if output is not None:
         check_output(output, [*checkpoints, inputs.path_of_data(data.data)])

@@ -14,6 +14,7 @@ from .options import (
     Seed,
     SitesFile,
 )
+from .spread_options import SpreadOptions
 
 if TYPE_CHECKING:
     from ela_probe.discovery.discover import Discovery
@@ -26,6 +27,7 @@ def command(
     inputs: InputOptions,
     sites: SitesFile = None,
     model: ModelOptions,
+    spread: SpreadOptions,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -35,6 +37,7 @@ def command(
 
         ela-probe discover runs/digits/best.pt
         ela-probe discover weights.pth --factory package.module:build --input-size 3,32,32
+        ela-probe discover hf:DIR
     """
     from ela_probe.discovery.declared import DeclaredAdapter
     from ela_probe.discovery.discover import discover
@@ -42,7 +45,7 @@ def command(
     from ela_probe.pretrained import example_tokens
 
     batches = inputs.build(path=model.path, data=data, limit=None, batch_size=2, seed=seed)
-    loaded = model.read(checkpoint)
+    loaded = model.read(checkpoint, spread=spread.spread())
     example: Any = None
     if batches is not None:
         first = next(iter(batches))

@@ -69,6 +69,7 @@ def command(
     The best weights go to the output file; the log and the state for --resume into OUTPUT-run/.
 
         ela-probe finetune pruned.pt -o tuned.pt --epochs 5
+        ela-probe finetune hf:DIR-pruned --data text:FILE --context 512
     """
     path = output or beside(checkpoint, "tuned")
     run = path.parent / f"{path.stem}-run"

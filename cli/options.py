@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
     from ela_probe.data.opening import Data
     from ela_probe.models.registry import ModelSpec
+    from ela_probe.spreading import Spread
     from ela_probe.system.processes import Processes
 
 SplitName = Literal["train", "val", "test"]
@@ -89,7 +90,8 @@ SitesFile = Annotated[
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(
-        help="A checkpoint, a state dict with --model, or hf:DIR, a directory of transformers.",
+        help="A checkpoint, a state dict with --model, or hf:DIR, a directory that save_pretrained "
+        "of transformers wrote.",
         callback=inputs.CHECKPOINT.check,
         show_default=False,
     ),
@@ -127,12 +129,18 @@ class ModelOptions:
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(
-            help="Type of the weights of hf:DIR. Default: as they are stored.", show_default=False
+            help="Type of the weights of hf:DIR; bfloat16 takes half the memory of float32. "
+            "Default: as they are stored.",
+            show_default=False,
         ),
     ] = None
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="Run the code that lies in hf:DIR."),
+        typer.Option(
+            "--trust-remote-code",
+            help="Run the Python code that lies in hf:DIR. A directory with code of its own is "
+            "refused otherwise.",
+        ),
     ] = False
 
     def spec(self) -> "ModelSpec | None":
@@ -152,7 +160,7 @@ class ModelOptions:
             return None
         return ModelSpec(name=name, args=arguments, path=self.path)
 
-    def read(self, checkpoint: Path) -> "Checkpoint":
+    def read(self, checkpoint: Path, *, spread: "Spread | None" = None) -> "Checkpoint":
         """Read the checkpoint, and print a note on how a foreign file was read.
 
         Raises OptionError, CheckpointError, ModelError.
@@ -171,6 +179,7 @@ class ModelOptions:
         for option, given in (
             ("--dtype", self.dtype is not None),
             ("--trust-remote-code", self.trust_remote_code),
+            ("--device-map", spread is not None),
         ):
             if given and not is_directory:
                 raise OptionError(f"got {option}, but {checkpoint} is no hf:DIR; leave it out")
@@ -179,6 +188,7 @@ class ModelOptions:
             spec=spec,
             dtype=None if self.dtype is None else getattr(torch, self.dtype),
             trust_remote_code=self.trust_remote_code,
+            spread=spread,
         )
         if loaded.note is not None and console.is_first_process():
             console.print_note(f"note: {checkpoint.name}: {loaded.note}")
@@ -202,7 +212,9 @@ class DataOptions:
     context: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens per sequence of text. Default: as in training.", show_default=False
+            min=1,
+            help="Tokens per sequence of text. Default: as in training, else 128.",
+            show_default=False,
         ),
     ] = None
 

@@ -39,6 +39,7 @@ def command(
 
         ela-probe prune runs/digits/best.pt --plan plan.json -o pruned.pt
         ela-probe prune runs/digits/best.pt --plan plan.json --check 2000
+        ela-probe prune hf:DIR --plan DIR-analysis/plan.json
     """
     path = output or beside(checkpoint, "pruned")
     given_files = [checkpoint, plan, inputs.path_of_data(data.data)]

@@ -27,6 +27,7 @@ from ela_probe.models.published import from_published
 from ela_probe.models.registry import ModelSpec
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
+from ela_probe.spreading import Spread, describe_spread
 from ela_probe.system.checkpoint_file import KEY, StoredFile, read_file
 from ela_probe.system.messages import shortened
 from ela_probe.system.reading import refuse_many, refusing
@@ -178,15 +179,16 @@ def read_checkpoint(
     spec: ModelSpec | None = None,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    spread: Spread | None = None,
 ) -> Checkpoint:
     """Like `load_checkpoint`, with all that the file tells.
 
     Args:
-        dtype, trust_remote_code: for a directory, as `pretrained.read_network` takes them.
+        dtype, trust_remote_code, spread: for a directory, as `pretrained.read_network` takes them.
     """
     is_named, path = str(path).startswith(PREFIX), Path(str(path).removeprefix(PREFIX))
     if is_named or (path / pretrained.CONFIG).is_file():
-        return _read_directory(path, dtype, trust_remote_code=trust_remote_code)
+        return _read_directory(path, dtype, trust_remote_code=trust_remote_code, spread=spread)
     file = read_file(path)
     header = _header(path, file, spec)
     if spec is not None:
@@ -226,14 +228,20 @@ def read_checkpoint(
 
 
 def _read_directory(
-    path: Path, dtype: torch.dtype | None, *, trust_remote_code: bool
+    path: Path, dtype: torch.dtype | None, *, trust_remote_code: bool, spread: Spread | None
 ) -> Checkpoint:
     """The checkpoint in a directory of transformers. Raises CheckpointError, PlanError."""
     stored = pretrained.read_config(path).get(KEY)
-    model, missing = pretrained.read_network(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    header = Header(model=ModelSpec(name=type(model).__name__))
-    if stored is not None:
-        header = _parse_header(path, json.dumps(stored))
+    header = None if stored is None else _parse_header(path, json.dumps(stored))
+    if spread is not None and header is not None and header.plans:
+        raise CheckpointError(
+            f"{path} was pruned, and a pruned model is put together in memory; leave out "
+            "--device-map, or spread the directory that it was pruned from"
+        )
+    model, missing = pretrained.read_network(
+        path, dtype=dtype, trust_remote_code=trust_remote_code, spread=spread
+    )
+    header = header or Header(model=ModelSpec(name=type(model).__name__))
     for plan in header.plans:
         model = prune(model, plan)
     state, stand_ins = model.state_dict(), pretrained.read_stand_ins(path)
@@ -246,9 +254,14 @@ def _read_directory(
             f"{path} does not fit the model {type(model).__name__}: "
             f"{'; '.join(map(shortened, problems[:3]))}{more}"
         )
-    _load(model, {**state, **stand_ins})
-    _check_finite(path, model.state_dict())
-    return Checkpoint(path, model.eval(), header, pretrained.digest(path))
+    if spread is None:
+        _load(model, {**state, **stand_ins})
+        _check_finite(path, model.state_dict())
+        return Checkpoint(path, model.eval(), header, pretrained.digest(path))
+    if (broken := pretrained.broken_weight(path)) is not None:
+        raise _not_finite(path, [broken])
+    note = f"the weights are spread: {describe_spread(model)}"
+    return Checkpoint(path, model.eval(), header, pretrained.digest(path), note)
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -350,8 +363,12 @@ def _parse_header(path: Path, text: Any) -> Header:
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:
-        raise CheckpointError(
-            f"{path}: {broken[0]} holds NaN or infinite values"
-            + (f" (and {len(broken) - 1} more tensors)" if len(broken) > 1 else "")
-            + "; the training diverged, use an earlier checkpoint"
-        )
+        raise _not_finite(path, broken)
+
+
+def _not_finite(path: Path, names: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {names[0]} holds NaN or infinite values"
+        + (f" (and {len(names) - 1} more tensors)" if len(names) > 1 else "")
+        + "; the training diverged, use an earlier checkpoint"
+    )

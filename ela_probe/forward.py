@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from ela_probe.errors import DataError, ModelError
+from ela_probe.spreading import input_device, is_spread
 from ela_probe.system.messages import class_and_first_line, first_line
 from ela_probe.system.nested_tensors import (
     as_tensors,
@@ -208,7 +209,7 @@ def first_samples(inputs: Any, limit: int) -> Any:
 
 def moved(inputs: Any, model: nn.Module) -> Any:
     """Inputs on the device of the model's parameters."""
-    device = next((p.device for p in model.parameters()), None)
+    device = input_device(model)
     return mapped(inputs, lambda tensor: tensor.to(device))
 
 
@@ -307,6 +308,8 @@ def copied(model: nn.Module) -> nn.Module:
 
 def check_has_values(model: nn.Module) -> None:
     """Raise ModelError for a model on the meta device, which has shapes but no values."""
+    if is_spread(model):
+        return
     tensors = (*model.named_parameters(), *model.named_buffers())
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None:

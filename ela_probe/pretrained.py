@@ -8,6 +8,8 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 
 from ela_probe.errors import CheckpointError
 from ela_probe.models.bounded_build import bounded_build
+from ela_probe.spreading import Spread
 from ela_probe.system.checkpoint_file import KEY
-from ela_probe.system.extras import transformers
+from ela_probe.system.extras import accelerate, transformers
 from ela_probe.system.outputs import refuse_other_folder
 from ela_probe.system.reading import check_regular_files, read_document, refusing
 from ela_probe.system.storage import replacing_folder
@@ -43,7 +46,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_network(
-    path: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    spread: Spread | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The unpruned network of a directory, on the CPU in eval mode, and the weights it lacks.
 
@@ -52,9 +59,11 @@ def read_network(
     Args:
         dtype: of the weights; None: as stored.
         trust_remote_code: whether code in the directory may be run.
+        spread: how it is spread over devices, memory and disk; None: all of it is in memory.
 
     Raises:
-        OptionError: transformers is missing. CheckpointError: it can't read the directory.
+        OptionError: transformers or accelerate is missing.
+        CheckpointError: transformers can't read the directory.
     """
     library, config = transformers(), read_config(path)
     problem, advice = f"transformers {library.__version__} can't read {path}", ""
@@ -62,6 +71,16 @@ def read_network(
         advice = "the directory has code of its own: pass --trust-remote-code if you trust it"
     tensors, numbers = _check_size(path, config, advice or f"expected {EXPECTED}")
     asked = f"the config in {path} asks for a network"
+    placement: dict[str, Any] = {}
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    if spread is not None:
+        accelerate()
+        folder = tempfile.TemporaryDirectory(prefix="ela-probe-weights-")
+        placement = {
+            "device_map": spread.device_map,
+            "max_memory": dict(spread.max_memory) or None,
+            "offload_folder": folder.name,
+        }
     with (
         refusing(CheckpointError, problem, advice),
         bounded_build(asked, tensors=tensors, numbers=numbers),
@@ -76,7 +95,10 @@ def read_network(
             trust_remote_code=trust_remote_code,
             dtype=dtype or "auto",
             output_loading_info=True,
+            **placement,
         )
+        if folder is not None:
+            weakref.finalize(model, folder.cleanup)
         for part in (model.config, model.config.get_text_config()):
             if hasattr(part, "use_cache"):
                 part.use_cache = False
@@ -109,6 +131,17 @@ def _check_size(path: Path, config: Mapping[str, Any], advice: str) -> tuple[int
                 "tensors in its safetensors files; write the directory again"
             )
     return tensors, numbers
+
+
+def broken_weight(path: Path) -> str | None:
+    """The name of a weight in a directory that holds NaN or infinite values, read one by one."""
+    for file in sorted(path.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as stored:
+            for name in list(stored.keys()):
+                value = stored.get_tensor(name)
+                if value.is_floating_point() and not value.isfinite().all():
+                    return str(name)
+    return None
 
 
 def read_stand_ins(path: Path) -> dict[str, Tensor]:
@@ -178,13 +211,16 @@ def example_tokens(model: nn.Module) -> Tensor | None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """A block without the progress bars and warnings of transformers."""
-    control = transformers().utils.logging
+    control, placing = transformers().utils.logging, logging.getLogger("accelerate.big_modeling")
     level, shown = control.get_verbosity(), control.is_progress_bar_enabled()
+    of_placing = placing.level
     control.set_verbosity(logging.ERROR)
     control.disable_progress_bar()
+    placing.setLevel(logging.ERROR)
     try:
         yield
     finally:
         control.set_verbosity(level)
+        placing.setLevel(of_placing)
         if shown:
             control.enable_progress_bar()

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.cases import analysis, breakdown, depth, speed
+from benchmarks.cases import analysis, breakdown, depth, scale, speed
 from benchmarks.support import contestants, figures
 
 SMALL = {
@@ -109,3 +109,22 @@ def test_speed_is_measured_and_checked_against_the_definitions() -> None:
     assert all(row["in float64"] <= 1e-10 for row in rows.values())
     assert rows["ours MRLA-B"]["MiB"] > rows["plain"]["MiB"]
     assert rows.keys() == {row["contestant"] for row in tables["inference"]}
+
+
+def test_a_deep_stack_is_measured_beside_a_plain_evaluation(tmp_path: Path) -> None:
+    out = tmp_path / "scale.json"
+    words = "scale --layers 2 --width 64 --tokens 6 --samples 2 --rounds 1 --long 0 --max-tokens 3"
+    result = CliRunner().invoke(app, [*words.split(), "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    document = json.loads(out.read_text())
+    assert document["verdicts"] == {"all ways to kl agree to 1e-12 nats": True}
+    passes, ways = document["tables"].values()
+    assert [row["what"] for row in passes] == [
+        "evaluate", "analyze, no damage", "analyze, no damage, 3 tokens a sample", "analyze",
+    ]  # fmt: skip
+    assert len(ways) == 3
+    one = scale.memory_run(
+        kind="analyze", samples=4, layers=2, width=64, block=2, tokens=4, batch_size=1, seed=0,
+        device="cpu",
+    )  # fmt: skip
+    assert 0 < one["live tensors MiB"] < 10 < one["resident set MiB"]

@@ -1,8 +1,5 @@
 """What the probe costs: time against a plain evaluation, and memory along a stream of images."""
 
-import gc
-import multiprocessing
-import resource
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.support import figures
 from benchmarks.support.figures import FigurePath
+from benchmarks.support.memory import in_new_process, live_tensor_bytes, resident_bytes
 from benchmarks.support.results import JsonPath, publish
 from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.probe import AttentionProbe
@@ -92,11 +90,13 @@ def run(
     if long:
         options = {"batch_size": batch_size, "seed": seed, "device": str(where)}
         memory = [
-            in_new_process(model, images=number, probed=True, **options)
+            in_new_process(memory_run, model=model, images=number, probed=True, **options)
             for _ in range(memory_rounds)
             for number in (short, long)
         ]
-        memory.append(in_new_process(model, images=short, probed=False, **options))
+        memory.append(
+            in_new_process(memory_run, model=model, images=short, probed=False, **options)
+        )
         tables[f"{model}, memory, medians of {memory_rounds} runs in new processes"] = [
             median_row([run for run in memory if (run["images"], run["probed"]) == which])
             for which in ((short, False), (short, True), (long, True))
@@ -195,13 +195,8 @@ def calibrated(model: nn.Module, batches: list[Batch]) -> nn.Module:
     return model.eval()
 
 
-def in_new_process(model: str, **options: Any) -> dict[str, Any]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(memory_run, (model,), options)
-
-
 def memory_run(
-    model: str, *, images: int, probed: bool, batch_size: int, seed: int, device: str
+    *, model: str, images: int, probed: bool, batch_size: int, seed: int, device: str
 ) -> dict[str, Any]:
     """Evaluate random images, probed or not, and record the memory of this process."""
     where = torch.device(device)
@@ -232,23 +227,3 @@ def memory_run(
         "batch size": batch_size,
         "resident": [round(value / 2**20, 1) for value in resident],
     }
-
-
-def live_tensor_bytes() -> int:
-    """Bytes of all tensor storages that Python can still reach, each counted once."""
-    gc.collect()
-    storages = {
-        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-        for value in gc.get_objects()
-        if type(value) in (Tensor, nn.Parameter)
-    }
-    return sum(storages.values())
-
-
-def resident_bytes() -> int:
-    """The resident set of this process now; its maximum on systems without /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return pages * resource.getpagesize()

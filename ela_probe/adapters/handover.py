@@ -3,14 +3,43 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from ela_probe.models.stand_in import MAPS
 from ela_probe.sites import Action
-from ela_probe.system.nested_tensors import leaves_of, with_first_tensor
+from ela_probe.system.nested_tensors import leaves_of, tensors_of, with_first_tensor
+
+
+class Tensors(Sequence[Tensor]):
+    """The tensors in nested containers, detached, in order; found when they are asked for.
+
+    A module of a deep stack passes on all earlier outputs, and a site reads one or two of them.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._rest, self._found = tensors_of(value), list[Tensor]()
+
+    def _find(self, count: int | None) -> None:
+        """Find the first `count` of them; None: all."""
+        missing = None if count is None else max(0, count - len(self._found))
+        self._found += islice(self._rest, missing)
+
+    def __len__(self) -> int:
+        self._find(None)
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, at: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Tensor]: ...
+    def __getitem__(self, at: int | slice) -> Tensor | list[Tensor]:
+        last = at.stop if isinstance(at, slice) else at + 1 or None
+        self._find(None if last is None or last < 0 else last)
+        return self._found[at]
 
 
 class Passed(NamedTuple):
@@ -19,9 +48,9 @@ class Passed(NamedTuple):
     arguments: those of the inputs that are positional arguments by themselves, not parts of one.
     """
 
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    arguments: tuple[Tensor, ...] = ()
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    arguments: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)

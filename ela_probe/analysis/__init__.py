@@ -2,5 +2,6 @@
 
 In: a model and batches.
 Out: an Analysis.
-May import: errors, sites, system, forward, data, models, adapters, discovery, evaluation.
+May import: errors, sites, system, spreading, forward, data, models, adapters, discovery,
+evaluation.
 """

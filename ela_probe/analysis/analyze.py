@@ -19,9 +19,10 @@ from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.analysis.sample_views import Positions
 from ela_probe.analysis.stand_ins import fit_stand_ins
 from ela_probe.discovery.discover import OBSERVED, Discovery, discover, discover_by_adapter
-from ela_probe.errors import DataError
+from ela_probe.errors import DataError, OptionError
 from ela_probe.evaluation.evaluate import NO_LABELS, evaluate
 from ela_probe.forward import check_has_values, inputs_and_labels, unwrap
+from ela_probe.spreading import NO_DAMAGE, is_spread
 from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.processes import all_gather, process_count, raise_together
 
@@ -78,7 +79,8 @@ def analyze(
             no batch is read after the last recorded one. The provenance says so.
 
     Raises:
-        OptionError: `every`, `max_batches` or `max_tokens` below 1.
+        OptionError: `every`, `max_batches` or `max_tokens` below 1, or damage of a model that is
+            spread over devices or disk.
         ModelError: the model has no layer attention, was scripted, or is on the meta device.
         ProbeError: a site did not fire as expected, or weights are NaN.
         DataError: no batches, batches that the model's forward doesn't take, labels outside the
@@ -86,6 +88,8 @@ def analyze(
     """
     check_repeats(batches)
     check_has_values(model)
+    if damage and is_spread(unwrap(model)):
+        raise OptionError(NO_DAMAGE)
     fields: dict[str, Any] = {"labelled": labelled, "inputs": inputs, "labels": labels}
     discovery = discovery or discover_by_adapter(model)
     observed = discovery is None or discovery.adapter is OBSERVED

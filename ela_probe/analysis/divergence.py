@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,8 +163,19 @@ def logarithms(weights: Tensor, sizes: Sequence[int], scratch: Scratch | None = 
     """log w of packed weights; 0 beyond a site's sources."""
     logs = (scratch or Scratch()).zeros("logs", weights.shape, weights.device)
     for weight, log, size in zip(weights, logs, sizes, strict=True):
-        torch.log(weight[:size], out=log[:size])
+        log_into(weight[:size], log[:size])
     return logs
+
+
+def log_into(values: Tensor, out: Tensor) -> Tensor:
+    """log of float64 values, written into `out`: most of the time of a Jensen-Shannon divergence.
+
+    With AVX-512 NumPy's logarithm of float64 takes about a quarter of the time of torch's.
+    """
+    if values.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        np.log(values.numpy(), out=out.numpy())
+        return out
+    return torch.log(values, out=out)
 
 
 def kl_pairs(
@@ -225,7 +237,7 @@ def _js_pairs(
         shape = (sites - 1 - i, size, rows)
         terms, middle = (scratch.take(name, shape, weights.device) for name in ("terms", "middle"))
         torch.lerp(weights[i, :size], weights[i + 1 :, :size], 0.5, out=terms)
-        torch.log(terms, out=middle).mul_(terms)
+        log_into(terms, middle).mul_(terms)
         torch.add(products[i, :size], products[i + 1 :, :size], out=terms)
         found[done : done + shape[0]] = folded(terms.sub_(middle, alpha=2))
         done += shape[0]

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ela_probe.adapters.handover import Handover, Passed
+from ela_probe.adapters.handover import Handover, Passed, Tensors
 from ela_probe.discovery.hooks import Hooks
 from ela_probe.forward import uncompiled
-from ela_probe.system.nested_tensors import tensors_of
 
 # site, the tensors of its handover (detached), its output y; returns what replaces y, or None
 Arrive = Callable[[str, Sequence[Tensor], Tensor], Tensor | None]
@@ -83,8 +82,8 @@ class HandoverHooks:
     ) -> Any:
         if not self._inside:
             return None
-        arguments = tuple(value.detach() for value in inputs if isinstance(value, Tensor))
-        self._passed[name] = Passed(tuple(tensors_of(inputs)), tuple(tensors_of(output)), arguments)
+        arguments = Tensors([value for value in inputs if isinstance(value, Tensor)])
+        self._passed[name] = Passed(Tensors(inputs), Tensors(output), arguments)
         replaced = None
         for site in sites:
             handover = self._handovers[site]

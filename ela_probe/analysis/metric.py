@@ -9,7 +9,8 @@ from torchmetrics import Metric
 from ela_probe.analysis import divergence
 from ela_probe.analysis.beta_fit import BINS, LOGIT_LIMIT, ZERO
 from ela_probe.analysis.exact_sums import carry, exact_sum, value_of
-from ela_probe.analysis.packing import Scratch, chunks, folded, pack
+from ela_probe.analysis.packing import Scratch, chunks
+from ela_probe.analysis.sample_sums import sample_sums
 from ela_probe.analysis.sample_views import (
     MOST_CLASSES,
     Known,
@@ -180,28 +181,23 @@ class RedundancyMetric(Metric):
         self, chunk: Sequence[Tensor], scratch: Scratch, *, check: bool
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What a few samples add to each state, by its name; bins; kl of neighbours by sample."""
-        weights, broken = pack(chunk, scratch)
-        if check and bool(broken.any()):
-            raise self._broken_at(int(broken.nonzero()[0]))
-        logs = divergence.logarithms(weights, self.sizes, scratch)
-        entropies = divergence.entropies(weights, logs, scratch)
-        pairs = divergence.pairs(weights, self.sizes, scratch, logs=logs)
+        found = sample_sums(chunk, self.sizes, self.neighbours, scratch, heads=self.heads)
+        if check and bool(found.broken.any()):
+            raise self._broken_at(int(found.broken.nonzero()[0]))
         # Heads and tokens of a sample are not independent, so a sample's mean is one observation.
-        samples = len(chunk[0])
-        kl, mass, js = (_over_heads(part, samples) for part in pairs)
-        heads = weights.shape[-1] // max(1, samples)
-        means = torch.stack([kl, mass, kl - mass, js]) / heads
-        entropy = _over_heads(entropies, samples) / heads
+        rows = chunk[0][0, ..., 0].numel()
+        means = torch.stack([found.kl, found.mass, found.kl - found.mass, found.js]) / rows
+        entropy = found.entropy / rows
         sites = len(self.sizes)
-        pair_sums = weights.new_zeros(2, 2, len(PAIR_MEASURES), sites * sites, dtype=torch.int64)
+        pair_sums = means.new_zeros(2, 2, len(PAIR_MEASURES), sites * sites, dtype=torch.int64)
         pair_sums.index_add_(-1, self.pair_places, exact_sum(torch.stack([means, means.square()])))
-        sums, zeros, bins = _beta_sums(pairs.kl[self.neighbours], self.heads)
+        sums, zeros, bins = _beta_sums(found.adjacent, self.heads)
         by_head = {"head_sums": sums[:, 1].transpose(1, 2)} if self.heads > 1 else {}
         return (
             {
                 **{name: torch.nn.functional.pad(value, (1, 0)) for name, value in by_head.items()},
-                "broken": broken.long(),
-                "weight_sums": exact_sum(_over_heads(weights, samples)),
+                "broken": found.broken.long(),
+                "weight_sums": exact_sum(found.weights),
                 "pair_sums": pair_sums.unflatten(-1, (sites, sites)),
                 "entropy_sums": exact_sum(torch.stack([entropy, entropy.square()])),
                 "beta_sums": torch.nn.functional.pad(sums.sum(dim=-1), (1, 0)),
@@ -291,12 +287,6 @@ def means_and_errors(sums: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     first, second = value_of(sums) / samples
     degrees = torch.where(samples > 1, samples - 1, torch.nan)
     return first, ((second - first.square()).clamp_min(0.0) / degrees).sqrt()
-
-
-def _over_heads(values: Tensor, samples: int) -> Tensor:
-    """Sum over the rows of each sample, [..., rows] to [..., samples]; `values` stays unchanged."""
-    heads = values.unflatten(-1, (-1, samples))
-    return folded(heads.clone()) if heads.shape[-2] > 1 else heads[..., 0, :]
 
 
 def _beta_sums(kl: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:

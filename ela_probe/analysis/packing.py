@@ -17,6 +17,10 @@ FLOOR = torch.finfo(torch.float32).tiny
 
 # How many float64 numbers a packed chunk holds. On a CPU it fits into the caches.
 CPU_CHUNK, DEVICE_CHUNK = 2**19, 2**24
+# A sample with more packed numbers is summed by matrix products, so many numbers at a time.
+LARGE_SAMPLE, CPU_PART, DEVICE_PART = 2**16, 2**21, 2**26
+# How many mixed weights of one site and several later ones are formed at a time.
+CPU_MIXED, DEVICE_MIXED = 2**17, 2**24
 
 
 def chunks(retrievals: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -27,10 +31,39 @@ def chunks(retrievals: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """
     last = retrievals[-1]
     budget = CPU_CHUNK if last.device.type == "cpu" else DEVICE_CHUNK
-    numbers_per_sample = max(1, len(retrievals) * last[:1].numel())
-    step = max(1, budget // numbers_per_sample)
+    step = 1 if is_large(retrievals) else max(1, budget // _numbers_per_sample(retrievals))
     if len(last):
         yield from map(list, zip(*(w.split(step) for w in retrievals), strict=True))
+
+
+def is_large(retrievals: Sequence[Tensor]) -> bool:
+    """Whether a sample has so many weights that `chunks` yields it alone."""
+    return _numbers_per_sample(retrievals) > LARGE_SAMPLE
+
+
+def parts_of_sample(sample: Sequence[Tensor], heads: int) -> Iterator[list[Tensor]]:
+    """The retrievals of a single sample, a few rows of every head at a time.
+
+    Args:
+        sample: T tensors [1, heads x n, ..., sources_t].
+
+    Yields: T tensors [1, heads, rows, sources_t].
+    """
+    rows = [w.reshape(1, heads, -1, w.shape[-1]) for w in sample]
+    budget = CPU_PART if rows[-1].device.type == "cpu" else DEVICE_PART
+    step = max(1, budget // (len(rows) * heads * rows[-1].shape[-1]))
+    yield from map(list, zip(*(w.split(step, dim=2) for w in rows), strict=True))
+
+
+def site_ranges(sites: range, numbers_per_site: int, device: torch.device) -> Iterator[range]:
+    """The sites, as many at a time as a buffer of mixed weights holds."""
+    budget = CPU_MIXED if device.type == "cpu" else DEVICE_MIXED
+    step = max(1, budget // numbers_per_site)
+    yield from (sites[at : at + step] for at in range(0, len(sites), step))
+
+
+def _numbers_per_sample(retrievals: Sequence[Tensor]) -> int:
+    return max(1, len(retrievals) * math.prod(retrievals[-1].shape[1:]))
 
 
 class Scratch:

@@ -2,5 +2,5 @@
 
 In: a model and a small batch.
 Out: stages of sites, and their weights in every forward pass.
-May import: errors, sites, system, forward, adapters.
+May import: errors, sites, system, spreading, forward, adapters.
 """

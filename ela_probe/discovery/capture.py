@@ -18,6 +18,7 @@ from ela_probe.discovery.watch import Firing, Watch
 from ela_probe.errors import ProbeError
 from ela_probe.forward import uncompiled
 from ela_probe.sites import Reads, Site, Stage, has_divergences
+from ela_probe.spreading import with_weights
 from ela_probe.system.nested_tensors import tensors_of
 
 
@@ -147,7 +148,8 @@ class Capture:
             return
         fired = self._captured.setdefault((name, reads), [])
         if isinstance(self._adapter, ReducingAdapter):
-            with torch.no_grad():
+            module = self._model.get_submodule(name)
+            with torch.no_grad(), with_weights(module):
                 read = self._adapter.reduced(
                     self._model, name, len(fired), tuple(tensors_of(values))
                 )

@@ -2,5 +2,5 @@
 
 In: models and batches.
 Out: figures and tables.
-May import: errors, sites, system, forward, data, models, adapters, discovery.
+May import: errors, sites, system, spreading, forward, data, models, adapters, discovery.
 """

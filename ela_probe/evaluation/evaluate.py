@@ -23,6 +23,7 @@ from ela_probe.forward import (
     logits_of,
     sample_count,
 )
+from ela_probe.spreading import input_device, placed
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import fields_of, mapped
 from ela_probe.system.processes import all_gather, is_first, process_count, raise_together, rank
@@ -67,7 +68,8 @@ def evaluate(
 
     Args:
         model: maps inputs (N, ...) to logits (*L, K) where labels have shape L: images to (N, K),
-            tokens to (N, tokens, K); moved to `device`.
+            tokens to (N, tokens, K); moved to `device`, unless it is
+            spread over several.
         loader: batches of inputs (N, ...) and labels, (N,) or a label for every token (N, tokens);
             see `inputs_and_labels`, and `class_labels` for their types.
         device: where to compute; where the model's first parameter lies when None.
@@ -90,7 +92,7 @@ def evaluate(
             not there, or (if `measured`) there are no labels or logits.
     """
     if device is None:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = input_device(model)
     # A sum, since MeanMetric ignores its weights where NaN is to stay and be reported.
     loss = SumMetric(nan_strategy="disable").to(device)
     if device.type != "mps":
@@ -99,7 +101,7 @@ def evaluate(
     samples, counted, sequences = 0, 0, False
     reason: str | None = None
     start = time.perf_counter()
-    with eval_mode(model.to(device)):
+    with eval_mode(placed(model, device)):
         with raise_together():
             for batch in track(loader, "evaluating", progress=progress and is_first()):
                 given, targets = inputs_and_labels(

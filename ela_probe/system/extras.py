@@ -15,3 +15,15 @@ def transformers() -> Any:
             "pip install 'ela-probe[hf]', or pip install transformers (Python 3.11 or later)"
         ) from error
     return transformers
+
+
+def accelerate() -> Any:
+    """The package accelerate. Raises OptionError where it is missing, with what to type."""
+    try:
+        import accelerate
+    except ImportError as error:
+        raise OptionError(
+            f"a model that is spread over devices needs the package accelerate ({error}); install "
+            "it with pip install 'ela-probe[hf]', or pip install accelerate"
+        ) from error
+    return accelerate
