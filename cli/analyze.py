@@ -153,6 +153,8 @@ def describe(analysis: "Analysis") -> None:
     what = "samples" if source.split is None else "images"
     if source.perplexity is not None:
         what, accuracy = "sequences", f"{accuracy}, perplexity {source.perplexity:.3f}"
+    if source.precision is not None and source.precision.box.ap is not None:
+        accuracy = f"{accuracy}, AP {source.precision.box.ap:.2%}"
     columns = ["site", ">kl ± se", ">shape", ">mass", ">quantile", ">score"]
     sites = analysis.sites
     stood_in = analysis.has_damage and bool(sites["damage_affine"].notna().any())

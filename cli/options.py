@@ -192,8 +192,8 @@ class DataOptions:
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
-            "or text:FILE. Default: the data that the checkpoint names.",
+            help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100, "
+            "text:FILE or coco:IMAGES,ANNOTATIONS.json. Default: what the checkpoint names.",
             show_default=False,
         ),
     ] = None

@@ -1,6 +1,7 @@
 """The adapter of our ResNets (ela_probe.models.resnet), also where they carry a detector."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,8 @@ class ResNetAdapter:
         model: nn.Module,
     ) -> Iterator[tuple[str, list[tuple[Block, str, nn.Module | None]]]]:
         """For each stage its name, and in forward order the blocks with their attention modules."""
-        for s, stage in enumerate(resnet_of(model).stages):  # type: ignore[arg-type, var-annotated]
+        lists: Any = resnet_of(model).stages
+        for s, stage in enumerate(lists):
             name = f"stages.{s}"
             yield (
                 name,

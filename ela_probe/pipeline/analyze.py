@@ -111,7 +111,9 @@ def analyze_checkpoint(
         classes=getattr(getattr(data, "spec", None), "classes", ()),
         device=str(where),
         seed=getattr(inputs, "seed", None) if data is None else data.spec.seed,
-        notes=tuple(note for note in (checkpoint.note, inputs and inputs.note) if note),
+        notes=tuple(
+            note for note in (checkpoint.note, inputs and inputs.note, note_of(data)) if note
+        ),
         versions=versions(),
     )
     with lost_peer_as_error():
@@ -130,3 +132,13 @@ def analyze_checkpoint(
             max_tokens=max_tokens,
             progress=progress,
         )
+
+
+def note_of(data: Data | None) -> str | None:
+    """What a reader should know of the samples of a detector."""
+    if data is None or data.spec.task != "detection":
+        return None
+    return (
+        f"the detector saw {data.spec.sample}; damage is that of the sum of its losses, on "
+        "proposals that stay as they are"
+    )

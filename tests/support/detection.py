@@ -1,8 +1,11 @@
 """Small detectors, images with objects in them, and annotations in COCO's format."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ela_probe import create_model
@@ -51,3 +54,65 @@ def settled_detector(name: str, **arguments: Any) -> Any:
         for norm in norms:
             norm.momentum = 0.1
     return model.eval()
+
+
+def polygon_of(x: int, y: int, width: int, height: int) -> list[list[int]]:
+    """The outline of a rectangle as COCO's polygons."""
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def coco_folder(folder: Path, *, images: int, seed: int = 0) -> Path:
+    """Write images/0.png, ... and objects.json: bright rectangles on noise, of two categories.
+
+    The last image has no objects, and one object of the second is a crowd. Widths differ. The ids
+    of the images are 10, 11, ...
+    """
+    generator = torch.Generator().manual_seed(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    document: dict[str, list[Any]] = {
+        "images": [], "annotations": [],
+        "categories": [{"id": 7, "name": "square"}, {"id": 3, "name": "bar"}],
+    }  # fmt: skip
+    for number in range(images):
+        width, height = 72 if number % 2 == 0 else 64, 64
+        pixels = torch.randint(0, 80, (height, width, 3), generator=generator, dtype=torch.uint8)
+        for place in range(0 if number == images - 1 else 1 + number % 2):
+            x, y = torch.randint(2, 24, (2,), generator=generator).tolist()
+            w, h = ((20, 20), (36, 12))[place]
+            y += 30 * place
+            h = min(h, height - y - 1)
+            pixels[y : y + h, x : x + w, place] = 230
+            crowd = int(number == 1 and place == 1)
+            counts = _run_lengths(x, y, w, h, width=width, height=height)
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]) + 1,
+                    "image_id": 10 + number,
+                    "category_id": (7, 3)[place],
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": crowd,
+                    "segmentation": {"size": [height, width], "counts": counts}
+                    if crowd
+                    else polygon_of(x, y, w, h),
+                }
+            )
+        Image.fromarray(pixels.numpy()).save(folder / "images" / f"{number}.png")
+        document["images"].append(
+            {"id": 10 + number, "file_name": f"{number}.png", "width": width, "height": height}
+        )
+    (folder / "objects.json").write_text(json.dumps(document))
+    return folder
+
+
+def _run_lengths(x: int, y: int, w: int, h: int, *, width: int, height: int) -> list[int]:
+    """The mask of a rectangle as COCO's uncompressed run lengths, column by column."""
+    inside = torch.zeros(height, width, dtype=torch.bool)
+    inside[y : y + h, x : x + w] = True
+    counts, value = [0], False
+    for pixel in inside.T.flatten().tolist():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return counts
