@@ -35,7 +35,7 @@ def test_a_sample_holds_the_pixels_boxes_and_masks_of_the_file(folder: Path) -> 
     entry = document["images"][1]
     stored = Image.open(folder / "images" / entry["file_name"])
     assert image.shape == (3, stored.height, stored.width)
-    assert image[:, 3, 5].mul(255).round().int().tolist() == list(stored.getpixel((5, 3)))  # type: ignore[arg-type]
+    assert image[:, 3, 5].mul(255).round().int().tolist() == list(stored.getpixel((5, 3)))
     own = [a for a in document["annotations"] if a["image_id"] == entry["id"]]
     x, y, width, height = own[0]["bbox"]
     assert target["boxes"][0].tolist() == [x, y, x + width, y + height]
@@ -178,6 +178,7 @@ def test_what_is_broken_is_named_or_left_out(what: str, folder: Path) -> None:
         open_data(source)
     with pytest.warns(DataWarning, match="left out [01] annotations and [01] images"):
         data = open_data(source, skip_invalid=True, val_fraction=0.0)
+    assert isinstance(data, DetectionData)
     found = data.dataset("train")
     kept = sum(len(found[number][1]["labels"]) for number in range(len(found)))
     own = sum(a["image_id"] == document["images"][0]["id"] for a in document["annotations"])
@@ -242,7 +243,8 @@ def test_objects_without_masks_are_noticed(folder: Path, tmp_path: Path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = open_data(f"coco:{folder / 'images'},{file}")
-    assert not data.spec.masks  # type: ignore[union-attr]
+    assert isinstance(data, DetectionData)
+    assert not data.spec.masks
     assert "masks" not in data.dataset("train")[0][1]
 
 

@@ -1,6 +1,6 @@
 """Measure what changing single sites, and whole plans, really does to the loss."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import check_same_sites, fingerprint
 from ela_probe.system.device import resolve_device
+from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.progress import track
 from ela_probe.training.config import TrainConfig
 
@@ -178,13 +179,24 @@ def _measure_plan(
         )  # fmt: skip
         finetune(small, tuning, output=file, data=data, device=device, progress=False)
         again = evaluate(read_checkpoint(file).model, loader, where, progress=False)
-        tuned = {"tuned_loss": again["loss"], "tuned_accuracy": again["accuracy"]}
+        tuned = {
+            "tuned_loss": again["loss"],
+            "tuned_accuracy": finite_or_none(again["accuracy"]),
+            "tuned_ap": box_ap(again),
+        }
     return PlanResult(
         name=file.stem,
         planner=plan.origin.planner,
         action="affine" if plan.stand_ins else "skip",
         skipped=len(plan.skipped),
         loss=measured["loss"],
-        accuracy=measured["accuracy"],
+        accuracy=finite_or_none(measured["accuracy"]),
+        ap=box_ap(measured),
         **tuned,
     )
+
+
+def box_ap(measured: Mapping[str, Any]) -> float | None:
+    """The average precision of the boxes in what `evaluate` returned; None for classifiers."""
+    precision = measured.get("precision")
+    return None if precision is None else precision.box.ap

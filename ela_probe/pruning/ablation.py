@@ -50,6 +50,7 @@ class Change(Strict):
 class PlanResult(Strict):
     """A whole plan, measured: its loss in nats and its accuracy, and both after fine-tuning.
 
+    ap, tuned_ap: the average precision of a detector's boxes, which has no accuracy.
     time_ratio: its predicted step time relative to the unpruned one; None without costs.
     """
 
@@ -61,16 +62,29 @@ class PlanResult(Strict):
     time_ratio: Finite | None = None
     predicted: Finite | None = None
     loss: Finite
-    accuracy: Finite
+    accuracy: Finite | None
+    ap: Finite | None = None
     tuned_loss: Finite | None = None
     tuned_accuracy: Finite | None = None
+    tuned_ap: Finite | None = None
+
+    @property
+    def quality(self) -> float | None:
+        """The accuracy, or of a detector the average precision."""
+        return self.ap if self.accuracy is None else self.accuracy
+
+    @property
+    def tuned_quality(self) -> float | None:
+        """The same after fine-tuning."""
+        return self.tuned_ap if self.accuracy is None else self.tuned_accuracy
 
 
 class Ablation(JsonDocument):
     """The measured changes of a model's sites; saved after every batch, so that it can go on.
 
     checkpoint_sha256, data, split, limit, batch_size: what defines the run.
-    batches, samples: done so far. loss, accuracy: sums over samples of the unchanged model.
+    batches, samples: done so far. loss, accuracy: sums over samples of the unchanged model; the
+    accuracy of a detector is 0.
     complete: whether all batches are done. plans: those measured so far.
     """
 
