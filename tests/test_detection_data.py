@@ -35,7 +35,7 @@ def test_a_sample_holds_the_pixels_boxes_and_masks_of_the_file(folder: Path) -> 
     entry = document["images"][1]
     stored = Image.open(folder / "images" / entry["file_name"])
     assert image.shape == (3, stored.height, stored.width)
-    assert image[:, 3, 5].mul(255).round().int().tolist() == list(stored.getpixel((5, 3)))
+    assert image[:, 3, 5].mul(255).round().int().tolist() == list(stored.getpixel((5, 3)))  # type: ignore[arg-type]
     own = [a for a in document["annotations"] if a["image_id"] == entry["id"]]
     x, y, width, height = own[0]["bbox"]
     assert target["boxes"][0].tolist() == [x, y, x + width, y + height]
@@ -96,7 +96,7 @@ def test_mirroring_moves_boxes_and_masks_with_the_pixels(folder: Path) -> None:
 
 def test_the_splits_of_one_pair_share_no_image_and_miss_none(folder: Path) -> None:
     data = opened(folder, val_fraction=0.4)
-    train, val = (set(data.dataset(split).ids) for split in ("train", "val"))  # type: ignore[arg-type]
+    train, val = (set(data.dataset(split).ids) for split in ("train", "val"))
     assert (len(train), len(val)) == (4, 2)
     assert not train & val
     assert set(data.dataset("test").ids) == val

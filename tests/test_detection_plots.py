@@ -50,7 +50,7 @@ def detectors() -> Comparison:
 
 def test_precision_has_a_bar_for_each_size_and_model() -> None:
     _, axes = plots.precision_by_size(detectors())
-    heights = [bar.get_height() for bar in axes.patches]
+    heights = [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
     assert len(heights) == 8
     assert heights[:4] == pytest.approx([0.4, np.nan, 0.3, 0.5], nan_ok=True)
     with pytest.raises(OptionError, match="has no masks"):

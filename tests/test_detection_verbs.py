@@ -51,7 +51,7 @@ def test_training_logs_the_precision_and_keeps_the_best(trained: Path) -> None:
     assert read.header.metrics["val_ap"] == max(float(row["val_ap"]) for row in rows)
     assert read.header.model.args["num_classes"] == 3
     assert read.header.model.args["min_size"] == 64
-    data = open_data(read.header.data.source, image_size=64)  # type: ignore[union-attr]
+    data = open_data(read.header.data.source, image_size=64)
     last = load_checkpoint(trained / "last.pt")
     found = evaluate(last, data.loader("val", batch_size=4), progress=False)
     assert found["precision"].box.ap == pytest.approx(float(rows[1]["val_box_ap"]), abs=1e-6)
@@ -101,7 +101,7 @@ def test_predicted_damage_is_near_the_measured_one(trained: Path, tmp_path: Path
     table = sites[sites["t"] > 0].set_index("site")["damage_skip"]
     name = str(table.abs().idxmax())
     plan = SkipPlan.for_actions(discover(checkpoint.model).stages, {name: "skip"})
-    data = open_data(checkpoint.header.data.source, image_size=64)  # type: ignore[union-attr]
+    data = open_data(checkpoint.header.data.source, image_size=64)
     measured = loss_change(
         checkpoint.model,
         prune(checkpoint.model, plan),
@@ -123,7 +123,7 @@ def test_ablation_measures_what_pruning_does(trained: Path, tmp_path: Path, caps
     assert len(changes) == 9
     model, name = load_checkpoint(best), "stages.1.2.retrieval"
     plan = SkipPlan.for_actions(discover(model).stages, {name: "skip"})
-    data = open_data(read_checkpoint(best).header.data.source, image_size=64)  # type: ignore[union-attr]
+    data = open_data(read_checkpoint(best).header.data.source, image_size=64)
     losses = [
         evaluate(m, data.loader("test", batch_size=2, limit=2), progress=False)["loss"]
         for m in (model, prune(model, plan))
