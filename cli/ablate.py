@@ -47,7 +47,7 @@ def command(
     data: DataOptions,
     split: Annotated[SplitName, typer.Option(help="Samples to measure on.")] = "test",
     limit: Limit = None,
-    batch_size: BatchSize = 256,
+    batch_size: BatchSize = None,
     skip: Annotated[
         float | None,
         typer.Option(

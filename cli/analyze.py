@@ -45,7 +45,7 @@ def command(
     inputs: InputOptions,
     sites: SitesFile = None,
     model: ModelOptions,
-    batch_size: BatchSize = 256,
+    batch_size: BatchSize = None,
     workers: Workers = None,
     sampling: SamplingOptions,
     damage: Annotated[
@@ -85,7 +85,7 @@ def command(
         data=data,
         image_size=image_size,
         limit=limit,
-        batch_size=batch_size,
+        batch_size=batch_size or 256,
         seed=seed,
     )
     declared = None if sites is None else DeclaredAdapter.load(sites)

@@ -250,3 +250,12 @@ def test_objects_without_masks_are_noticed(folder: Path, tmp_path: Path) -> None
 
 def test_a_polygon_of_a_rectangle_covers_its_pixels() -> None:
     assert polygon_of(1, 2, 3, 4) == [[1, 2, 4, 2, 4, 6, 1, 6]]
+
+
+def test_without_a_size_batches_of_detection_are_small(folder: Path) -> None:
+    from ela_probe.pipeline.inputs import batch_size_for
+
+    data = opened(folder)
+    assert batch_size_for(data, None, 256) == 16
+    assert batch_size_for(data, 40, 256) == 40
+    assert batch_size_for(None, None, 256) == 256

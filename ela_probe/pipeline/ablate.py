@@ -13,7 +13,7 @@ from ela_probe.data.opening import Data
 from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.errors import CheckpointError, PlanError
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.pipeline.inputs import Split, check_data, data_for
+from ela_probe.pipeline.inputs import Split, batch_size_for, check_data, data_for
 from ela_probe.pipeline.refit import refit_checkpoint
 from ela_probe.pipeline.rounds import plan_in_rounds
 from ela_probe.pipeline.train import finetune
@@ -40,7 +40,7 @@ def ablate_checkpoint(
     data: Data | None = None,
     split: Split = "test",
     limit: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     skip: float | None = None,
     costs: CostModel | None = None,
     time: float | None = None,
@@ -57,6 +57,7 @@ def ablate_checkpoint(
     Args:
         analysis: of this checkpoint; its stand-ins are used.
         split, limit: the samples to measure on, by default none that the analysis has seen.
+        batch_size: 256 when None, for detectors 16.
         skip: also measure plans for this share by every planner, and one by damage in rounds.
         costs, time: also measure plans for this share of the step's time: the one of least damage,
             and random ones. Without `skip` and `time` only sites are measured.
@@ -84,6 +85,7 @@ def ablate_checkpoint(
     )  # fmt: skip
     data = data or data_for(checkpoint)
     check_data(model, data)
+    batch_size = batch_size_for(data, batch_size, 256)
     where = resolve_device(device)
     path = output / "ablation.json"
     start = Ablation(

@@ -20,6 +20,7 @@ from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.system.messages import first_line
 
 Split = Literal["train", "val", "test"]
+DETECTION_BATCH = 16  # images of 800 x 1333 pixels
 TASKS: dict[Task, str] = {
     "images": "images to classify",
     "tokens": "text",
@@ -86,6 +87,14 @@ def data_for(
             raise OptionError(f"got --context {context}, but {spec.source} has no text")
         spec = spec.model_copy(update={"context": context})
     return data_from_spec(spec, download=download, tokenizer=tokenizer)
+
+
+def batch_size_for(data: Data | None, given: int | None, usual: int) -> int:
+    """The samples in a batch: those that are given, else the usual number, of a detector fewer."""
+    if given is not None:
+        return given
+    detects = data is not None and data.spec.task == "detection"
+    return min(usual, DETECTION_BATCH) if detects else usual
 
 
 def analysed_samples(checkpoint: Checkpoint, provenance: Provenance) -> Dataset[Any]:
