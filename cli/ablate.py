@@ -46,7 +46,7 @@ def command(
     data: DataOptions,
     split: Annotated[SplitName, typer.Option(help="Samples to measure on.")] = "test",
     limit: Limit = None,
-    batch_size: BatchSize = 256,
+    batch_size: BatchSize = None,
     skip: Annotated[
         float | None,
         typer.Option(
@@ -179,12 +179,17 @@ def describe(table: "pd.DataFrame", result: "Ablation") -> None:
     """Print the measured changes of the sites, and the plans."""
     from ela_probe.system.numbers import readable
 
+    detects = (result.data or "").startswith("coco:")
+    quality = "" if detects else f", accuracy {result.accuracy / result.samples:.2%}"
+    figure = "AP" if detects else "accuracy"
     console.print_table(
         f"{result.samples:,} samples of {result.data} ({result.split}), loss "
-        f"{readable(result.loss / result.samples)}, accuracy "
-        f"{result.accuracy / result.samples:.2%}\n"
+        f"{readable(result.loss / result.samples)}{quality}\n"
         "change of the loss in nats when a site is changed alone: measured and predicted",
-        ("site", "action", ">measured", ">± se", ">predicted", ">accuracy"),
+        (
+            *("site", "action", ">measured", ">± se", ">predicted"),
+            *(() if detects else (">accuracy",)),
+        ),
         [
             [
                 row["site"],
@@ -192,7 +197,7 @@ def describe(table: "pd.DataFrame", result: "Ablation") -> None:
                 readable(row["loss_change"]),
                 readable(row["loss_change_se"], digits=1),
                 readable(row["damage"]),
-                f"{row['accuracy_change']:+.2%}",
+                *([] if detects else [f"{row['accuracy_change']:+.2%}"]),
             ]
             for row in table.to_dict("records")
         ],
@@ -202,14 +207,14 @@ def describe(table: "pd.DataFrame", result: "Ablation") -> None:
     tuned = any(plan.tuned_loss is not None for plan in result.plans)
     console.print_table(
         "whole plans",
-        ("plan", ">skipped", ">loss", ">accuracy", *((">tuned", ">accuracy") if tuned else ())),
+        ("plan", ">skipped", ">loss", f">{figure}", *((">tuned", f">{figure}") if tuned else ())),
         [
             [
                 plan.name,
                 plan.skipped,
                 readable(plan.loss),
-                f"{plan.accuracy:.2%}",
-                *([readable(plan.tuned_loss), f"{plan.tuned_accuracy or 0:.2%}"] if tuned else []),
+                f"{plan.quality or 0:.2%}",
+                *([readable(plan.tuned_loss), f"{plan.tuned_quality or 0:.2%}"] if tuned else []),
             ]
             for plan in result.plans
         ],

@@ -49,7 +49,7 @@ def command(
     sites: SitesFile = None,
     model: ModelOptions,
     spread: SpreadOptions,
-    batch_size: BatchSize = 256,
+    batch_size: BatchSize = None,
     workers: Workers = None,
     sampling: SamplingOptions,
     damage: Annotated[
@@ -96,7 +96,7 @@ def command(
         data=data,
         image_size=image_size,
         limit=limit,
-        batch_size=batch_size,
+        batch_size=batch_size or 256,
         seed=seed,
     )
     declared = None if sites is None else DeclaredAdapter.load(sites)
@@ -164,6 +164,8 @@ def describe(analysis: "Analysis") -> None:
     what = "samples" if source.split is None else "images"
     if source.perplexity is not None:
         what, accuracy = "sequences", f"{accuracy}, perplexity {source.perplexity:.3f}"
+    if source.precision is not None and source.precision.box.ap is not None:
+        accuracy = f"{accuracy}, AP {source.precision.box.ap:.2%}"
     sites = analysis.sites
     by_kl, by_values = "kl" in analysis.measures, "l2" in analysis.measures
     columns = ["site", *([">kl ± se", ">shape", ">mass", ">quantile", ">score"] if by_kl else [])]

@@ -27,7 +27,7 @@ def command(
     data: DataOptions,
     split: Annotated[SplitName, typer.Option(help="Samples to measure accuracy on.")] = "test",
     limit: Limit = None,
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = None,
     repeats: Annotated[int, typer.Option(min=3, help="Timed rounds.")] = 10,
     model: ModelOptions,
     device: Device = "auto",
@@ -47,7 +47,7 @@ def command(
     import torch
 
     from ela_probe.evaluation.compare import CompareEntry, compare
-    from ela_probe.pipeline.inputs import check_data
+    from ela_probe.pipeline.inputs import batch_size_for, check_data
     from ela_probe.system.device import resolve_device
     from ela_probe.system.storage import write_json
 
@@ -65,7 +65,7 @@ def command(
         entries.append(CompareEntry(name, checkpoint.model, header.skipped, header.unpruned))
     result = compare(
         entries,
-        samples.loader(split, batch_size=batch_size, limit=limit),
+        samples.loader(split, batch_size=batch_size_for(samples, batch_size, 128), limit=limit),
         device=resolve_device(device),
         repeats=repeats,
     )

@@ -24,7 +24,7 @@ def command(
         typer.Option("-o", "--output", help="File. Default: CHECKPOINT-costs.json, beside it."),
     ] = None,
     data: DataOptions,
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = None,
     rounds: Annotated[
         int, typer.Option(min=1, help="Each takes one step with every timed plan.")
     ] = 20,
@@ -48,17 +48,18 @@ def command(
 
     import torch
 
-    from ela_probe.pipeline.inputs import check_data
+    from ela_probe.pipeline.inputs import batch_size_for, check_data
     from ela_probe.pruning.measure_costs import measure_costs
     from ela_probe.system.device import resolve_device
 
     loaded = model.read(checkpoint)
     samples = data.open(loaded)
     check_data(loaded.model, samples)
+    size = batch_size_for(samples, batch_size, 128)
     torch.manual_seed(seed)  # for drop path in the timed training steps
     costs = measure_costs(
         loaded.model,
-        next(iter(samples.loader("train", batch_size=batch_size, limit=batch_size))),
+        next(iter(samples.loader("train", batch_size=size, limit=size))),
         device=resolve_device(device),
         rounds=rounds,
         name=loaded.header.model.name,

@@ -9,7 +9,8 @@ def command(*, json: Json = False) -> None:
 
     A name ends in the depth, as in mrla_b_resnet20. CIFAR ResNets take a depth of 6n+2 (basic
     blocks, the default) or 9n+2 (--model-args '{"block": "bottleneck"}'), ImageNet ResNets 50, 101
-    or 152, language models any.
+    or 152, language models any. fasterrcnn_NAME_fpn and maskrcnn_NAME_fpn are detectors over the
+    ResNet NAME.
     """
     from ela_probe.models.zoo import ZOO
 
@@ -35,6 +36,10 @@ def command(*, json: Json = False) -> None:
         for family in ZOO
     ]
     console.print_table("", ("model", "depth", ">M parameters", "~description"), lines)
+    console.print_paragraph(
+        "detectors over any of these ResNets: fasterrcnn_NAME_fpn and maskrcnn_NAME_fpn, such as "
+        "fasterrcnn_mrla_b_resnet20_fpn"
+    )
     console.print_paragraph(
         "arguments (--model-args JSON). ResNets: num_classes, in_channels, block (CIFAR), stem "
         "(ImageNet), and for their attention reduction (SE, CBAM, DIA, DLA), head_dim and "

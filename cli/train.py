@@ -54,11 +54,15 @@ def command(
         str | None,
         typer.Option(help="Model name; see `ela-probe models`.", show_default=False),
     ] = None,
+    task: Annotated[
+        Literal["classify", "language", "detect"] | None,
+        typer.Option(help="What to train for. Default: as --data says.", show_default=False),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
-            "or text:FILE.",
+            help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100, "
+            "text:FILE or coco:IMAGES,ANNOTATIONS.json,... (more pairs: validation, test).",
             show_default=False,
         ),
     ] = None,
@@ -74,15 +78,26 @@ def command(
         Path | None, typer.Option("-o", "--output", help="Folder. Default: runs/MODEL-DATA.")
     ] = None,
     model_args: ModelArgs = None,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            help="A classification checkpoint, pruned or not: a detector starts from its weights.",
+            callback=inputs.CHECKPOINT.check,
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Passes over the training samples. Default: 160, for text 5."),
+        typer.Option(
+            min=1, help="Passes over the training samples. Default: 160, text 5, coco 12."
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples per step. Default: 128, for text 32.")
+        int | None, typer.Option(min=1, help="Samples per step. Default: 128, text 32, coco 16.")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate. Default: 0.1, for text 0.002.")
+        float | None,
+        typer.Option(help="Highest learning rate. Default: 0.1, text 0.002, coco 0.02."),
     ] = None,
     optimizer: Annotated[
         Literal["sgd", "adamw"] | None, typer.Option(help="Default: sgd, for text adamw.")
@@ -133,6 +148,12 @@ def command(
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens per sequence of text. Default: 128.")
     ] = None,
+    skip_invalid: Annotated[
+        bool,
+        typer.Option(
+            "--skip-invalid", help="Leave broken entries of coco annotations out, and count them."
+        ),
+    ] = False,
     data_root: DataRoot = None,
     download: Download = False,
     limit: Limit = None,
@@ -159,7 +180,8 @@ def command(
 ) -> None:
     """Train a model from scratch.
 
-    Writes best.pt (highest validation accuracy; for text lowest loss), last.pt, metrics.csv and
+    Writes best.pt (highest validation accuracy; for text lowest loss, for detectors highest AP),
+    last.pt, metrics.csv and
     resume.ckpt into the output folder; with --ela also plan.json. Ctrl-C keeps the last epoch;
     --resume continues from there.
 
@@ -167,12 +189,14 @@ def command(
         ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --precision bf16-mixed
         ela-probe train --model mrla_b_resnet56 --data npz:DIR/cifar10 --ela skip=0.5,warmup=10
         ela-probe train --model attnres6 --data text:FILE
+        ela-probe train --model fasterrcnn_mrla_b_resnet20_fpn --data coco:IMAGES,FILE.json
         ela-probe train --recipe cifar10-quick-cpu --data npz:DIR/cifar10
         ela-probe train --recipe imagenet-mrla --data imagenet:DIR --devices 8
         torchrun --nnodes 2 --nproc-per-node 8 ... $(which ela-probe) train --recipe imagenet-mrla
     """
     inputs.check_data(data, root=data_root, download=download)
 
+    from ela_probe.data.source_names import task_of
     from ela_probe.pipeline.inputs import check_task
     from ela_probe.pipeline.train import train
     from ela_probe.system.processes import shutdown
@@ -184,8 +208,10 @@ def command(
     plan = Recipe() if recipe is None else read_recipe(recipe)
     spec = plan.model_spec(model, parse_model_args(model_args))
     source = plan.source(data)
+    of_source = task_of(source)
+    check_name_of_task(task, of_source, source)
     config = plan.config(
-        "tokens" if source.startswith("text:") else "images",
+        of_source,
         **given(
             epochs=epochs,
             batch_size=batch_size,
@@ -213,21 +239,33 @@ def command(
         "--optimizer sgd",
         {"--momentum": momentum, "--nesterov": nesterov},
     )
-    is_text = source.startswith("text:")
-    refuse_unused(is_text, "--data text:FILE", {"--context": context})
-    refuse_unused(not is_text, "a --data of images", {"--image-size": image_size})
+    refuse_unused(of_source == "tokens", "--data text:FILE", {"--context": context})
+    refuse_unused(of_source != "tokens", "a --data of images", {"--image-size": image_size})
+    refuse_unused(
+        of_source == "detection",
+        "--data coco:IMAGES,ANNOTATIONS.json",
+        {"--backbone": backbone, "--skip-invalid": skip_invalid or None},
+    )
     check_task(spec, source)
     folder = output or Path("runs") / f"{Path(spec.name).name}-{source.partition(':')[0]}".lower()
     if resume:
         check_resumable(folder / "resume.ckpt")
-    check_output_folder(folder, RUN_FILES, [inputs.path_of(recipe), inputs.path_of_data(source)])
+    check_output_folder(
+        folder, RUN_FILES, [inputs.path_of(recipe), inputs.path_of_data(source), backbone]
+    )
     spec.build()  # reports a wrong name before any data is read
     samples = plan.open_data(
         source,
         root=data_root,
         download=download,
         seed=config.seed,
-        **given(limit=limit, val_fraction=val_fraction, image_size=image_size, context=context),
+        **given(
+            limit=limit,
+            val_fraction=val_fraction,
+            image_size=image_size,
+            context=context,
+            skip_invalid=skip_invalid or None,
+        ),
     )
     with writing_folder(folder, () if resume else RUN_FILES):
         result = train(
@@ -236,6 +274,7 @@ def command(
             config,
             output=folder,
             ela=plan.ela_config(ela),
+            backbone=backbone,
             device=hardware.device,
             processes=processes,
             resume=resume,
@@ -243,6 +282,21 @@ def command(
         )
     if shutdown():
         describe(result, result.best, json, task=samples.spec.task)
+
+
+TASK_NAMES = {"classify": "images", "language": "tokens", "detect": "detection"}
+
+
+def check_name_of_task(name: str | None, task: str, source: str) -> None:
+    """Raise OptionError where --task is not that of the data."""
+    from ela_probe.errors import OptionError
+
+    own = next(name for name, of in TASK_NAMES.items() if of == task)
+    if name is not None and name != own:
+        raise OptionError(
+            f"got --task {name}, but {source} is data to {own}; leave --task out, or choose other "
+            "data with --data"
+        )
 
 
 def refuse_unused(used: bool, by: str, options: dict[str, Any]) -> None:
@@ -261,7 +315,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> None:
     """Print how a training run ended, and where its best weights are."""
-    from ela_probe.evaluation.evaluate import perplexity
+    from ela_probe.evaluation.objectives import perplexity
     from ela_probe.system.numbers import counted
 
     loss = result.best_metrics.get("val_loss")
@@ -289,6 +343,9 @@ def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> No
         )
     accuracy = result.best_metrics.get("val_accuracy")
     quality = "" if accuracy is None else f"validation accuracy {accuracy:.2%}, "
+    precision = result.best_metrics.get("val_ap")
+    if precision is not None:
+        quality += f"validation AP {precision:.2%}, "
     if best_perplexity is not None:
         quality += f"perplexity {best_perplexity:.3f}, "
     console.print_line(f"{quality}{counted(result.epochs, 'epoch')} in {result.seconds:.0f} s")

@@ -17,7 +17,7 @@ from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.exact_sums import carry
 from ela_probe.analysis.handover_hooks import HandoverHooks
 from ela_probe.analysis.stand_ins import NormalEquations, fit_stand_ins
-from ela_probe.evaluation.evaluate import sample_losses
+from ela_probe.evaluation.objectives import sample_losses
 from ela_probe.pruning.ablation import handed_on
 from ela_probe.sites import Stage
 from tests.support.damage_networks import NETWORKS, batch, network, only

@@ -13,6 +13,7 @@ pytest.importorskip("transformers.models.inkling2", reason="needs transformers w
 from ela_probe import SkipPlan, load_checkpoint, prune
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.data.opening import open_data
+from ela_probe.data.text import TextData
 from ela_probe.errors import CheckpointError, OutputError
 from ela_probe.pipeline.prune import prune_checkpoint
 from tests.support.commands import run
@@ -141,6 +142,7 @@ def test_text_is_read_by_the_tokenizer_of_the_model(folder: Path) -> None:
     assert "".join(LETTERS[t] for t in tokens) == TEXT[start : start + 16]
     assert torch.equal(tokens[1:], following[:-1])
     assert data.spec.num_classes == len(LETTERS)
+    assert isinstance(data, TextData)
     assert sum(len(part) for part in data._parts.values()) == len(TEXT)
 
 

@@ -30,6 +30,7 @@ def test_there_are_recipes_of_the_papers_and_quick_ones():
     assert set(built_in()) == {
         *("cifar10-kcla", "cifar100-kcla", "cifar10-dla", "cifar100-dla", "imagenet-mrla"),
         *("cifar10-quick-gpu", "cifar100-quick-gpu", "cifar10-quick-cpu", "fashion-quick-cpu"),
+        *("coco-1x", "cells-quick-cpu"),
     }
 
 
@@ -56,6 +57,15 @@ def test_the_schedule_of_kcla_drops_after_150_and_225_of_300_epochs():
     rates = [config.lr * config.lr_factor(step, steps_per_epoch=2) for step in range(600)]
     assert rates == pytest.approx([0.1] * 300 + [0.01] * 150 + [0.001] * 150)
     assert (config.batch_size, config.weight_decay, config.nesterov) == (128, 1e-4, False)
+
+
+def test_the_1x_schedule_drops_after_8_and_11_of_12_epochs():
+    """The recipe's is also the default of detection."""
+    for config in (read_recipe("coco-1x").config("detection"), Recipe().config("detection")):
+        rates = [config.lr * config.lr_factor(step, steps_per_epoch=100) for step in range(1200)]
+        assert rates[:7] == pytest.approx([0.02 * (step + 1) / 7 for step in range(7)])
+        assert rates[7:] == pytest.approx([0.02] * 793 + [0.002] * 300 + [0.0002] * 100)
+        assert (config.batch_size, config.weight_decay, config.momentum) == (16, 1e-4, 0.9)
 
 
 def test_the_schedule_of_mrla_warms_up_for_5_of_100_epochs_and_ends_at_0():

@@ -143,6 +143,7 @@ def figures(
     timed = "-time" if own[0].time_ratio is not None else ""
     rivals = groups.get(f"random-{own[0].action}{timed}", [])
     loss = statistics.fmean(plan.loss for plan in own)
+    accuracies = [plan.accuracy for plan in own if plan.accuracy is not None]
     tuned = [plan.tuned_accuracy for plan in own if plan.tuned_accuracy is not None]
     predicted = [plan.predicted for plan in own if plan.predicted is not None]
     ratios = [plan.time_ratio for plan in own if plan.time_ratio is not None]
@@ -150,7 +151,7 @@ def figures(
         "step time": round(statistics.fmean(ratios), 3) if ratios else NOTHING,
         "predicted": round(statistics.fmean(predicted), 3) if predicted else NOTHING,
         "loss": round(loss, 3),
-        "accuracy %": round(100 * statistics.fmean(plan.accuracy for plan in own), 1),
+        "accuracy %": round(100 * statistics.fmean(accuracies), 1),
         "random: worse, equal, better": (
             ", ".join(
                 str(sum(sign == np.sign(rival.loss - loss) for rival in rivals))

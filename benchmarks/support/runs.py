@@ -17,7 +17,7 @@ from ela_probe.data.opening import Data
 from ela_probe.data.source_names import absolute_source
 from ela_probe.evaluation.compare import stages_of
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.evaluation.profiling import count_flops
+from ela_probe.evaluation.profiling import count_flops, first_tensor
 from ela_probe.models.registry import ModelSpec, parameter_count
 from ela_probe.pipeline.train import train
 from ela_probe.system.device import resolve_device
@@ -152,7 +152,7 @@ def train_and_test(run: Run) -> dict[str, Any]:
     loaded = read_checkpoint(trained.last)
     tests = data.loader("test", batch_size=256, limit=run.test_limit)
     measured = evaluate(loaded.model, tests, resolve_device(run.device), progress=run.progress)
-    inputs, _ = data.spec.example()
+    inputs = first_tensor(data.spec.example()[0])
     record = {
         "method": str(run.method),
         "seed": run.config.seed,

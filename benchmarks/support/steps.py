@@ -18,7 +18,13 @@ from benchmarks.support.method import MRLA_B, backbone_of
 from benchmarks.support.runs import Run
 from ela_probe.checkpoint import read_checkpoint
 from ela_probe.errors import OptionError
-from ela_probe.evaluation.profiling import Step, alternate, cuda_devices, training_step
+from ela_probe.evaluation.profiling import (
+    Step,
+    alternate,
+    cuda_devices,
+    first_tensor,
+    training_step,
+)
 from ela_probe.models.published import from_published
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.training.config import TrainConfig
@@ -82,7 +88,7 @@ def published_base(run: Run, checkouts: Sequence[Path]) -> nn.Module:
     data = run.open_data()
     backbone = backbone_of(run.spec.name)
     kind, depth = re.split(r"(?<=\D)(?=\d)", backbone)
-    shape = data.spec.example()[0].shape[1:]
+    shape = first_tensor(data.spec.example()[0]).shape[1:]
     network = Network(kind, int(depth), 2, shape[-1], data.spec.num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,6 +1,7 @@
-"""The adapter of our ResNets (ela_probe.models.resnet)."""
+"""The adapter of our ResNets (ela_probe.models.resnet), also where they carry a detector."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ela_probe.adapters.weights import heads_of_layer, normalised, unrolled
 from ela_probe.errors import PlanError
 from ela_probe.models.blocks import Block
 from ela_probe.models.cells import Shared, Step
+from ela_probe.models.detection import Detector
 from ela_probe.models.dia import DIA
 from ela_probe.models.dla import DLABase, DLALight, DLASource, SharedSources
 from ela_probe.models.mrla import MRLABase, MRLALight, MRLARecurrence, Source
@@ -29,15 +31,18 @@ class ResNetAdapter:
 
     `skip` keeps what later sites read: the key and the value, the step of the cell that the stage
     shares. The cell is removed with the last site of its stage.
+
+    In a detector the sites have the names that they have in the ResNet alone, so that a plan for
+    one is a plan for the other.
     """
 
     name = "resnet"
 
     def matches(self, model: nn.Module) -> bool:
-        return isinstance(model, ResNet)
+        return isinstance(model, ResNet | Detector)
 
     def stages(self, model: nn.Module) -> list[Stage]:
-        stages = []
+        stages, prefix = [], prefix_of(model)
         for stage_name, parts in self._parts(model):
             sites, sources = [], 0
             kind: Kind | None = None
@@ -46,7 +51,7 @@ class ResNetAdapter:
                 if isinstance(part, SITES) and not isinstance(part, MRLARecurrence):
                     kind = part.kind
                     size = part.channels if isinstance(part, DIA) else sources
-                    sites.append(Site(name, f"{name}.tap", size))
+                    sites.append(Site(name, f"{prefix}{name}.tap", size))
             if kind is not None:
                 stages.append(Stage(stage_name, kind, tuple(sites)))
         return stages
@@ -70,28 +75,29 @@ class ResNetAdapter:
                 action = actions.get(name, "keep")
                 if action != "keep" and part is not None:
                     setattr(block, name.rpartition(".")[2], replacement_of(name, part, action))
-            drop_unused_cell(model, stage)
+            drop_unused_cell(resnet_of(model), stage)
 
     def handovers(self, model: nn.Module, stage: Stage) -> dict[str, Handover]:
-        sites = {site.name for site in stage.sites}
+        sites, prefix = {site.name for site in stage.sites}, prefix_of(model)
         found: dict[str, Handover] = {}
         before: str | None = None  # the latest retrieval, and the sources that came after it
         newer: list[str] = []
         for _, name, part in dict(self._parts(model))[stage.name]:
-            newer += [name] if isinstance(part, Source) else []
+            module = f"{prefix}{name}"
+            newer += [module] if isinstance(part, Source) else []
             if name in sites and isinstance(part, MRLABase) and before is not None:
-                found[name] = recurring_handover(part, name, before, newer)
+                found[name] = recurring_handover(part, module, before, newer)
             elif name in sites and isinstance(part, DIA):
-                found[name] = gate_handover(name)
+                found[name] = gate_handover(module)
             elif name in sites:
-                found[name] = input_and_output(name, actions=("skip", "affine"))
+                found[name] = input_and_output(module, actions=("skip", "affine"))
             if isinstance(part, MRLABase):
-                before, newer = name, []
+                before, newer = module, []
         return found
 
     def stand_in(self, model: nn.Module, site: str, coefficients: Tensor) -> None:
         block, _, slot = site.rpartition(".")
-        left = model.get_submodule(block)
+        left = resnet_of(model).get_submodule(block)
         assert isinstance(left, Block)
         left.stand_ins[slot] = StandIn(coefficients)
 
@@ -100,7 +106,8 @@ class ResNetAdapter:
         model: nn.Module,
     ) -> Iterator[tuple[str, list[tuple[Block, str, nn.Module | None]]]]:
         """For each stage its name, and in forward order the blocks with their attention modules."""
-        for s, stage in enumerate(model.stages):  # type: ignore[arg-type]
+        lists: Any = resnet_of(model).stages
+        for s, stage in enumerate(lists):
             name = f"stages.{s}"
             yield (
                 name,
@@ -110,6 +117,18 @@ class ResNetAdapter:
                     for slot in SLOTS
                 ],
             )
+
+
+def resnet_of(model: nn.Module) -> ResNet:
+    """The model itself, or the ResNet of a detector."""
+    found = model.backbone.body if isinstance(model, Detector) else model
+    assert isinstance(found, ResNet)
+    return found
+
+
+def prefix_of(model: nn.Module) -> str:
+    """What the qualified names of a ResNet's modules begin with in the model."""
+    return "backbone.body." if isinstance(model, Detector) else ""
 
 
 def gate_handover(name: str) -> Handover:

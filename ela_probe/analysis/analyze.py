@@ -161,6 +161,7 @@ def analyze(
                 "accuracy": finite_or_none(result["accuracy"]),
                 "loss": finite_or_none(result["loss"]),
                 "perplexity": finite_or_none(result.get("perplexity")),
+                "precision": result.get("precision"),
                 "seconds": result["seconds"],
                 "sampling": sampled,
                 "notes": (*provenance.notes, *notes),

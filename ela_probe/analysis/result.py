@@ -25,6 +25,7 @@ from ela_probe.analysis.ebqm import Target, skip_scores
 from ela_probe.analysis.measures import DISTANCES, MEASURES, newest_share
 from ela_probe.analysis.views import StageViews
 from ela_probe.errors import AnalysisError
+from ela_probe.evaluation.average_precision import Precisions
 from ela_probe.sites import Kind, Site, Stage, has_divergences
 from ela_probe.system.accessors import Accessor
 from ela_probe.system.arrays import Floats
@@ -242,6 +243,7 @@ class Provenance(Strict):
 
     samples: how many were run. sampling: empty if all of them were recorded, else the options
     (every, max_batches, max_tokens) and the numbers of `batches` that were run and `recorded`.
+    precision: of a detector.
     limit: the most samples that were asked for; None: all. classes: the names of the data's
     classes. notes: reservations, in sentences.
     """
@@ -258,6 +260,7 @@ class Provenance(Strict):
     accuracy: Finite | None = None
     loss: Finite | None = None
     perplexity: Finite | None = None
+    precision: Precisions | None = None
     seconds: Finite | None = None
     device: str | None = None
     seed: int | None = None

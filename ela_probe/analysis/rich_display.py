@@ -15,6 +15,9 @@ def analysis_html(analysis: Analysis) -> str:
     known = [
         counted(source.samples, "sample"),
         "" if source.accuracy is None else f"accuracy {source.accuracy:.2%}",
+        ""
+        if source.precision is None or source.precision.box.ap is None
+        else f"AP {source.precision.box.ap:.2%}",
         "damage measured" if analysis.has_damage else "damage not measured",
     ]
     rows: list[list[Cell]] = [

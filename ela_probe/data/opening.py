@@ -1,27 +1,39 @@
-"""Opening images or text, from a source's name or from the spec in a checkpoint."""
+"""Opening a source of data, from its name or from the spec in a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
+from ela_probe.data.detection import DetectionData, DetectionSpec, open_detection
 from ela_probe.data.images import ImageData, open_images
+from ela_probe.data.source_names import Task, task_of
 from ela_probe.data.spec import Augmentation, DataSpec
 from ela_probe.data.text import TextData, TextSpec, open_text
 from ela_probe.errors import DataError
 
-Data = ImageData | TextData
+Data = ImageData | TextData | DetectionData
 
 
-def _task(spec: Any) -> str:
+def _task(spec: Any) -> Task:
     source = spec.get("source") if isinstance(spec, dict) else getattr(spec, "source", None)
-    return "text" if str(source).startswith("text:") else "images"
+    return task_of(str(source))
 
 
 AnySpec = Annotated[
-    Annotated[DataSpec, Tag("images")] | Annotated[TextSpec, Tag("text")], Discriminator(_task)
+    Annotated[DataSpec, Tag("images")]
+    | Annotated[TextSpec, Tag("tokens")]
+    | Annotated[DetectionSpec, Tag("detection")],
+    Discriminator(_task),
 ]
-"""A DataSpec or a TextSpec, for pydantic models; the source determines which of the two."""
+"""A DataSpec, TextSpec or DetectionSpec, for pydantic models; the source determines which."""
+
+# The options of `open_data` that apply to some sources only.
+OPTIONS: dict[Task, tuple[str, ...]] = {
+    "images": ("image_size", "augment"),
+    "tokens": ("context",),
+    "detection": ("image_size", "augment", "skip_invalid"),
+}
 
 
 def open_data(
@@ -33,29 +45,46 @@ def open_data(
     val_fraction: float | None = None,
     seed: int = 0,
     image_size: int | None = None,
-    augment: Augmentation | None = None,
+    augment: Augmentation | Literal["flip"] | None = None,
     context: int | None = None,
+    skip_invalid: bool | None = None,
     tokenizer: Path | None = None,
 ) -> Data:
-    """Open a source: `text:FILE` (see `open_text`) or images (see `open_images`).
+    """Open a source: `text:FILE` (see `open_text`), `coco:...` (`open_detection`) or images.
 
     Args:
         val_fraction: share for validation; when None, 0.1 of the training images or 0.05 of a
-            text.
+            text; see `open_detection` for annotated images.
         image_size, augment: for images only.
         context: tokens in a window, for text only.
+        skip_invalid: for annotated images only.
         tokenizer: the directory of the tokenizer of a text; None: the tokens are bytes.
-        The other arguments are those of `open_images` and `open_text`.
+        The other arguments are those of `open_images`, `open_text` and `open_detection`.
 
     Raises:
-        DataError: as in `open_images` and `open_text`, or an argument doesn't apply to the source.
+        DataError: as in these functions, or an argument doesn't apply to the source.
     """
-    is_text = _task({"source": source}) == "text"
-    others = {"image_size": image_size, "augment": augment} if is_text else {"context": context}
-    for name, value in others.items():
-        if value is not None:
+    task = task_of(source)
+    given = {
+        "image_size": image_size,
+        "augment": augment,
+        "context": context,
+        "skip_invalid": skip_invalid or None,
+    }
+    for name, value in given.items():
+        if value is not None and name not in OPTIONS[task]:
             raise DataError(f"{name}={value} doesn't apply to {source}; leave it out")
-    if is_text:
+    if task == "detection":
+        return open_detection(
+            source,
+            limit=limit,
+            val_fraction=val_fraction,
+            seed=seed,
+            image_size=image_size,
+            augment=augment,
+            skip_invalid=bool(skip_invalid),
+        )
+    if task == "tokens":
         return open_text(
             source,
             limit=limit,
@@ -72,17 +101,22 @@ def open_data(
         val_fraction=0.1 if val_fraction is None else val_fraction,
         seed=seed,
         image_size=image_size,
-        augment=augment,
+        augment=augment,  # type: ignore[arg-type]
     )
 
 
 def data_from_spec(
-    spec: DataSpec | TextSpec, *, download: bool = False, tokenizer: Path | None = None
+    spec: DataSpec | TextSpec | DetectionSpec,
+    *,
+    download: bool = False,
+    tokenizer: Path | None = None,
 ) -> Data:
     """Open the data that a checkpoint was trained on. Raises DataError when it is missing.
 
     tokenizer: as `open_data` takes it.
     """
+    if isinstance(spec, DetectionSpec):
+        return DetectionData(spec)
     if isinstance(spec, TextSpec):
         return TextData(spec, tokenizer=tokenizer)
     return ImageData.from_spec(spec, download=download)

@@ -28,6 +28,8 @@ def check_source(source: str, *, root: str | Path | None = None, download: bool 
         imagenet_folders(Path(path))
     elif kind == "text":
         check_text(Path(path))
+    elif kind == "coco":
+        coco_pairs(path)
     elif kind != "digits" and not download and not torchvision_folder(root).is_dir():
         raise DataError(
             f"{kind} is looked for in {torchvision_folder(root)}, which is no folder; point "
@@ -125,3 +127,27 @@ def check_text(path: Path) -> None:
     problem = "it is a folder" if path.is_dir() else "no such file"
     hint = f"; write folder:{path} for images" if path.is_dir() else ""
     raise DataError(f"cannot read the text {path} ({problem}); expected a plain text file{hint}")
+
+
+def coco_pairs(path: str) -> list[tuple[Path, Path]]:
+    """The folders of images and the files of annotations in IMAGES,ANNOTATIONS.json,...
+
+    Raises:
+        DataError: they are not one to three pairs, or one of them does not exist.
+    """
+    parts = [Path(part) for part in path.split(",")]
+    if len(parts) not in (2, 4, 6):
+        raise DataError(
+            f"coco:{path} names {len(parts)} paths; expected a folder of images and a file of "
+            "annotations, coco:IMAGES,ANNOTATIONS.json, and the same again for validation and for "
+            "testing"
+        )
+    pairs = list(zip(parts[::2], parts[1::2], strict=True))
+    for folder, file in pairs:
+        if not folder.is_dir():
+            what = "is a file" if folder.is_file() else "does not exist"
+            raise DataError(f"{folder} {what}; expected a folder of images before {file.name}")
+        if not file.is_file():
+            what = "is a folder" if file.is_dir() else "does not exist"
+            raise DataError(f"{file} {what}; expected a JSON file of annotations of {folder}")
+    return pairs

@@ -3,6 +3,7 @@
 import difflib
 import re
 from pathlib import Path
+from typing import Literal
 
 from ela_probe.errors import DataError
 from ela_probe.system.messages import shortened
@@ -10,7 +11,21 @@ from ela_probe.system.messages import shortened
 NAMED_SOURCES = ("digits", "fashion-mnist", "cifar10", "cifar100")
 NPZ_SPLIT = r"-(train|val|test)\.npz$"
 TEXT_SUFFIXES = (".txt", ".md", ".text")
-PATH_SOURCES = {"npz": "PREFIX", "folder": "DIR", "imagenet": "DIR", "text": "FILE"}
+PATH_SOURCES = {
+    "npz": "PREFIX",
+    "folder": "DIR",
+    "imagenet": "DIR",
+    "text": "FILE",
+    "coco": "IMAGES,ANNOTATIONS.json",
+}
+
+Task = Literal["images", "tokens", "detection"]
+
+
+def task_of(source: str) -> Task:
+    """What models for a source do: classify images, predict tokens, or find objects in images."""
+    kind = source.partition(":")[0]
+    return {"text": "tokens", "coco": "detection"}.get(kind, "images")  # type: ignore[return-value]
 
 
 def absolute_source(source: str) -> str:
@@ -27,8 +42,10 @@ def absolute_source(source: str) -> str:
         raise DataError(_unknown(source))
     if not path:
         raise DataError(f"data source {source!r} has no path; write {kind}:{PATH_SOURCES[kind]}")
-    _check_place(source, Path(path).expanduser())
-    absolute = str(Path(path).expanduser().absolute())
+    parts = path.split(",") if kind == "coco" else [path]
+    for part in parts:
+        _check_place(source, Path(part).expanduser())
+    absolute = ",".join(str(Path(part).expanduser().absolute()) for part in parts)
     try:
         absolute.encode()
     except UnicodeEncodeError:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ela_probe.data.source_names import absolute_root, absolute_source
+from ela_probe.data.source_names import absolute_root, absolute_source, task_of
 from ela_probe.errors import DataError
 from ela_probe.system.validation import Strict
 
@@ -78,8 +78,9 @@ class DataSpec(Strict):
             DataError: the source is unknown, or is text.
         """
         folder = absolute_root(root) if root is not None else self.root
-        if source.startswith("text:"):
-            raise DataError(f"{source} is text, but the model was trained on images")
+        if (task := task_of(source)) != "images":
+            what = "is text" if task == "tokens" else "has objects with boxes"
+            raise DataError(f"{source} {what}, but the model was trained to classify images")
         return self.model_copy(update={"source": absolute_source(source), "root": folder})
 
     def check_model(self, *, num_classes: int, in_channels: int) -> None:

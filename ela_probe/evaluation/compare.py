@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ela_probe.discovery.discover import discover
 from ela_probe.errors import DataError, ModelError, OptionError
@@ -13,6 +14,7 @@ from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.evaluation.profiling import (
     count_flops,
     describe_machine,
+    first_tensor,
     measure_latency,
     measure_memory,
 )
@@ -39,9 +41,9 @@ class CompareEntry:
 
 def compare(
     entries: Sequence[CompareEntry],
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Any, Any]],
     *,
-    batch: tuple[Tensor, Tensor] | None = None,
+    batch: tuple[Any, Any] | None = None,
     device: torch.device | None = None,
     repeats: int = 10,
     warmup: int = 2,
@@ -83,7 +85,8 @@ def compare(
         name: measure_memory(model, batch, device=device)
         for name, model in track(list(models.items()), "measuring memory", progress=progress)
     }
-    sample, dtype = batch[0].shape[1:], batch[0].dtype
+    example = first_tensor(batch[0])
+    sample, dtype = example.shape[1:], example.dtype
     flops = {name: count_flops(model, sample, dtype=dtype) for name, model in models.items()}
     parameters = {name: parameter_count(model) for name, model in models.items()}
     stages = {name: stages_of(model) for name, model in models.items()}
@@ -92,9 +95,10 @@ def compare(
         models=tuple(
             Compared(
                 name=entry.name,
-                accuracy=results[entry.name]["accuracy"],
+                accuracy=finite_or_none(results[entry.name]["accuracy"]),
                 loss=finite_or_none(results[entry.name]["loss"]),
                 perplexity=finite_or_none(results[entry.name].get("perplexity")),
+                precision=results[entry.name].get("precision"),
                 samples=int(results[entry.name]["samples"]),
                 parameters=parameters[entry.name],
                 parameters_ratio=parameters[entry.name] / max(1, parameters[first]),
@@ -108,7 +112,7 @@ def compare(
             )
             for entry in entries
         ),
-        batch_shape=tuple(batch[0].shape),
+        batch_shape=tuple(example.shape),
         machine=describe_machine(device),
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from ela_probe.errors import OptionError
+from ela_probe.evaluation.average_precision import Precisions
 from ela_probe.sites import LISTED, Stage, fingerprint
 from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.messages import shortened
@@ -26,6 +27,10 @@ HEADINGS = (
     "ratio of it", "inference ms", "ratio of it", "training MiB", "inference MiB",
 )  # fmt: skip
 
+# Of the columns of average precision, with the fields that they show.
+PRECISION_HEADINGS = {
+    "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "small", "APm": "medium", "APl": "large",
+}  # fmt: skip
 
 # A ratio is noise unless equal models give rounds that one-sided in fewer than 1 of 20 comparisons.
 SIGNIFICANCE = 0.05
@@ -122,17 +127,19 @@ class Machine(Strict):
 class Compared(Strict):
     """How good one model is, and what it costs.
 
-    accuracy: fraction of 1; loss: mean cross entropy in nats, None if it was NaN or infinite;
-    perplexity: exp(loss), for language models only; flops: of one sample's forward pass
+    accuracy: fraction of 1, None for detectors; loss: mean cross entropy in nats, or the mean loss
+    of a detector for an image, None if it was NaN or infinite; perplexity: exp(loss), for language
+    models only; precision: for detectors only; flops: of one sample's forward pass
     (convolutions and matrix products); kept, skipped: numbers of retrievals that are formed, and
     that were removed; fingerprints: of the model's sites, and of its sites before it was pruned;
     latency: seconds per batch; memory: bytes at the peak of a step.
     """
 
     name: str
-    accuracy: Finite
+    accuracy: Finite | None
     loss: Finite | None
     perplexity: Finite | None = None
+    precision: Precisions | None = None
     samples: int
     parameters: int
     parameters_ratio: float
@@ -143,6 +150,18 @@ class Compared(Strict):
     fingerprints: tuple[str, ...] = ()
     latency: Latency
     memory: PeakMemory
+
+
+def _quality(row: Compared, *, detection: bool, masks: bool) -> list[str]:
+    """The cells of accuracy, or of average precision."""
+    if not detection:
+        return ["–" if row.accuracy is None else f"{row.accuracy:.2%}"]
+    found = row.precision
+    parts = [found and found.box, *([found and found.mask] if masks else [])]
+    figures = [
+        part and getattr(part, name) for part in parts for name in PRECISION_HEADINGS.values()
+    ]
+    return ["–" if figure is None else f"{figure:.1%}" for figure in figures]
 
 
 class Comparison(JsonDocument):
@@ -162,17 +181,24 @@ class Comparison(JsonDocument):
         """Headings and a row of cells for each model, to print.
 
         Ratios of time carry their quartiles over the rounds, and `noise` where they can't be told
-        from 1. Language models have a column of perplexity in place of the loss.
+        from 1. Language models have a column of perplexity in place of the loss, detectors
+        columns of average precision in place of the accuracy.
         """
         language = any(row.perplexity is not None for row in self.models)
+        detection = any(row.precision is not None for row in self.models)
+        masks = any(row.precision is not None and row.precision.mask for row in self.models)
         headings = tuple("perplexity" if language and h == "loss" else h for h in HEADINGS)
+        if detection:
+            kinds = ("box", "mask") if masks else ("box",)
+            named = [f"{kind} {figure}" for kind in kinds for figure in PRECISION_HEADINGS]
+            headings = (headings[0], *named, *headings[2:])
         rows: list[tuple[str, ...]] = []
         for row in self.models:
             total = row.kept + row.skipped
             rows.append(
                 (
                     row.name,
-                    f"{row.accuracy:.2%}",
+                    *_quality(row, detection=detection, masks=masks),
                     readable(row.loss if row.perplexity is None else row.perplexity, digits=4),
                     f"{row.parameters:,}",
                     f"{row.flops / 1e6:,.1f}",

@@ -1,7 +1,4 @@
-"""How good a classifier is on a split: accuracy and loss, in one pass.
-
-Predicting the next token is classifying every position of a sequence.
-"""
+"""How good a model is on a split: its loss, and its accuracy or average precision, in one pass."""
 
 import math
 import time
@@ -9,20 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import SumMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import DataError
-from ela_probe.evaluation.labels import IGNORED, class_labels
-from ela_probe.forward import (
-    call,
-    eval_mode,
-    inputs_and_labels,
-    logits_of,
-    sample_count,
-)
+from ela_probe.evaluation.labels import IGNORED
+from ela_probe.evaluation.objectives import objective_of
+from ela_probe.forward import call, eval_mode, inputs_and_labels, sample_count
 from ela_probe.spreading import input_device, placed
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import fields_of, mapped
@@ -68,8 +57,8 @@ def evaluate(
 
     Args:
         model: maps inputs (N, ...) to logits (*L, K) where labels have shape L: images to (N, K),
-            tokens to (N, tokens, K); moved to `device`, unless it is
-            spread over several.
+            tokens to (N, tokens, K); or a `Detector`; moved to `device`, unless it is spread over
+            several.
         loader: batches of inputs (N, ...) and labels, (N,) or a label for every token (N, tokens);
             see `inputs_and_labels`, and `class_labels` for their types.
         device: where to compute; where the model's first parameter lies when None.
@@ -84,8 +73,9 @@ def evaluate(
 
     Returns:
         `accuracy` (fraction of 1) and `loss` (mean cross entropy, nats), both over all labels but
-        those of IGNORED, `samples`, `seconds`; for sequences also `perplexity`, exp(loss); where
-        accuracy and loss are NaN also `unmeasured`, the reason in words.
+        those of IGNORED, `samples`, `seconds`; for sequences also `perplexity`, exp(loss); for
+        detectors `precision` (`Precisions`) and the mean loss of an image, without accuracy; where
+        accuracy and loss are NaN for want of labels also `unmeasured`, the reason in words.
 
     Raises:
         DataError: the loader holds no batch, a label is none of the model's K classes, a field is
@@ -93,12 +83,9 @@ def evaluate(
     """
     if device is None:
         device = input_device(model)
-    # A sum, since MeanMetric ignores its weights where NaN is to stay and be reported.
-    loss = SumMetric(nan_strategy="disable").to(device)
-    if device.type != "mps":
-        loss.set_dtype(torch.float64)
-    accuracy: MulticlassAccuracy | None = None
-    samples, counted, sequences = 0, 0, False
+    objective = objective_of(model)
+    figures = objective.figures(device)
+    samples = 0
     reason: str | None = None
     start = time.perf_counter()
     with eval_mode(placed(model, device)):
@@ -115,34 +102,21 @@ def evaluate(
                     given, lambda t: to_memory_format(t.to(device, non_blocking=True), model)
                 )
                 with torch.set_grad_enabled(reader is not None and reader.wants()):
-                    output = call(model, given)
-                logits = logits_of(output)
-                classes = None if logits is None else class_labels(targets, logits)
-                if logits is None or classes is None:
+                    output = call(model, objective.arguments(given, targets))
+                    matched = objective.matched(output, targets)
+                if matched is None:
                     reason = _unmeasured(batch, targets, output)
                     if measured:
                         raise DataError(reason)
                     continue
-                counts = int((classes != IGNORED).sum())
-                sequences = classes.dim() > 1
-                classes = classes.to(device, non_blocking=True)
-                if reader is not None and logits.requires_grad:
-                    reader.backward(*sample_losses(logits, classes))
-                    logits = logits.detach()
-                classes = classes.flatten()
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-                if accuracy is None:
-                    accuracy = MulticlassAccuracy(
-                        logits.shape[1], average="micro", ignore_index=IGNORED, validate_args=False
-                    ).to(device)
-                if counts:
-                    accuracy.update(logits, classes)
-                    mean = F.cross_entropy(logits, classes, ignore_index=IGNORED)
-                    loss.update(mean * counts)
-                counted += counts
+                if reader is not None:
+                    losses, counts = objective.sample_losses(matched)
+                    if losses.requires_grad:
+                        reader.backward(losses, counts)
+                figures.add(matched)
             if not samples:
                 raise DataError(_nothing())
-        samples, counted = sum(all_gather(samples)), sum(all_gather(counted))
+        samples, counted = sum(all_gather(samples)), figures.counted()
         reason = next((other for other in all_gather(reason) if other is not None), None)
         if reason is None and not counted:
             reason = f"accuracy and loss were not measured: all labels are {IGNORED}"
@@ -150,28 +124,10 @@ def evaluate(
                 raise DataError(f"{reason}; expected some of 0 and up")
         found: dict[str, Any] = {"accuracy": math.nan, "loss": math.nan}
         if reason is None:
-            assert accuracy is not None
-            found = {"accuracy": float(accuracy.compute()), "loss": float(loss.compute()) / counted}
-            if sequences:
-                found["perplexity"] = perplexity(found["loss"])
+            found = figures.compute(counted)
         else:
             found["unmeasured"] = reason
         return {**found, "samples": samples, "seconds": time.perf_counter() - start}
-
-
-def sample_losses(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean cross entropy of each sample over its labels, and how many of them count.
-
-    Args:
-        logits: [samples, ..., K]. classes: [samples, ...]; those of IGNORED don't count.
-
-    Returns: two tensors [samples]; the losses are in nats and can be differentiated.
-    """
-    with torch.enable_grad():
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-        losses = F.cross_entropy(precise, classes.flatten(), ignore_index=IGNORED, reduction="none")
-        counts = (classes != IGNORED).reshape(len(classes), -1).sum(dim=1)
-        return losses.reshape(len(classes), -1).sum(dim=1) / counts.clamp_min(1), counts
 
 
 def _nothing() -> str:
@@ -208,8 +164,3 @@ def _described(value: Any) -> str:
     fields = fields_of(value)
     inside = f" with the fields {', '.join(fields)}" if fields else ""
     return f"a {type(value).__name__}{inside}"
-
-
-def perplexity(loss: float) -> float:
-    """exp of the mean cross entropy (nats a token): 1 for certainty, K for a uniform guess."""
-    return math.exp(min(loss, 700.0))  # beyond lies infinity

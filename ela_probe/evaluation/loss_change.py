@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from ela_probe.errors import DataError
-from ela_probe.evaluation.evaluate import sample_losses
-from ela_probe.evaluation.labels import class_labels
-from ela_probe.forward import call, eval_mode, inputs_and_labels, logits_of
+from ela_probe.evaluation.objectives import Matched, objective_of
+from ela_probe.forward import call, eval_mode, inputs_and_labels
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import mapped
 from ela_probe.system.progress import track
@@ -46,18 +45,7 @@ def loss_change(
     with eval_mode(model), eval_mode(other):
         for batch in track(batches, "checking the loss", progress=progress):
             inputs, labels = inputs_and_labels(batch)
-            losses = []
-            for one in (model, other):
-                logits = logits_of(_output(one, inputs, device))
-                classes = None if logits is None else class_labels(labels, logits)
-                if logits is None or classes is None:
-                    raise DataError(
-                        "the loss can't be checked: it needs integer labels, and a model that "
-                        "returns logits"
-                    )
-                found, counted = sample_losses(logits.cpu().double(), classes.cpu())
-                losses.append(found[counted > 0])
-            pairs.append(torch.stack(losses))
+            pairs.append(torch.stack([_losses(m, inputs, labels, device) for m in (model, other)]))
     before, after = torch.cat(pairs, dim=1) if pairs else torch.zeros(2, 0).double()
     count = before.numel()
     if not count:
@@ -67,6 +55,16 @@ def loss_change(
     return LossChange(count, float(before.mean()), float(after.mean()), float(change.mean()), se)
 
 
-def _output(model: nn.Module, inputs: Any, device: torch.device) -> Any:
-    """What a model returns for inputs, on a device."""
-    return call(model, mapped(inputs, lambda t: to_memory_format(t.to(device), model)))
+def _losses(model: nn.Module, inputs: Any, labels: Any, device: torch.device) -> torch.Tensor:
+    """The loss of each sample that counts, float64 on the CPU. Raises DataError."""
+    objective = objective_of(model)
+    given = mapped(inputs, lambda t: to_memory_format(t.to(device), model))
+    matched = objective.matched(call(model, objective.arguments(given, labels)), labels)
+    if matched is None:
+        raise DataError(
+            "the loss can't be checked: it needs integer labels, and a model that returns logits"
+        )
+    if isinstance(matched.output, torch.Tensor):
+        matched = Matched(matched.output.cpu().double(), matched.targets.cpu())
+    losses, counted = objective.sample_losses(matched)
+    return losses[counted > 0].cpu().double()

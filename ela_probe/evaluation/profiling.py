@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.comparison import Latency, Machine, PeakMemory, Timing
+from ela_probe.evaluation.objectives import objective_of
 from ela_probe.evaluation.peak_memory import peak_bytes
-from ela_probe.forward import copied, required_logits
+from ela_probe.forward import call, copied
 from ela_probe.system.memory_format import to_memory_format
+from ela_probe.system.nested_tensors import leaves_of, mapped
 from ela_probe.system.progress import bar
 
 Step = Callable[[], object]
@@ -52,7 +53,7 @@ def count_flops(
 
 def measure_latency(
     models: Mapping[str, nn.Module],
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Any, Any],
     *,
     device: torch.device | None = None,
     repeats: int = 10,
@@ -61,7 +62,7 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Time all models in turns on one batch. Ratios are to the first model.
 
-    A training step is forward, cross-entropy, backward, a step of SGD with momentum at learning
+    A training step is forward, the loss, backward, a step of SGD with momentum at learning
     rate 0 (the same arithmetic, but the weights don't change) and zero_grad, in the memory format
     of training (`memory_format.to_memory_format`). The given models stay unchanged, and so does the
     random state.
@@ -78,13 +79,12 @@ def measure_latency(
     """
     if not models:
         raise OptionError("no model to measure; name at least one")
-    device = device or batch[0].device
-    images, labels = (part.to(device) for part in batch)
+    device, inputs, targets = placed(batch, device)
     taken: dict[str, dict[str, list[float]]] = {}
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
             steps = {
-                name: build(copied(model).to(device), to_memory_format(images, model), labels)
+                name: build(copied(model).to(device), formatted(inputs, model), targets)
                 for name, model in models.items()
             }
             taken[kind] = alternate(
@@ -106,19 +106,18 @@ def measure_latency(
 
 
 def measure_memory(
-    model: nn.Module, batch: tuple[Tensor, Tensor], *, device: torch.device | None = None
+    model: nn.Module, batch: tuple[Any, Any], *, device: torch.device | None = None
 ) -> PeakMemory:
     """Peak memory of a training step and of inference on a batch (`evaluation.peak_memory`).
 
     Args:
         batch: inputs and labels, as `evaluate` takes them. device: the inputs' device when None.
     """
-    device = device or batch[0].device
-    images, labels = (part.to(device) for part in batch)
+    device, inputs, targets = placed(batch, device)
     peaks = {}
     with torch.random.fork_rng(devices=cuda_devices(device)):
         for kind, build in (("training", training_step), ("inference", inference_step)):
-            step = build(copied(model).to(device), to_memory_format(images, model), labels)
+            step = build(copied(model).to(device), formatted(inputs, model), targets)
             step()  # so that the momentum buffers are allocated before
             peaks[kind] = peak_bytes(step, device)
     return PeakMemory(**peaks)
@@ -179,29 +178,46 @@ def describe_machine(device: torch.device | None = None) -> Machine:
     )
 
 
-def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+def training_step(model: nn.Module, inputs: Any, targets: Any) -> Step:
     """A training step that changes no weights: forward, backward, and an update by lr 0."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    objective = objective_of(model)
 
     def step() -> None:
-        logits = required_logits(model(images))
-        F.cross_entropy(logits.flatten(0, -2), labels.flatten()).backward()
+        objective.training_loss(model, inputs, targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def inference_step(model: nn.Module, images: Tensor, labels: Tensor) -> Step:
+def inference_step(model: nn.Module, inputs: Any, targets: Any) -> Step:
     """A forward pass in eval mode without gradients."""
     model.eval()
 
     @torch.inference_mode()
     def step() -> Any:
-        return model(images)
+        return call(model, inputs)
 
     return step
+
+
+def placed(batch: tuple[Any, Any], device: torch.device | None) -> tuple[torch.device, Any, Any]:
+    """The device, that of the inputs when None, and the batch's inputs and targets there."""
+    where = device or first_tensor(batch[0]).device
+    inputs, targets = (mapped(part, lambda t: t.to(where)) for part in batch)
+    return where, inputs, targets
+
+
+def formatted(inputs: Any, model: nn.Module) -> Any:
+    """The inputs in the memory format that the model should compute in."""
+    return mapped(inputs, lambda tensor: to_memory_format(tensor, model))
+
+
+def first_tensor(inputs: Any) -> Tensor:
+    """The first tensor in nested containers, whose first axis runs over the samples."""
+    return next(leaf for leaf in leaves_of(inputs) if isinstance(leaf, Tensor))
 
 
 def synchronize(device: torch.device) -> None:

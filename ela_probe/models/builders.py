@@ -2,13 +2,19 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import validate_call
+from pydantic import Field, validate_call
+from torch import nn
 
 from ela_probe.models.attention_mechanisms import MECHANISMS, Count
 from ela_probe.models.attnres import Transformer
+from ela_probe.models.detection import Detector, build_detector, shrink_stem
 from ela_probe.models.resnet import Layout, ResNet, cifar, imagenet
+
+Channels = Annotated[tuple[float, ...], Field(min_length=1)]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LARGEST_RATIO = 1333 / 800  # of the longer side of an image to the shorter one, as is usual
 
 
 def cifar_resnet(mechanism: str, depth: int, **arguments: Any) -> ResNet:
@@ -60,6 +66,46 @@ def build_resnet(
     of_layout = {k: arguments.pop(k) for k in names if k in arguments}
     attention = MECHANISMS[mechanism](**arguments)
     return ResNet(layout_of(**of_layout), attention, **ends(**of_ends))
+
+
+def rcnn(masks: bool, resnet: Callable[..., ResNet], **arguments: Any) -> Detector:
+    """A detector over a ResNet of the zoo; `rcnn_options` lists its own arguments.
+
+    Args:
+        masks: Mask R-CNN, else Faster R-CNN.
+        resnet: builds the ResNet, and takes all other arguments.
+
+    Raises:
+        ModelError, pydantic.ValidationError: arguments that do not fit.
+    """
+    own = inspect.signature(rcnn_options).parameters
+    of_detector = {name: arguments.pop(name) for name in own if name in arguments}
+    body = resnet(**arguments)
+    small = isinstance(body.shrink, nn.Identity)
+    if small:
+        shrink_stem(body)
+    sizes = {"channels": 64, "head_size": 256} if small else {}
+    return build_detector(body, masks=masks, **rcnn_options(**{**sizes, **of_detector}))
+
+
+@validate_call
+def rcnn_options(
+    *,
+    num_classes: Annotated[int, Field(ge=2)] = 91,
+    channels: Count = 256,
+    head_size: Count = 1024,
+    anchor_size: Count = 32,
+    min_size: Count = 800,
+    max_size: Count | None = None,
+    image_mean: Channels = IMAGENET_MEAN,
+    image_std: Channels = IMAGENET_STD,
+    frozen_stages: Annotated[int, Field(ge=0)] = 0,
+    frozen_norm: bool = False,
+    box_detections_per_img: Count = 100,
+    box_score_thresh: Annotated[float, Field(ge=0, lt=1)] = 0.05,
+) -> dict[str, Any]:
+    """The arguments of a detector, checked; those that are no sizes are torchvision's."""
+    return {**locals(), "max_size": max_size or round(LARGEST_RATIO * min_size)}
 
 
 @validate_call

@@ -18,7 +18,8 @@ class ModelFamily:
         build: takes the depth and keyword arguments, returns the model.
         depths: the depths to list; any other that `build` takes works too. Empty where the name
             has no depth.
-        reads: what the models take, "images" or "tokens".
+        reads: what the models take: "images" (to classify), "tokens", or "detection": images to
+            find objects in.
         parameters: the number of parameters at each of `depths` with default arguments; may be
             left out.
     """
@@ -27,5 +28,5 @@ class ModelFamily:
     build: Callable[..., nn.Module]
     description: str
     depths: tuple[int, ...] = ()
-    reads: Literal["images", "tokens"] = "images"
+    reads: Literal["images", "tokens", "detection"] = "images"
     parameters: tuple[int, ...] = ()

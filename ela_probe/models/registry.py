@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from ela_probe.errors import ElaProbeError, ModelError
 from ela_probe.models.family import ModelFamily
-from ela_probe.models.zoo import ZOO
+from ela_probe.models.zoo import DETECTOR, ZOO, detectors
 from ela_probe.system.messages import class_and_first_line, shortened
 from ela_probe.system.user_code import importable, load_function
 from ela_probe.system.validation import Strict
@@ -45,6 +46,9 @@ def register_family(family: ModelFamily) -> ModelFamily:
 
 def family_of(name: str) -> ModelFamily | None:
     """The family of a model's name, e.g. of `mrla_b_resnet20`; None if there is none."""
+    if (parts := DETECTOR.fullmatch(name)) is not None:
+        resnets = family_of(parts["resnet"])
+        return None if resnets is None else detectors(parts["kind"], resnets)
     return FAMILIES.get(name.rstrip("0123456789"))
 
 
@@ -55,6 +59,15 @@ def create_model(name: str, /, **arguments: Any) -> nn.Module:
         ModelError: an unknown name (the nearest known one is suggested), or arguments that do not
             fit.
     """
+    if (parts := DETECTOR.fullmatch(name)) is not None:
+        family = family_of(name)
+        if family is None:
+            raise ModelError(
+                f"no model is called {shortened(name)!r}; expected {parts['kind']}_NAME_fpn with "
+                "the name of a ResNet of `ela-probe models`"
+            )
+        build = partial(family.build, partial(create_model, parts["resnet"]))
+        return call_builder(build, name, arguments)
     match = re.fullmatch(r"(.*?)(\d{0,9})", name)
     if match is None:
         raise ModelError(f"no model is called {shortened(name)!r}; see `ela-probe models`")

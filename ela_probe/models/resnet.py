@@ -134,10 +134,18 @@ class ResNet(nn.Module):
                 nn.init.zeros_(norms[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.before(self.shrink(self.bn1(self.conv1(x)).relu()))
-        for number, stage in enumerate(self.stages):
-            x = run(stage, x, self.state_of(number))  # type: ignore[arg-type]
+        x = self.stem(x)
+        for number in range(len(self.stages)):
+            x = self.run_stage(number, x)
         return self.fc(describe(self.after(x)).squeeze(1))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What the first stage takes."""
+        return self.before(self.shrink(self.bn1(self.conv1(x)).relu()))
+
+    def run_stage(self, number: int, x: Tensor) -> Tensor:
+        """What a stage hands on; with RLA its last channels are the hidden map."""
+        return run(self.stages[number], x, self.state_of(number))  # type: ignore[arg-type]
 
     def state_of(self, number: int) -> tuple[Any, ...]:
         """The state with which a stage begins; its first block takes it after the features."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,25 @@ def text(name: str, description: str, parameters: tuple[int, ...]) -> ModelFamil
     """Language models."""
     return ModelFamily(
         name, partial(build, name), f"text, {description}", (6, 12), "tokens", parameters
+    )
+
+
+# A detector's name holds that of its ResNet: fasterrcnn_mrla_b_resnet20_fpn.
+DETECTOR = re.compile("(?P<kind>fasterrcnn|maskrcnn)_(?P<resnet>.+)_fpn")
+
+
+def detectors(kind: str, resnets: ModelFamily) -> ModelFamily | None:
+    """The detectors over a family of ResNets; None where these are no ResNets.
+
+    Their `build` takes a function that builds the ResNet.
+    """
+    if resnets.reads != "images":
+        return None
+    return ModelFamily(
+        f"{kind}_{resnets.name}_fpn",
+        partial(build, "rcnn", kind == "maskrcnn"),
+        f"detection, {resnets.description}",
+        reads="detection",
     )
 
 

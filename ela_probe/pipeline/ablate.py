@@ -1,6 +1,6 @@
 """Measure what changing single sites, and whole plans, really does to the loss."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ela_probe.data.opening import Data
 from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.errors import CheckpointError, PlanError
 from ela_probe.evaluation.evaluate import evaluate
-from ela_probe.pipeline.inputs import Split, check_data, data_for
+from ela_probe.pipeline.inputs import Split, batch_size_for, check_data, data_for
 from ela_probe.pipeline.refit import refit_checkpoint
 from ela_probe.pipeline.rounds import plan_in_rounds
 from ela_probe.pipeline.train import finetune
@@ -24,6 +24,7 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import check_same_sites, fingerprint
 from ela_probe.system.device import resolve_device
+from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.progress import track
 from ela_probe.training.config import TrainConfig
 
@@ -39,7 +40,7 @@ def ablate_checkpoint(
     data: Data | None = None,
     split: Split = "test",
     limit: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     skip: float | None = None,
     costs: CostModel | None = None,
     time: float | None = None,
@@ -56,6 +57,7 @@ def ablate_checkpoint(
     Args:
         analysis: of this checkpoint; its stand-ins are used.
         split, limit: the samples to measure on, by default none that the analysis has seen.
+        batch_size: 256 when None, for detectors 16.
         skip: also measure plans for this share by every planner, and one by damage in rounds.
         costs, time: also measure plans for this share of the step's time: the one of least damage,
             and random ones. Without `skip` and `time` only sites are measured.
@@ -83,6 +85,7 @@ def ablate_checkpoint(
     )  # fmt: skip
     data = data or data_for(checkpoint)
     check_data(model, data)
+    batch_size = batch_size_for(data, batch_size, 256)
     where = resolve_device(device)
     path = output / "ablation.json"
     start = Ablation(
@@ -178,13 +181,24 @@ def _measure_plan(
         )  # fmt: skip
         finetune(small, tuning, output=file, data=data, device=device, progress=False)
         again = evaluate(read_checkpoint(file).model, loader, where, progress=False)
-        tuned = {"tuned_loss": again["loss"], "tuned_accuracy": again["accuracy"]}
+        tuned = {
+            "tuned_loss": again["loss"],
+            "tuned_accuracy": finite_or_none(again["accuracy"]),
+            "tuned_ap": box_ap(again),
+        }
     return PlanResult(
         name=file.stem,
         planner=plan.origin.planner,
         action="affine" if plan.stand_ins else "skip",
         skipped=len(plan.skipped),
         loss=measured["loss"],
-        accuracy=measured["accuracy"],
+        accuracy=finite_or_none(measured["accuracy"]),
+        ap=box_ap(measured),
         **tuned,
     )
+
+
+def box_ap(measured: Mapping[str, Any]) -> float | None:
+    """The average precision of the boxes in what `evaluate` returned; None for classifiers."""
+    precision = measured.get("precision")
+    return None if precision is None else precision.box.ap

@@ -18,7 +18,13 @@ from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.discovery.sampling import Sampling
 from ela_probe.errors import OptionError
 from ela_probe.forward import inputs_and_labels
-from ela_probe.pipeline.inputs import Split, check_data, check_inputs, data_for
+from ela_probe.pipeline.inputs import (
+    Split,
+    batch_size_for,
+    check_data,
+    check_inputs,
+    data_for,
+)
 from ela_probe.system.device import resolve_device
 from ela_probe.system.processes import Processes, lost_peer_as_error, process_count, rank
 from ela_probe.system.versions import versions
@@ -33,7 +39,7 @@ def analyze_checkpoint(
     split: Split = "train",
     limit: int | None = None,
     damage: bool = True,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     every: int = 1,
     max_batches: int | None = None,
@@ -52,6 +58,7 @@ def analyze_checkpoint(
         sites: where to read, instead of what `discover` finds.
         split: the training samples by default, so that the test split plays no part in planning.
         limit: at most this many samples.
+        batch_size: 256 when None, for detectors 16.
         damage: whether to measure what each action at each site would add to the loss, which needs
             labels; it takes two to three times the time.
         every, max_batches, max_tokens: record less of a large model (see `AttentionProbe`).
@@ -66,7 +73,8 @@ def analyze_checkpoint(
     else:
         data = data or data_for(checkpoint)
         check_data(model, data)
-        everything = data.loader(split, batch_size=batch_size, limit=limit)
+        size = batch_size_for(data, batch_size, 256)
+        everything = data.loader(split, batch_size=size, limit=limit)
         most = min(math.ceil(len(everything) / every), max_batches or len(everything))
         if most < processes.count:
             raise OptionError(
@@ -82,7 +90,7 @@ def analyze_checkpoint(
     labelled = data is not None or (inputs is not None and inputs.labelled)
     if data is not None:
         loader = data.loader(
-            split, batch_size=batch_size, limit=limit, num_workers=num_workers, share=share
+            split, batch_size=size, limit=limit, num_workers=num_workers, share=share
         )
         positions = (batch.positions for batch in loader.sampler)
         # The same batches however many processes there are, up to 8.
@@ -111,7 +119,9 @@ def analyze_checkpoint(
         classes=getattr(getattr(data, "spec", None), "classes", ()),
         device=str(where),
         seed=getattr(inputs, "seed", None) if data is None else data.spec.seed,
-        notes=tuple(note for note in (checkpoint.note, inputs and inputs.note) if note),
+        notes=tuple(
+            note for note in (checkpoint.note, inputs and inputs.note, note_of(data)) if note
+        ),
         versions=versions(),
     )
     with lost_peer_as_error():
@@ -130,3 +140,13 @@ def analyze_checkpoint(
             max_tokens=max_tokens,
             progress=progress,
         )
+
+
+def note_of(data: Data | None) -> str | None:
+    """What a reader should know of the samples of a detector."""
+    if data is None or data.spec.task != "detection":
+        return None
+    return (
+        f"the detector saw {data.spec.sample}; damage is that of the sum of its losses, on "
+        "proposals that stay as they are"
+    )

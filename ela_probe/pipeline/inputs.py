@@ -9,14 +9,23 @@ from torch.utils.data import Dataset
 
 from ela_probe.analysis.result import Provenance
 from ela_probe.checkpoint import Checkpoint
+from ela_probe.data.detection import DetectionSpec
 from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
 from ela_probe.data.opening import Data, data_from_spec, open_data
+from ela_probe.data.source_names import Task, task_of
 from ela_probe.errors import CheckpointError, DataError, OptionError
 from ela_probe.forward import call, eval_mode, first_samples, inputs_and_labels, logits_of, moved
+from ela_probe.models.detection import Detector, MaskRCNN
 from ela_probe.models.registry import ModelSpec, family_of
 from ela_probe.system.messages import first_line
 
 Split = Literal["train", "val", "test"]
+DETECTION_BATCH = 16  # images of 800 x 1333 pixels
+TASKS: dict[Task, str] = {
+    "images": "images to classify",
+    "tokens": "text",
+    "detection": "images with objects",
+}
 
 
 def data_for(
@@ -50,9 +59,9 @@ def data_for(
         if source is None:
             raise CheckpointError(
                 f"{checkpoint.path} does not say what data it belongs to; name it with --data "
-                "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100 "
-                "or text:FILE), or analyze it on --example-inputs package.module:function or on "
-                "random inputs, --input-size C,H,W"
+                "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100, "
+                "text:FILE or coco:IMAGES,ANNOTATIONS.json), or analyze it on --example-inputs "
+                "package.module:function or on random inputs, --input-size C,H,W"
             )
         return open_data(
             source,
@@ -65,6 +74,11 @@ def data_for(
     if source is not None or root is not None:
         spec = spec.with_source(source or spec.source, root=root)
     if image_size is not None:
+        if spec.task == "detection":
+            raise OptionError(
+                f"got --image-size {image_size}, but a detector keeps the size that it was trained "
+                "with; leave it out"
+            )
         if spec.task != "images":
             raise OptionError(f"got --image-size {image_size}, but {spec.source} has no images")
         spec = spec.model_copy(update={"image_size": image_size})
@@ -73,6 +87,14 @@ def data_for(
             raise OptionError(f"got --context {context}, but {spec.source} has no text")
         spec = spec.model_copy(update={"context": context})
     return data_from_spec(spec, download=download, tokenizer=tokenizer)
+
+
+def batch_size_for(data: Data | None, given: int | None, usual: int) -> int:
+    """The samples in a batch: those that are given, else the usual number, of a detector fewer."""
+    if given is not None:
+        return given
+    detects = data is not None and data.spec.task == "detection"
+    return min(usual, DETECTION_BATCH) if detects else usual
 
 
 def analysed_samples(checkpoint: Checkpoint, provenance: Provenance) -> Dataset[Any]:
@@ -100,13 +122,12 @@ def analysed_samples(checkpoint: Checkpoint, provenance: Provenance) -> Dataset[
 
 
 def check_task(spec: ModelSpec, source: str) -> None:
-    """Raise DataError where a model of ours reads images and the source is text, or vice versa."""
-    family = family_of(spec.name)
-    task = "tokens" if source.startswith("text:") else "images"
+    """Raise DataError where the source is for another task than the model of ours is."""
+    family, task = family_of(spec.name), task_of(source)
     if family is not None and family.reads != task:
         raise DataError(
-            f"{spec.name} reads {family.reads}, but {source} holds {task}; choose other data with "
-            "--data, or another model (see `ela-probe models`)"
+            f"{spec.name} is for {TASKS[family.reads]}, but {source} holds {TASKS[task]}; choose "
+            "other data with --data, or another model (see `ela-probe models`)"
         )
 
 
@@ -117,24 +138,47 @@ def check_data(model: nn.Module, data: Data) -> None:
         DataError: the model does not take such a sample, or has another number of classes.
     """
     inputs, labels = data.spec.example()
-    logits = logits_of(
-        _output_of(
-            model,
-            inputs,
-            f"{data.spec.sample} as in {data.spec.source}",
-            "choose other data with --data, or a model made for them",
-        )
+    output = _output_of(
+        model,
+        inputs,
+        f"{data.spec.sample} as in {data.spec.source}",
+        "choose other data with --data, or a model made for them",
     )
+    if isinstance(data.spec, DetectionSpec):
+        _check_detector(model, data.spec)
+        return
+    logits = logits_of(output)
     if logits is None:
         return
     classes = logits.shape[-1]
     # A tokenizer may know fewer tokens than a model has room for.
     if getattr(data.spec, "tokens", None) == "tokenizer":
         classes = min(classes, data.spec.num_classes)
+    assert isinstance(labels, torch.Tensor)
     if logits.shape[:-1] != labels.shape or classes != data.spec.num_classes:
         raise DataError(
             f"{data.spec.source} has {data.spec.num_classes} classes, but the model's output for "
             f"a sample has shape {list(logits.shape[1:])}; choose other data with --data"
+        )
+
+
+def _check_detector(model: nn.Module, spec: DetectionSpec) -> None:
+    """Raise DataError where a model is no detector of ours, or not one for these objects."""
+    if not isinstance(model, Detector):
+        raise DataError(
+            f"{spec.source} has objects with boxes, but the model is a {type(model).__name__}; "
+            "expected a detector such as fasterrcnn_resnet20_fpn"
+        )
+    classes = model.roi_heads.box_predictor.cls_score.out_features
+    if classes != spec.num_classes:
+        raise DataError(
+            f"{spec.source} has {len(spec.classes)} categories, but the model {classes - 1}; "
+            "choose other data with --data"
+        )
+    if isinstance(model, MaskRCNN) and not spec.masks:
+        raise DataError(
+            f"{spec.source} has objects without a mask (segmentation), which Mask R-CNN needs; "
+            "choose a fasterrcnn model, or other data"
         )
 
 

@@ -6,7 +6,7 @@ from ela_probe.analysis.stand_ins import FIT_SAMPLES
 from ela_probe.checkpoint import Checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.evaluation.loss_change import loss_change
-from ela_probe.pipeline.inputs import Split, check_data, data_for
+from ela_probe.pipeline.inputs import Split, batch_size_for, check_data, data_for
 from ela_probe.pruning.plan import MeasuredLoss, SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.pruning.refit import refit_stand_ins
@@ -75,7 +75,12 @@ def refit_checkpoint(
     data = data or data_for(checkpoint)
     check_data(checkpoint.model, data)
     checkpoint.model.to(resolve_device(device))
-    batches = data.loader(split, batch_size=64, limit=fitted_samples(data, split), num_workers=0)
+    batches = data.loader(
+        split,
+        batch_size=batch_size_for(data, None, 64),
+        limit=fitted_samples(data, split),
+        num_workers=0,
+    )
     return refit_stand_ins(checkpoint.model, plan, batches, progress=progress)
 
 
@@ -111,7 +116,13 @@ def measure_plan(
     found = loss_change(
         checkpoint.model,
         prune(checkpoint.model, plan),
-        data.loader(split, batch_size=64, limit=samples, after=fitted, num_workers=0),
+        data.loader(
+            split,
+            batch_size=batch_size_for(data, None, 64),
+            limit=samples,
+            after=fitted,
+            num_workers=0,
+        ),
         resolve_device(device),
         progress=progress,
     )

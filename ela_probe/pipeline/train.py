@@ -1,5 +1,6 @@
 """Train a model from scratch, and fine-tune a checkpoint."""
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ela_probe.checkpoint import Checkpoint, save_beside, save_checkpoint
 from ela_probe.data.opening import Data
 from ela_probe.errors import DataError
 from ela_probe.models.registry import ModelSpec, family_of
+from ela_probe.pipeline.backbone import detector_over
 from ela_probe.pipeline.inputs import check_data, check_task, data_for
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.system.checkpoint_file import read_file
@@ -36,17 +38,19 @@ def train(
     *,
     output: Path,
     ela: ELAConfig | None = None,
+    backbone: Path | None = None,
     device: str = "auto",
     processes: Processes = Processes(),
     resume: bool = False,
     progress: bool = True,
     loggers: Sequence[str] = (),
 ) -> FitResult:
-    """Train a model from scratch on `data`; its classes and channels, or tokens, are the data's.
+    """Train a model from scratch on `data`, whose classes and channels, or tokens, it gets.
 
     Writes `best.pt`, `last.pt`, `metrics.csv` and `resume.ckpt` into `output`; with `ela`, which
     skips retrievals in training (`training.ELA`), also `plan.json`. `loggers` are names of
-    `training.loggers.LOGGERS`, which get every epoch's row too.
+    `training.loggers.LOGGERS`, which get every epoch's row too. With `backbone`, a classification
+    checkpoint, a detector starts from its weights and pruning (`backbone.detector_over`).
 
     Raises:
         ModelError, OptionError, PlanError, DataError, OutputError, CheckpointError (on resume).
@@ -62,7 +66,13 @@ def train(
                 )
         spec = spec.model_copy(update={"args": {**spec.args, **sizes}})
     torch.manual_seed(config.seed)
-    model = spec.build()
+    plans: tuple[SkipPlan, ...] = ()
+    start: dict[str, Any] = {}
+    if backbone is None:
+        model = spec.build()
+    else:
+        model, spec, plans = detector_over(spec, backbone)
+        start = {"backbone (SHA-256)": hashlib.sha256(backbone.read_bytes()).hexdigest()}
     callback = None
     if ela is not None:
         provenance = Provenance(
@@ -70,8 +80,8 @@ def train(
         )
         callback = ELA(ela, path=output / PLAN, provenance=provenance)
     return _fit(
-        model, spec, (), data, config, output, device, processes, resume, progress, loggers,
-        callback,
+        model, spec, plans, data, config, output, device, processes, resume, progress, loggers,
+        callback, start=start,
     )  # fmt: skip
 
 

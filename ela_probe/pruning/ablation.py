@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ela_probe.adapters.handover import Alternatives, Handover
 from ela_probe.analysis.handover_hooks import HandoverHooks, with_modules_of
 from ela_probe.errors import DataError, PlanError
-from ela_probe.evaluation.evaluate import sample_losses
-from ela_probe.evaluation.labels import class_labels
-from ela_probe.forward import eval_mode, inputs_and_labels, logits_of
+from ela_probe.evaluation.objectives import Matched, Objective, objective_of
+from ela_probe.forward import eval_mode, inputs_and_labels
 from ela_probe.models.stand_in import affine
 from ela_probe.pruning.replay import RecordedPass
 from ela_probe.sites import Action, Stage
@@ -51,6 +50,7 @@ class Change(Strict):
 class PlanResult(Strict):
     """A whole plan, measured: its loss in nats and its accuracy, and both after fine-tuning.
 
+    ap, tuned_ap: the average precision of a detector's boxes, which has no accuracy.
     time_ratio: its predicted step time relative to the unpruned one; None without costs.
     """
 
@@ -62,16 +62,29 @@ class PlanResult(Strict):
     time_ratio: Finite | None = None
     predicted: Finite | None = None
     loss: Finite
-    accuracy: Finite
+    accuracy: Finite | None
+    ap: Finite | None = None
     tuned_loss: Finite | None = None
     tuned_accuracy: Finite | None = None
+    tuned_ap: Finite | None = None
+
+    @property
+    def quality(self) -> float | None:
+        """The accuracy, or of a detector the average precision."""
+        return self.ap if self.accuracy is None else self.accuracy
+
+    @property
+    def tuned_quality(self) -> float | None:
+        """The same after fine-tuning."""
+        return self.tuned_ap if self.accuracy is None else self.tuned_accuracy
 
 
 class Ablation(JsonDocument):
     """The measured changes of a model's sites; saved after every batch, so that it can go on.
 
     checkpoint_sha256, data, split, limit, batch_size: what defines the run.
-    batches, samples: done so far. loss, accuracy: sums over samples of the unchanged model.
+    batches, samples: done so far. loss, accuracy: sums over samples of the unchanged model; the
+    accuracy of a detector is 0.
     complete: whether all batches are done. plans: those measured so far.
     """
 
@@ -160,17 +173,17 @@ def _added(
     def remember(site: str, tensors: Sequence[Tensor], y: Tensor) -> None:
         read[site] = tensors
 
+    objective = objective_of(model)
+    inputs = objective.arguments(inputs, labels)
     with HandoverHooks(model, handovers, remember):
         recorded = RecordedPass(model, inputs, [h.module for h in handovers.values()])
-    logits = logits_of(recorded.output)
-    classes = None if logits is None else class_labels(labels, logits)
-    if logits is None or classes is None:
+    matched = objective.matched(recorded.output, labels)
+    if matched is None:
         raise DataError(
             "ablation needs batches with integer labels, and a model that returns logits; "
             "name data with --data"
         )
-    classes = classes.to(logits.device)
-    losses, right, counted = _results(logits, classes)
+    losses, right, counted = _results(objective, matched)
     before = {(c.site, c.action): c for c in sums.changes}
     changes = []
     for site, handover in handovers.items():
@@ -179,9 +192,10 @@ def _added(
                 continue
             given = handover.alternatives(*read[site])
             new = handed_on(given, handover, action, stand_ins.get(site))
-            changed = logits_of(recorded.run_after(handover.module, new, handover.with_output))
+            after = recorded.run_after(handover.module, new, handover.with_output)
+            changed = objective.matched(after, labels)
             assert changed is not None
-            new_losses, new_right, _ = _results(changed, classes)
+            new_losses, new_right, _ = _results(objective, changed)
             difference = (new_losses - losses)[counted]
             old = before.get((site, action), Change(site=site, action=action))
             changes.append(
@@ -202,9 +216,16 @@ def _added(
     }
 
 
-def _results(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each sample the loss, the share of right predictions, and whether it counts; float64."""
-    losses, counts = sample_losses(logits.cpu().double(), classes.cpu())
+def _results(objective: Objective, matched: Matched) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each sample the loss, the share of right predictions, and whether it counts; float64.
+
+    The share is 0 where the output is no logits.
+    """
+    if not isinstance(matched.output, Tensor):
+        losses, counts = (found.cpu() for found in objective.sample_losses(matched))
+        return losses.double(), torch.zeros(len(losses)).double(), counts > 0
+    logits, classes = matched.output, matched.targets
+    losses, counts = objective.sample_losses(Matched(logits.cpu().double(), classes.cpu()))
     known = (classes >= 0).reshape(len(classes), -1).cpu()
     hits = (logits.argmax(dim=-1) == classes).reshape(len(classes), -1).cpu() & known
     return losses, hits.sum(dim=1) / known.sum(dim=1).clamp_min(1).double(), counts > 0

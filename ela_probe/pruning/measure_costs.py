@@ -6,6 +6,7 @@ A linear model is fitted to these times. So any model that can be pruned can be 
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,12 @@ from ela_probe.evaluation.profiling import (
     alternate,
     cuda_devices,
     describe_machine,
+    first_tensor,
+    formatted,
+    placed,
     training_step,
 )
-from ela_probe.forward import check_has_values, refuse_compiled, unwrap
+from ela_probe.forward import check_has_values, first_samples, refuse_compiled, unwrap
 from ela_probe.pruning.cost_model import (
     Actions,
     CostModel,
@@ -36,14 +40,13 @@ from ela_probe.pruning.plan import SkipPlan, encode_stand_in
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import Action, Stage, fingerprint
 from ela_probe.system.arrays import Floats
-from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.progress import track
 from ela_probe.system.versions import __version__
 
 
 def measure_costs(
     model: nn.Module,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Any, Any],
     *,
     device: torch.device | None = None,
     rounds: int = 10,
@@ -74,11 +77,14 @@ def measure_costs(
     check_has_values(model)
     if adapter_for(model) is None:
         raise cannot_prune(model)
-    device = device or batch[0].device
+    device, inputs, labels = placed(batch, device)
     found = discover(model)
-    inputs, labels = (part.to(device) for part in batch)
     stand_ins = fit_stand_ins(
-        model, handovers_of(model, found), [inputs[:2]], device=device, progress=False
+        model,
+        handovers_of(model, found),
+        [(first_samples(inputs, 2), None)],
+        device=device,
+        progress=False,
     )  # only their shapes matter here
     stages = [
         possible_actions(model, stage, stand_ins)
@@ -91,7 +97,7 @@ def measure_costs(
             pruned = pruned_or_none(model, actions, stand_ins)
             if pruned is not None:
                 steps[str(number)] = training_step(
-                    pruned.to(device), to_memory_format(inputs, pruned), labels
+                    pruned.to(device), formatted(inputs, pruned), labels
                 )
         taken = alternate(
             steps,
@@ -118,7 +124,7 @@ def measure_costs(
         fingerprint=fingerprint(found.stages),
         model=name,
         machine=describe_machine(device),
-        batch_shape=tuple(inputs.shape),
+        batch_shape=tuple(first_tensor(inputs).shape),
         rounds=rounds,
         ela_probe=__version__,
         unpruned=Seconds(value=median, lower=lower, upper=upper),

@@ -90,7 +90,7 @@ def site_history(
 
 
 def skipping_history(table: pd.DataFrame, *, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Accuracy, and the share of retrievals that was skipped, over the epochs of a run.
+    """Accuracy (of detectors AP) and the skipped share of the retrievals, over the epochs of a run.
 
     Args:
         table: the rows of `metrics.csv`, which `train` writes.
@@ -98,7 +98,8 @@ def skipping_history(table: pd.DataFrame, *, ax: Axes | None = None) -> tuple[Fi
     Raises:
         OptionError: a column is missing.
     """
-    _check_columns(table, ("epoch", "train_accuracy"), "metrics.csv")
+    figure_of_task = "val_ap" if "val_ap" in table else "train_accuracy"
+    _check_columns(table, ("epoch", figure_of_task), "metrics.csv")
     with drawing(ax, (6.0, 3.8)) as (figure, axes):
         title(axes, "Training", "shares of 1")
         epochs = table["epoch"].to_numpy()
@@ -111,6 +112,7 @@ def skipping_history(table: pd.DataFrame, *, ax: Axes | None = None) -> tuple[Fi
         for column, colour, style, text in (
             ("train_accuracy", SHAPE, "--", "training accuracy"),
             ("val_accuracy", INK, "-", "validation accuracy"),
+            ("val_ap", INK, "-", "validation AP"),
         ):
             if column in table and table[column].notna().any():
                 axes.plot(

@@ -20,6 +20,7 @@ from ela_probe.report.depth_plots import (
     damage_against_divergence,
     damage_along_depth,
 )
+from ela_probe.report.detection_plots import detections_side_by_side, precision_by_size
 from ela_probe.report.distribution_plots import beta_histogram, beta_quantiles
 from ela_probe.report.figure_style import ACTIONS, FIT, MASS, SHAPE
 from ela_probe.report.history_plots import site_history, skipping_history
@@ -47,8 +48,10 @@ __all__ = [
     "class_divergence",
     "damage_against_divergence",
     "damage_along_depth",
+    "detections_side_by_side",
     "divergence_heatmap",
     "head_divergence",
+    "precision_by_size",
     "save_figures",
     "site_dendrogram",
     "site_history",

@@ -153,12 +153,12 @@ def ablation_tables(analysis: Analysis, ablation: Ablation) -> list[Table]:
     if not ablation.plans:
         return tables
     columns = [
-        "plan", "planner", "action", "seed", "skipped", "predicted change", "loss", "accuracy",
-        "tuned loss", "tuned accuracy",
+        "plan", "planner", "action", "seed", "skipped", "predicted change", "loss",
+        "accuracy or AP", "tuned loss", "tuned accuracy or AP",
     ]  # fmt: skip
     rows = [
-        [p.name, p.planner, p.action, p.seed, p.skipped, p.predicted, p.loss, p.accuracy,
-         p.tuned_loss, p.tuned_accuracy]
+        [p.name, p.planner, p.action, p.seed, p.skipped, p.predicted, p.loss, p.quality,
+         p.tuned_loss, p.tuned_quality]
         for p in ablation.plans
     ]  # fmt: skip
     return [*tables, Table("measured-plans", "Whole plans, measured; nats", columns, rows)]

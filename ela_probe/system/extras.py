@@ -27,3 +27,15 @@ def accelerate() -> Any:
             "it with pip install 'ela-probe[hf]', or pip install accelerate"
         ) from error
     return accelerate
+
+
+def faster_coco_eval() -> Any:
+    """The package faster_coco_eval. Raises OptionError where it is missing, with what to type."""
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        raise OptionError(
+            f"detection needs the package faster-coco-eval ({error}); install it with "
+            "pip install 'ela-probe[detection]'"
+        ) from error
+    return faster_coco_eval

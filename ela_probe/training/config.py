@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ela_probe.data.source_names import Task
 from ela_probe.system.validation import Settings
 
 DEFAULT_MILESTONES = (0.5, 0.75)  # fractions of all epochs
@@ -17,16 +18,31 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "warmup_epochs": 0.1,
     "gradient_clip": 1.0,
 }
+DETECTION_DEFAULTS: dict[str, Any] = {  # the 1x schedule of Detectron and mmdetection
+    "epochs": 12,
+    "batch_size": 16,
+    "lr": 0.02,
+    "weight_decay": 1e-4,
+    "schedule": "step",
+    "warmup_epochs": 0.07,  # 500 of the 7,330 steps of an epoch of COCO
+}
+DETECTION_MILESTONES = (8 / 12, 11 / 12)  # fractions of all epochs
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "images": {},
+    "tokens": TEXT_DEFAULTS,
+    "detection": DETECTION_DEFAULTS,
+}
 FINETUNING_DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"epochs": 10, "lr": 0.01},
     "tokens": {**TEXT_DEFAULTS, "epochs": 1, "lr": 5e-4},
+    "detection": {**DETECTION_DEFAULTS, "epochs": 1, "lr": 2e-3, "schedule": "cosine"},
 }
 
 
 class TrainConfig(Settings):
     """Settings of a training run; the defaults are the usual ones for CIFAR ResNets.
 
-    `for_task` has the defaults for language models.
+    `for_task` has the defaults for language models and for detectors.
     """
 
     TITLE: ClassVar[str] = "training settings"
@@ -81,24 +97,30 @@ class TrainConfig(Settings):
         return self
 
     @classmethod
-    def for_task(cls, task: Literal["images", "tokens"], **settings: Any) -> "TrainConfig":
+    def for_task(cls, task: Task, **settings: Any) -> "TrainConfig":
         """The settings with the defaults of a task.
 
         For tokens they are those of small language models: AdamW, 5 epochs, batches of 32, a
-        learning rate of 0.002, gradients clipped to a norm of 1.
+        learning rate of 0.002, gradients clipped to a norm of 1. For detection they are the 1x
+        schedule: 12 epochs, batches of 16, a learning rate of 0.02 that is multiplied by gamma
+        after epochs 8 and 11 of 12.
 
         Raises:
             OptionError: as `of`.
         """
-        return cls.of(**{**(TEXT_DEFAULTS if task == "tokens" else {}), **settings})
+        chosen = {**TASK_DEFAULTS[task], **settings}
+        if task == "detection" and chosen["schedule"] == "step":
+            epochs = chosen["epochs"]
+            if chosen.get("milestones") is None and isinstance(epochs, int):
+                chosen["milestones"] = tuple(part * epochs for part in DETECTION_MILESTONES)
+        return cls.of(**chosen)
 
     @classmethod
-    def for_finetuning(
-        cls, task: Literal["images", "tokens"] = "images", **settings: Any
-    ) -> "TrainConfig":
+    def for_finetuning(cls, task: Task = "images", **settings: Any) -> "TrainConfig":
         """The settings with the defaults of fine-tuning.
 
         For images: 10 epochs, learning rate 0.01. For tokens: 1 epoch, learning rate 0.0005.
+        For detection: 1 epoch, learning rate 0.002.
 
         Raises:
             OptionError: as `of`.

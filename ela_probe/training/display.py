@@ -63,10 +63,15 @@ def _line(row: dict[str, float], *, epochs: int | None) -> str:
     parts = [
         f"epoch {row['epoch']:.0f}/{epochs}",
         f"loss {row['train_loss']:.3f}",
-        f"accuracy {row['train_accuracy']:.1%}",
     ]
+    if "train_accuracy" in row:
+        parts.append(f"accuracy {row['train_accuracy']:.1%}")
     if "val_accuracy" in row:
         parts.append(f"validation: loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.1%}")
+    elif "val_ap" in row:
+        parts.append(f"validation: loss {row['val_loss']:.3f}, AP {row['val_ap']:.1%}")
+    if "val_box_ap50" in row:
+        parts.append(f"AP50 {row['val_box_ap50']:.1%}")
     if "skipped" in row:
         parts.append(f"skipped {row['skipped']:.0%}")
     parts.append(f"{row['seconds']:.1f} s")

@@ -1,4 +1,4 @@
-"""The Lightning module of a classifier: its loss, optimizer and learning rate."""
+"""The Lightning modules: the optimizer and learning rate of any network, a classifier's loss."""
 
 import math
 from functools import partial
@@ -22,39 +22,40 @@ from ela_probe.training.config import TrainConfig
 CHECK_EVERY = 50  # steps between checks of the loss, where a check waits for something
 
 
-class ClassificationModule(pl.LightningModule):
-    """Trains a classifier, of samples or of each token of a sequence, with the cross entropy.
+class TrainingModule(pl.LightningModule):
+    """What the training of every network has: sums of losses, an optimizer and its learning rate.
 
-    The sums of an epoch are kept in torchmetrics objects (`train_loss`, `train_accuracy`,
-    `val_loss`, `val_accuracy`), which `fit` reads and resets. The validation loss has no label
-    smoothing. Labels of -100 count neither in the loss nor in the accuracy.
+    The sums of an epoch are kept in torchmetrics objects (`train_loss`, `val_loss`), which `fit`
+    reads and resets.
 
     Args:
-        model: maps inputs (N, ...) to logits (*L, K), where L is the shape of the labels; kept as
-            `self.model`.
+        model: kept as `self.model`.
         config: the settings.
-        num_classes: K.
         steps_per_epoch: optimizer steps in an epoch, for the schedule.
+
+    Attributes:
+        best_by: the figure that decides which epoch is the best, and whether more is better.
+        columns: the names of the figures of an epoch, in the order of the log.
     """
 
-    def __init__(
-        self, model: nn.Module, config: TrainConfig, *, num_classes: int, steps_per_epoch: int
-    ) -> None:
+    best_by: tuple[str, bool]
+    columns: tuple[str, ...]
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, steps_per_epoch: int) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
-        accuracy = partial(
-            MulticlassAccuracy,
-            num_classes,
-            average="micro",
-            ignore_index=IGNORED,
-            validate_args=False,
-        )
-        self.train_accuracy = accuracy()
-        self.val_accuracy = accuracy()
+
+    def train_figures(self) -> dict[str, float]:
+        """The figures of the epoch's training."""
+        return {"train_loss": float(self.train_loss.compute())}
+
+    def val_figures(self) -> dict[str, float]:
+        """The figures of the epoch's validation."""
+        return {"val_loss": float(self.val_loss.compute())}
 
     def configure_model(self) -> None:
         """Divide the parameters among the processes, if the trainer's strategy does so (FSDP)."""
@@ -75,22 +76,7 @@ class ClassificationModule(pl.LightningModule):
         for group in scheduler.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (*L, K)."""
-        return required_logits(self.model(images))
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one batch, nats. Raises OptionError if a check finds that it is not finite."""
-        logits, labels = self._logits_and_labels(batch)
-        loss = F.cross_entropy(
-            logits, labels, ignore_index=IGNORED, label_smoothing=self.config.label_smoothing
-        )
-        self._check_loss_sometimes(loss.detach(), step=batch_idx)
-        self.train_loss.update(loss.detach(), weight=(labels != IGNORED).sum())
-        self.train_accuracy.update(logits.detach(), labels)
-        return loss
-
-    def _check_loss_sometimes(self, loss: Tensor, *, step: int) -> None:
+    def check_loss_sometimes(self, loss: Tensor, *, step: int) -> None:
         """Check the loss at every step on one CPU, else every CHECK_EVERY steps."""
         alone = process_count() == 1
         if (alone and loss.device.type == "cpu") or step % CHECK_EVERY == 0:
@@ -98,23 +84,10 @@ class ClassificationModule(pl.LightningModule):
                 loss = self.trainer.strategy.reduce(loss.clone(), reduce_op="sum")  # in place
             self.check_loss(loss.item(), step=step)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add one batch to the validation sums."""
-        logits, labels = self._logits_and_labels(batch)
-        loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
-        self.val_loss.update(loss, weight=(labels != IGNORED).sum())
-        self.val_accuracy.update(logits, labels)
-
-    def _logits_and_labels(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
-        inputs, labels = batch
-        inputs = to_memory_format(inputs, self.model, channels_last=self.config.channels_last)
-        return self(inputs).flatten(0, -2), labels.flatten().long()
-
     def reset_sums(self) -> None:
         """Reset the sums for the next epoch."""
-        for metric in (self.train_loss, self.train_accuracy, self.val_loss, self.val_accuracy):
-            metric.reset()
+        self.train_loss.reset()
+        self.val_loss.reset()
 
     def check_loss(self, loss: float, *, step: int) -> None:
         """Raise OptionError unless `loss` is finite."""
@@ -155,3 +128,83 @@ class ClassificationModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+class ClassificationModule(TrainingModule):
+    """Trains a classifier, of samples or of each token of a sequence, with the cross entropy.
+
+    The validation loss has no label smoothing. Labels of -100 count neither in the loss nor in the
+    accuracy (`train_accuracy`, `val_accuracy`).
+
+    Args:
+        model: maps inputs (N, ...) to logits (*L, K), where L is the shape of the labels.
+        config, steps_per_epoch: as `TrainingModule` takes them.
+        num_classes: K.
+        by_loss: whether the best epoch has the lowest validation loss, instead of the highest
+            accuracy.
+    """
+
+    columns = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        *,
+        num_classes: int,
+        steps_per_epoch: int,
+        by_loss: bool = False,
+    ) -> None:
+        super().__init__(model, config, steps_per_epoch=steps_per_epoch)
+        self.best_by = ("val_loss", False) if by_loss else ("val_accuracy", True)
+        accuracy = partial(
+            MulticlassAccuracy,
+            num_classes,
+            average="micro",
+            ignore_index=IGNORED,
+            validate_args=False,
+        )
+        self.train_accuracy = accuracy()
+        self.val_accuracy = accuracy()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (*L, K)."""
+        return required_logits(self.model(images))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch, nats. Raises OptionError if a check finds that it is not finite."""
+        logits, labels = self._logits_and_labels(batch)
+        loss = F.cross_entropy(
+            logits, labels, ignore_index=IGNORED, label_smoothing=self.config.label_smoothing
+        )
+        self.check_loss_sometimes(loss.detach(), step=batch_idx)
+        self.train_loss.update(loss.detach(), weight=(labels != IGNORED).sum())
+        self.train_accuracy.update(logits.detach(), labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add one batch to the validation sums."""
+        logits, labels = self._logits_and_labels(batch)
+        loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+        self.val_loss.update(loss, weight=(labels != IGNORED).sum())
+        self.val_accuracy.update(logits, labels)
+
+    def _logits_and_labels(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
+        inputs, labels = batch
+        inputs = to_memory_format(inputs, self.model, channels_last=self.config.channels_last)
+        return self(inputs).flatten(0, -2), labels.flatten().long()
+
+    def train_figures(self) -> dict[str, float]:
+        """Loss and accuracy of training."""
+        return {**super().train_figures(), "train_accuracy": float(self.train_accuracy.compute())}
+
+    def val_figures(self) -> dict[str, float]:
+        """Loss and accuracy of validation."""
+        return {**super().val_figures(), "val_accuracy": float(self.val_accuracy.compute())}
+
+    def reset_sums(self) -> None:
+        """Reset the sums for the next epoch."""
+        super().reset_sums()
+        self.train_accuracy.reset()
+        self.val_accuracy.reset()

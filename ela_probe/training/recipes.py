@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field
 
+from ela_probe.data.source_names import Task
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
 from ela_probe.system.messages import did_you_mean, shortened
@@ -34,7 +35,7 @@ class RecipeData(Strict):
     limit: int | None = Field(None, ge=1, description="training samples, validation included")
     val_fraction: float | None = Field(None, ge=0, lt=1, description="share for validation")
     image_size: int | None = Field(None, ge=1, description="height and width in pixels")
-    augment: Augmentation | None = None
+    augment: Augmentation | Literal["flip"] | None = None
     context: int | None = Field(None, ge=1, description="tokens per sequence, of text")
 
 
@@ -71,7 +72,7 @@ class Recipe(Strict):
         of_family = self.family_args.get(family.name, {}) if family is not None else {}
         return ModelSpec(name=name, args={**self.model_args, **of_family, **(args or {})})
 
-    def config(self, task: Literal["images", "tokens"] = "images", **changes: Any) -> TrainConfig:
+    def config(self, task: Task = "images", **changes: Any) -> TrainConfig:
         """The training settings; `changes` win. Raises OptionError as `TrainConfig.of`."""
         return TrainConfig.for_task(
             task, **{**self.train.model_dump(include=self.train.model_fields_set), **changes}

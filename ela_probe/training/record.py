@@ -16,12 +16,11 @@ from ela_probe.system.csv_files import inert
 from ela_probe.system.processes import is_first, rank
 from ela_probe.system.storage import replacing
 from ela_probe.training.ela.callback import ELA
-from ela_probe.training.module import ClassificationModule
+from ela_probe.training.module import TrainingModule
 from ela_probe.training.run_folder import BEST, ELA_LOG, LAST, LOG, RESUME, RunFolder
 
 Save = Callable[[Path, Mapping[str, Tensor], dict[str, float]], object]
 
-COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 ELA_COLUMNS = ("skipped", "ebqm_seconds")
 SITE_COLUMNS = ("epoch", "stage", "site", "action", "kl", "shape", "mass", "damage")
 
@@ -30,26 +29,17 @@ class History(pl.Callback):
     """One row per epoch, and `best.pt` whenever an epoch is the best so far.
 
     It runs before the caller's callbacks, so that `best.pt` holds the model that was validated,
-    even if one of them changes the model at the end of the epoch. The best epoch has the highest
-    validation accuracy, or for language models the lowest validation loss. Without validation
-    samples every epoch counts as the best so far.
+    even if one of them changes the model at the end of the epoch. The module says by which figure
+    an epoch is the best (`TrainingModule.best_by`). Without validation samples every epoch counts
+    as the best so far.
 
     Args:
         folder: of `best.pt`.
         save: writes a model's state dict and its metrics to a path.
         definition: what defines the run (`resuming.run_definition`), which `--resume` compares.
-        by_loss: whether the validation loss decides which epoch is the best.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        save: Save,
-        *,
-        definition: Mapping[str, Any],
-        by_loss: bool = False,
-    ) -> None:
-        self.by_loss = by_loss
+    def __init__(self, folder: RunFolder, save: Save, *, definition: Mapping[str, Any]) -> None:
         self.folder, self.output = folder, folder.path
         self.save = save
         self.definition = dict(definition)
@@ -85,7 +75,7 @@ class History(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and seed the epoch's random numbers by its number."""
         self._start = time.perf_counter()
-        module = _classification_module(pl_module)
+        module = _training_module(pl_module)
         seed = epoch_seed(module.config.seed, trainer.current_epoch)
         seed = (seed + rank()) % 2**32  # processes drop different paths
         pl.seed_everything(seed, workers=True, verbose=False)
@@ -100,25 +90,24 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch's row, and write `best.pt` if the epoch is the best so far."""
-        module = _classification_module(pl_module)
-        train_loss = float(module.train_loss.compute())
-        module.check_loss(train_loss, step=module.steps_per_epoch - 1)
+        module = _training_module(pl_module)
+        trained = module.train_figures()
+        module.check_loss(trained["train_loss"], step=module.steps_per_epoch - 1)
         row = {
             "epoch": trainer.current_epoch + 1,
             "lr": module.config.lr
             * module.config.lr_factor(
                 max(0, trainer.global_step - 1), steps_per_epoch=module.steps_per_epoch
             ),
-            "train_loss": train_loss,
-            "train_accuracy": float(module.train_accuracy.compute()),
+            **trained,
         }
         if trainer.val_dataloaders:
-            row["val_loss"] = float(module.val_loss.compute())
-            row["val_accuracy"] = float(module.val_accuracy.compute())
+            row |= module.val_figures()
         module.reset_sums()
         row["seconds"] = self.elapsed()
         self.rows.append(row)
-        key, sign = ("val_loss", -1) if self.by_loss else ("val_accuracy", 1)
+        key, more_is_better = module.best_by
+        sign = 1 if more_is_better else -1
         if not self.best or key not in row or sign * row[key] > sign * self.best[key]:
             self.best = row
             self.write_checkpoint(BEST, trainer)
@@ -164,7 +153,7 @@ class WriteLastEpoch(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the log of a resumed run: a later epoch may have been logged and then lost."""
         if is_first() and self.history.rows:
-            self._write_log()
+            self._write_log(_training_module(pl_module).columns)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the files, each atomically."""
@@ -173,14 +162,15 @@ class WriteLastEpoch(Checkpoint):
             # a collective operation; the first process writes
             trainer.save_checkpoint(self.history.output / RESUME)
             return
-        self._write_log()
+        self._write_log(_training_module(pl_module).columns)
         with self.history.folder.new_state() as path:
             trainer.save_checkpoint(path)
         self.history.saved_epochs = len(self.history.rows)
 
-    def _write_log(self) -> None:
+    def _write_log(self, of_task: Sequence[str]) -> None:
         rows, output = self.history.rows, self.history.output
-        columns = (*COLUMNS, *(name for name in ELA_COLUMNS if any(name in row for row in rows)))
+        columns = ("epoch", "lr", *of_task, "seconds")
+        columns = (*columns, *(name for name in ELA_COLUMNS if any(name in row for row in rows)))
         _write_rows(output / LOG, rows, columns)
         if self.history.site_rows:
             _write_rows(output / ELA_LOG, self.history.site_rows, SITE_COLUMNS)
@@ -193,6 +183,6 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
         writer.writerows({name: inert(cell) for name, cell in row.items()} for row in rows)
 
 
-def _classification_module(module: pl.LightningModule) -> ClassificationModule:
-    assert isinstance(module, ClassificationModule)
+def _training_module(module: pl.LightningModule) -> TrainingModule:
+    assert isinstance(module, TrainingModule)
     return module

@@ -14,8 +14,10 @@ from ela_probe.system.outputs import check_resumable
 from ela_probe.system.reading import read_bytes, refusing
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
+from ela_probe.training.detection import DetectionModule
 from ela_probe.training.ela.callback import ELA
-from ela_probe.training.record import COLUMNS, ELA_COLUMNS, SITE_COLUMNS, History
+from ela_probe.training.module import ClassificationModule
+from ela_probe.training.record import ELA_COLUMNS, SITE_COLUMNS, History
 from ela_probe.training.run_folder import LAST, check_whole
 
 Definition = Mapping[str, Mapping[str, Any]]
@@ -139,7 +141,9 @@ def saved_definition(state: Mapping[str, Any]) -> Definition | None:
         return None
     epochs = [history.get("rows"), [history.get("best")]]
     sites = history.get("site_rows", [])  # older versions had none
-    if not all(_are_rows(rows, (*COLUMNS, *ELA_COLUMNS), int | float) for rows in epochs):
+    figures = (*ClassificationModule.columns, *DetectionModule.columns)
+    columns = ("epoch", "lr", *figures, "seconds", *ELA_COLUMNS)
+    if not all(_are_rows(rows, columns, int | float) for rows in epochs):
         return None
     if not _are_rows(sites, SITE_COLUMNS, int | float | str | None):
         return None

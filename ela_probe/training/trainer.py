@@ -1,4 +1,4 @@
-"""`fit`: train a classifier with Lightning, and write our files and messages."""
+"""`fit`: train a network with Lightning, and write our files and messages."""
 
 import os
 import signal
@@ -26,11 +26,12 @@ from ela_probe.system.outputs import check_resumable
 from ela_probe.system.processes import Processes, is_first, lost_peer_as_error, process_count, rank
 from ela_probe.system.storage import output_directory
 from ela_probe.training.config import TrainConfig
+from ela_probe.training.detection import DetectionModule
 from ela_probe.training.display import EpochDisplay
 from ela_probe.training.ela.callback import ELA
 from ela_probe.training.ela.wrapping import check_strategy
 from ela_probe.training.loggers import LogEpochs
-from ela_probe.training.module import ClassificationModule
+from ela_probe.training.module import ClassificationModule, TrainingModule
 from ela_probe.training.record import AddELAColumns, History, Save, WriteLastEpoch
 from ela_probe.training.resuming import (
     Definition,
@@ -48,8 +49,9 @@ class FitResult:
 
     A row of metrics has `epoch` (from 1), `lr` (of its last step), `train_loss` and `val_loss`
     (nats), `train_accuracy` and `val_accuracy` (fractions of 1) and `seconds`. The two validation
-    metrics are absent if no samples were set aside. With ELA a row also has `skipped` (share of all
-    retrievals) and `ebqm_seconds`, and `ela` is the result of `ELA.summary`.
+    metrics are absent if no samples were set aside. Detectors have `val_ap` and other figures of
+    average precision instead of accuracies (`DetectionModule`). With ELA a row also has `skipped`
+    (share of all retrievals) and `ebqm_seconds`, and `ela` is the result of `ELA.summary`.
     """
 
     best: Path
@@ -86,15 +88,15 @@ def fit(
     """Train `model` on the training samples of `data`; afterwards it holds the last weights.
 
     At the end of every epoch these files are written atomically into `output`: `best.pt` (highest
-    validation accuracy, for text lowest loss; the last epoch without validation samples),
-    `last.pt`, `metrics.csv` (a row per epoch) and `resume.ckpt` (the trainer's full state). A run
-    that is resumed from it continues as if it had never stopped: on a CPU the weights are equal to
-    the last bit. Where the run was killed between two of these files, the weights are those of the
-    state (`run_folder`).
+    validation accuracy, for text lowest loss, for detectors highest `val_ap`; the last epoch
+    without validation samples), `last.pt`, `metrics.csv` (a row per epoch) and `resume.ckpt` (the
+    trainer's full state). A run that is resumed from it continues as if it had never stopped: on a
+    CPU the weights are equal to the last bit. Where the run was killed between two of these files,
+    the weights are those of the state (`run_folder`).
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, K), or tokens (N, L) to (N, L, K); trained
-            in place.
+        model: maps images (N, C, H, W) to logits (N, K), or tokens (N, L) to (N, L, K), or is a
+            `Detector`; trained in place.
         data: the caller checks that the model fits the data (`pipeline.check_data`).
         config: the settings.
         output: folder to write into; created if it does not exist.
@@ -134,9 +136,7 @@ def fit(
     ela = next((callback for callback in callbacks if isinstance(callback, ELA)), None)
     placement = _placement(where, processes, ela)
     train, validation = _loaders(data, config, Share(0, processes.count))
-    module = ClassificationModule(
-        model, config, num_classes=data.spec.num_classes, steps_per_epoch=len(train)
-    )
+    module = _module(model, data, config, steps_per_epoch=len(train))
     model.train()
     defined = run_definition(config, data, ela, definition or {})
     state = output / RESUME
@@ -144,7 +144,7 @@ def fit(
         check_resume(state, module, definition=defined, ela=ela) if resume else (0, {})
     )
     folder = RunFolder(output, digests)
-    history = History(folder, save, definition=defined, by_loss=data.spec.task == "tokens")
+    history = History(folder, save, definition=defined)
     logging = LogEpochs(loggers, history, ela)
 
     where = processes.launch(where)  # after all checks of what the user gave
@@ -216,6 +216,22 @@ def fit(
         seconds=time.perf_counter() - start,
         history=history.rows,
         ela=None if ela is None else ela.summary(),
+    )
+
+
+def _module(
+    model: nn.Module, data: Data, config: TrainConfig, *, steps_per_epoch: int
+) -> TrainingModule:
+    """The Lightning module of the data's task."""
+    spec = data.spec
+    if spec.task == "detection":
+        return DetectionModule(model, config, steps_per_epoch=steps_per_epoch)
+    return ClassificationModule(
+        model,
+        config,
+        num_classes=spec.num_classes,
+        steps_per_epoch=steps_per_epoch,
+        by_loss=spec.task == "tokens",
     )
 
 

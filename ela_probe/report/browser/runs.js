@@ -122,5 +122,5 @@ PICTURES["history-kl"] = siteHistory("kl", DATA.near);
 PICTURES["history-damage"] = siteHistory("damage", DATA.smallLoss);
 
 PICTURES["history-loss"] = historyPicture(["train_loss", "val_loss"], "loss [nats]");
-PICTURES["history-accuracy"] = historyPicture(["train_accuracy", "val_accuracy"], "accuracy");
+PICTURES["history-accuracy"] = historyPicture(["train_accuracy", "val_accuracy", "val_ap"], "accuracy or AP");
 PICTURES["history-skipped"] = historyPicture(["skipped"], "share skipped");
