@@ -13,7 +13,7 @@ from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.stand_ins import fit_stand_ins
 from ela_probe.discovery.capture import Capture
 from ela_probe.errors import PlanError
-from ela_probe.evaluation.evaluate import sample_losses
+from ela_probe.evaluation.objectives import sample_losses
 from ela_probe.pruning.ablation import Ablation, ablate_sites
 from ela_probe.sites import Action
 from tests.support.attention_residuals import (

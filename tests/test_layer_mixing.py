@@ -13,7 +13,7 @@ from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.handover_hooks import HandoverHooks
 from ela_probe.discovery.capture import Capture
 from ela_probe.errors import ModelError, PlanError
-from ela_probe.evaluation.evaluate import sample_losses
+from ela_probe.evaluation.objectives import sample_losses
 from ela_probe.forward import logits_of
 from ela_probe.pruning.ablation import Ablation, ablate_sites
 from ela_probe.pruning.plan import Constraints, SkipPlan

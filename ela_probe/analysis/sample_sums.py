@@ -64,8 +64,11 @@ def sample_sums(
     logs = divergence.logarithms(weights, sizes, scratch)
     entropies = divergence.entropies(weights, logs, scratch)
     pairs = divergence.pairs(weights, sizes, scratch, logs=logs)
+    kl, mass, js = (_over_rows(part, samples) for part in pairs)
     return SampleSums(
-        *(_over_rows(part, samples) for part in pairs),
+        kl,
+        mass,
+        js,
         _over_rows(entropies, samples),
         _over_rows(weights, samples),
         pairs.kl[neighbours],
@@ -100,7 +103,9 @@ def _of_large_sample(
     kl, mass, js, entropy, sums, broken = total
     kl = kl.clamp_min_(0.0)
     return SampleSums(
-        *(matrix[first, second, None] for matrix in (kl, torch.minimum(mass, kl), js.clamp_min(0))),
+        kl[first, second, None],
+        torch.minimum(mass, kl)[first, second, None],
+        js.clamp_min(0)[first, second, None],
         entropy[:, None],
         sums[..., None],
         torch.cat(adjacent, dim=-1).flatten(1),

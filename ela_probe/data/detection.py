@@ -1,5 +1,7 @@
 """Images with the objects in them: sources `coco:IMAGES,ANNOTATIONS.json`, in seeded batches."""
 
+import hashlib
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +165,15 @@ class DetectionData:
     def size(self, split: Split) -> int:
         """Number of images in "train", "val" or "test"; 0 for "val" when there is none."""
         return len(self._part(split).indices)
+
+    def labels_digest(self) -> str:
+        """SHA-256 of the annotations for training and validation, and of the images used."""
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            part = self._part(split)
+            digest.update(json.dumps(part.document, sort_keys=True).encode())
+            digest.update(part.indices.numpy().tobytes())
+        return digest.hexdigest()
 
     def dataset(
         self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
