@@ -273,3 +273,32 @@ def test_other_sums_are_not_taken(model: nn.Module) -> None:
 def test_the_message_says_why_a_sum_is_none(model: nn.Module, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         discover(random_parameters(model), batch()[0])
+
+
+def test_lime_of_x_transformers_without_a_softmax_is_signed() -> None:
+    package = pytest.importorskip("x_transformers", reason="needs the package x-transformers")
+    layers = package.Decoder(
+        dim=8, depth=2, heads=2, attn_dim_head=4, integrate_layers=True,
+        layer_integrate_use_softmax=False,
+    )  # fmt: skip
+    model = package.TransformerWrapper(num_tokens=16, max_seq_len=8, attn_layers=layers)
+    model = random_parameters(model)
+    tokens = torch.randint(16, (3, 8), generator=torch.Generator().manual_seed(0))
+    found = discover(model, tokens)
+    # three views are read before attention, one before a feedforward: sums of unlike shapes
+    assert {stage.kind for stage in found.stages} == {"signed"}
+    sites = [site for stage in found.stages for site in stage.sites]
+    integrators = dict(model.attn_layers.layer_integrators.named_children())
+    assert {site.name.rpartition(".")[2] for site in sites} == set(integrators)
+    read: dict[str, Tensor] = {}
+    for site in sites:
+        integrator = model.get_submodule(site.name)
+        integrator.to_weights.register_forward_hook(
+            lambda _, __, weights, name=site.name: read.__setitem__(name, weights.detach())
+        )
+    with torch.no_grad(), AttentionProbe(model, discovery=found) as probe:
+        model(tokens)
+    for part in probe.analysis().stages:
+        for t, site in enumerate(part.stage.sites):
+            expected = read[site.name].mean((0, 1, 2)).numpy()  # views, samples, tokens
+            assert part.weights[t, : site.sources] == pytest.approx(expected, abs=1e-12)

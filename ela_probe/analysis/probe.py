@@ -178,6 +178,8 @@ class AttentionProbe:
             mask = self._capture.mask
             is_static, most = stage.kind == "static", self.sampling.max_tokens
             if is_static and (metric.update_count or not is_first()):
+                if metric.device != device and device.type != "mps":  # where sums are gathered
+                    metric.to(device)
                 continue  # the same row in every pass and process
             if most is not None and mask is not None:
                 mask = mask[:, positions(mask.shape[1], most)]

@@ -103,9 +103,10 @@ def _signed(
     """The stages of signed weights, and the weighted sums over other lists with the reasons."""
     runs, reasons = signed_runs(seen)
     orders = {found.order for run in runs for found in run}
+    axes = sums_with_batch_axes(seen.sums, model, inputs, batch_axis) if runs else []
     shown = {
         found.order: found
-        for found in sums_with_batch_axes(seen.sums, model, inputs, batch_axis)
+        for found in axes
         if found.values_axis is not None and not found.source_follows_batch
     }
     reasons |= dict.fromkeys(orders - set(shown), NO_SAMPLES)

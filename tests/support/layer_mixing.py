@@ -84,7 +84,7 @@ class Streams(nn.Module):
 
     def __init__(self, layers: int = 3, streams: int = 3, *, inside: bool = True) -> None:
         super().__init__()
-        from hyper_connections import HyperConnections  # type: ignore[import-untyped]
+        from hyper_connections import HyperConnections
 
         init, self.expand, self.reduce = (
             HyperConnections.get_init_and_expand_reduce_stream_functions(streams, dim=DIM)
