@@ -12,6 +12,7 @@ from torch.nn.utils import prune as masks
 from ela_probe import SkipPlan, discover, prune
 from ela_probe.errors import ModelError
 from ela_probe.evaluation.profiling import count_flops
+from ela_probe.forward import copied
 from tests.support.identities import assert_same
 from tests.support.networks import settled
 from tests.support.pruning import zeroed
@@ -76,3 +77,28 @@ def test_what_cannot_be_copied_is_named() -> None:
     plan = SkipPlan.for_actions(discover(model).stages, {SKIPPED: "skip"})
     with pytest.raises(ModelError, match="this ResNet cannot be copied .*_thread.lock"):
         prune(model, plan)
+
+
+class MadeByArguments(nn.Module):
+    """Its `__new__` takes an argument, so that `copy.deepcopy` refuses it."""
+
+    def __new__(cls, width: int) -> "MadeByArguments":
+        return super().__new__(cls)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def test_a_module_made_by_arguments_is_copied() -> None:
+    part = MadeByArguments(3).double()
+    model = nn.Sequential(part, nn.Linear(3, 3).double(), part)
+    copy, x = copied(model), torch.randn(2, 3).double()
+    assert copy[0] is copy[2] is not part
+    assert_same(copy(x), model(x))
+    with torch.no_grad():
+        part.linear.weight.zero_()
+    assert copy[0].linear.weight.abs().max() > 0

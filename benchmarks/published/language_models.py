@@ -82,7 +82,7 @@ class OpenFamily:
     def by_hand(self, model: nn.Module, sites: Sequence[str], tokens: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
 
-        def rate(site: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def rate(site: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
             parent, _, title = site.rpartition(".")
             owner: Any = model.get_submodule(parent)
             query = getattr(owner, f"{title}_proj").weight[0]
