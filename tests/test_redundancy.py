@@ -230,8 +230,12 @@ class Waiting(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("large", [2**16, 0])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_an_update_never_waits_for_an_accelerator(device: str) -> None:
+def test_an_update_never_waits_for_an_accelerator(
+    device: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "LARGE_SAMPLE", large)
     (batch,) = random_batches(1)
     batch = [w.to(device) for w in batch]  # nothing can be read from meta tensors
     metric = RedundancyMetric([1, 2, 3, 4, 5], check_every=100).to(device)

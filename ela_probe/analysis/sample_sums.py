@@ -127,7 +127,8 @@ def summed_pairs(
     kept, mass = _kept_and_mass(weights, sizes)
     # Σ of w_j log w_j over S_i: what js takes of either side
     inside = torch.mul(weights, logs, out=scratch.take("products", weights.shape, weights.device))
-    own = inside.sum(dim=-1).cumsum(dim=-1).T[torch.tensor(sizes, device=weights.device) - 1]
+    up_to = inside.sum(dim=-1).cumsum(dim=-1)
+    own = torch.stack([up_to[:, size - 1] for size in sizes])
     js = own.diagonal()[:, None] + own - 2 * _mixed(weights, sizes, scratch)
     js = js / 2 + math.log(2) / 2 * (weights.shape[-1] - kept)
     return cross.diagonal()[:, None] - cross, mass, js
