@@ -65,13 +65,13 @@ def check_resume(
     check_resumable(path)
     expected = "the state of a run of `ela-probe train`"
     content = read_bytes(path, what="the state", expected=expected, error=CheckpointError)
-    check_records(path, content)
     state = read_torch(
         path,
         content,
         damaged=f"{path} is no training state, or a damaged one",
         advice="start again without --resume",
     )
+    check_records(path, content)
     saved = saved_definition(state) if isinstance(state, dict) else None
     if saved is None:
         raise CheckpointError(f"{path} is no training state of ela-probe: start without --resume")
