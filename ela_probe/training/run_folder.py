@@ -34,13 +34,21 @@ class RunFolder:
         self.digests = dict(digests)
         self._new_state: tuple[int, int] | None = None  # device and inode
 
+    def begin_epoch(self) -> None:
+        """Call it before the files of another epoch are written."""
+        self._new_state = None
+
+    def has_new_state(self) -> bool:
+        """Whether the state of the epoch that was begun last is in place."""
+        state = self.path / RESUME
+        return state.exists() and _identity(state) == self._new_state
+
     def next(self, name: str) -> Path:
         """Where the weights of this epoch are written; `weights_written` comes after."""
         return self.path / f"{NEXT}{name}"
 
     def weights_written(self, name: str) -> None:
         """Note the digest of what was written, for the state."""
-        self._new_state = None
         self.digests[name] = _sha256(self.next(name))
 
     @contextmanager
@@ -68,8 +76,7 @@ class RunFolder:
 
     def abandon_epoch(self) -> None:
         """After an error or an interrupt: remove weights whose state is not in place."""
-        state = self.path / RESUME
-        if self._new_state is not None and state.exists() and _identity(state) == self._new_state:
+        if self.has_new_state():
             self.settle()
             return
         for name in WEIGHTS:
