@@ -1,7 +1,7 @@
 """Pages of the documentation site that are made from the code and from files beside docs/.
 
-MkDocs calls these functions (`hooks` in mkdocs.yml). README.md, CONTRIBUTING.md, CHANGELOG.md and
-benchmarks/README.md become pages, so that each text stands in one place; the commands are described
+MkDocs calls these functions (`hooks` in mkdocs.yml). README.md, CONTRIBUTING.md, CHANGELOG.md,
+SECURITY.md and benchmarks/README.md become pages, so that each text stands in one place; the commands are described
 by their own help, and the error messages are read from the source code.
 """
 
@@ -25,6 +25,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
+    "SECURITY.md": "security.md",
 }
 
 

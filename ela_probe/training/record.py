@@ -46,8 +46,12 @@ class History(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.site_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
+<<<<<<< HEAD
         self.has_trained = False
         self.saved_epochs = 0  # in the state that a run is resumed from
+=======
+        self._saved_epochs = 0
+>>>>>>> faults
         self._start = 0.0
 
     @property
@@ -70,7 +74,12 @@ class History(pl.Callback):
         self.rows = list(state_dict["rows"])
         self.site_rows = list(state_dict.get("site_rows", []))  # older versions had none
         self.best = dict(state_dict["best"])
-        self.saved_epochs = len(self.rows)
+        self._saved_epochs = len(self.rows)
+
+    @property
+    def saved_epochs(self) -> int:
+        """How many epochs are in the state that a run is resumed from."""
+        return len(self.rows) if self.folder.has_new_state() else self._saved_epochs
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and seed the epoch's random numbers by its number."""
@@ -105,6 +114,8 @@ class History(pl.Callback):
             row |= module.val_figures()
         module.reset_sums()
         row["seconds"] = self.elapsed()
+        self._saved_epochs = len(self.rows)
+        self.folder.begin_epoch()
         self.rows.append(row)
         key, more_is_better = module.best_by
         sign = 1 if more_is_better else -1
@@ -165,7 +176,6 @@ class WriteLastEpoch(Checkpoint):
         self._write_log(_training_module(pl_module).columns)
         with self.history.folder.new_state() as path:
             trainer.save_checkpoint(path)
-        self.history.saved_epochs = len(self.history.rows)
 
     def _write_log(self, of_task: Sequence[str]) -> None:
         rows, output = self.history.rows, self.history.output

@@ -8,7 +8,7 @@ between two writes, resuming finishes the renaming, or removes what belongs to n
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ela_probe.errors import CheckpointError
@@ -32,7 +32,16 @@ class RunFolder:
     def __init__(self, path: Path, digests: Mapping[str, str]) -> None:
         self.path = path
         self.digests = dict(digests)
-        self._has_new_state = False
+        self._new_state: tuple[int, int] | None = None  # device and inode
+
+    def begin_epoch(self) -> None:
+        """Call it before the files of another epoch are written."""
+        self._new_state = None
+
+    def has_new_state(self) -> bool:
+        """Whether the state of the epoch that was begun last is in place."""
+        state = self.path / RESUME
+        return state.exists() and _identity(state) == self._new_state
 
     def next(self, name: str) -> Path:
         """Where the weights of this epoch are written; `weights_written` comes after."""
@@ -40,7 +49,6 @@ class RunFolder:
 
     def weights_written(self, name: str) -> None:
         """Note the digest of what was written, for the state."""
-        self._has_new_state = False
         self.digests[name] = _sha256(self.next(name))
 
     @contextmanager
@@ -52,7 +60,7 @@ class RunFolder:
         """
         with replacing(self.path / RESUME) as temporary:
             yield temporary
-            self._has_new_state = True
+            self._new_state = _identity(temporary)
         self.settle()
 
     def settle(self) -> None:
@@ -67,9 +75,12 @@ class RunFolder:
                 waiting.unlink()
 
     def abandon_epoch(self) -> None:
-        """After an error: remove weights whose state was not written."""
-        if not self._has_new_state:
-            for name in WEIGHTS:
+        """After an error or an interrupt: remove weights whose state is not in place."""
+        if self.has_new_state():
+            self.settle()
+            return
+        for name in WEIGHTS:
+            with suppress(OSError):  # the folder became read-only
                 self.next(name).unlink(missing_ok=True)
 
 
@@ -88,6 +99,12 @@ def check_whole(folder: Path, digests: Mapping[str, str]) -> None:
                 "(it was moved or changed, or another run wrote into the folder); put it back, or "
                 "start again without --resume"
             )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What stays the same of a file when it is renamed."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _sha256(path: Path) -> str:
