@@ -46,12 +46,8 @@ class History(pl.Callback):
         self.rows: list[dict[str, float]] = []
         self.site_rows: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
-<<<<<<< HEAD
         self.has_trained = False
-        self.saved_epochs = 0  # in the state that a run is resumed from
-=======
         self._saved_epochs = 0
->>>>>>> faults
         self._start = 0.0
 
     @property
