@@ -37,6 +37,7 @@ from tests.test_whole_analysis import npy, stored
 RECIPES = {
     "a number without digits": "seeds: 0x_",
     "5,000 digits": f"train: {{epochs: {'9' * 5000}}}",
+    "half a character": 'model_args: {a: "\\ud800"}',
     "an hour of 99": "description: 2001-01-01 99:99:99",
     "lists in lists": "[" * 500 + "]" * 500,
     "a key of any length": f"{'x' * 5000}: 1",
