@@ -413,10 +413,11 @@ class ProcessOptions:
 def parse_model_args(text: str | None) -> dict[str, Any]:
     """The value of --model-args. Raises OptionError."""
     from ela_probe.errors import OptionError
-    from ela_probe.system.reading import refusing
+    from ela_probe.system.reading import refuse_surrogates, refusing
 
     with refusing(OptionError, "--model-args is no JSON", "expected e.g. '{\"head_dim\": 8}'"):
         parsed = json.loads(text) if text else {}
+        refuse_surrogates(parsed)
     if not isinstance(parsed, dict):
         raise OptionError(f"--model-args is a JSON {type(parsed).__name__}, expected an object")
     return parsed

@@ -1,6 +1,7 @@
 """Small files that ask for a lot, or hold what no reader of a format expects: one clear error."""
 
 import gzip
+import json
 import os
 import pickle
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cli.inputs import PLAN
 from ela_probe.checkpoint import read_checkpoint
@@ -19,8 +21,9 @@ from ela_probe.data.npz import read_npz
 from ela_probe.data.opening import open_data
 from ela_probe.discovery.sites_file import SitesFile
 from ela_probe.errors import CheckpointError, DataError, ElaProbeError, ModelError, OptionError
-from ela_probe.models.bounded_build import check_size
+from ela_probe.models.bounded_build import bounded_build, check_size
 from ela_probe.models.registry import FAMILIES, ModelSpec
+from ela_probe.system import reading
 from ela_probe.system.reading import (
     check_regular_files,
     read_bytes,
@@ -34,6 +37,7 @@ from tests.test_whole_analysis import npy, stored
 RECIPES = {
     "a number without digits": "seeds: 0x_",
     "5,000 digits": f"train: {{epochs: {'9' * 5000}}}",
+    "half a character": 'model_args: {a: "\\ud800"}',
     "an hour of 99": "description: 2001-01-01 99:99:99",
     "lists in lists": "[" * 500 + "]" * 500,
     "a key of any length": f"{'x' * 5000}: 1",
@@ -110,6 +114,36 @@ def test_a_file_larger_than_such_a_file_is_refused_unread(tmp_path: Path) -> Non
     (tmp_path / "a").write_bytes(b"12345")
     with pytest.raises(OptionError, match="it has 5 bytes, more than the 4 that are read"):
         read_bytes(tmp_path / "a", what="the note", expected="text", error=OptionError, most=4)
+
+
+def test_a_document_of_too_many_values_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wrong value takes about a thousand bytes of pydantic's memory."""
+    monkeypatch.setattr(reading, "MOST_VALUES", 3)
+    (tmp_path / "a").write_text("[1, 2, 3, 4]")
+    assert read_document(tmp_path / "a", what="the note", expected="text", error=OptionError)
+    (tmp_path / "a").write_text("[1, 2, 3, 4, 5]")
+    with pytest.raises(OptionError, match="it has more than 3 values"):
+        read_document(tmp_path / "a", what="the note", expected="text", error=OptionError)
+
+
+def test_a_config_asks_for_no_more_layers_than_there_are_tensors(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    config = {"model_type": "llama", "num_hidden_layers": 10**9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="asks for 1,000,000,000 layers, but there are 1 ten"):
+        read_checkpoint(f"hf:{tmp_path}")
+
+
+def test_a_network_that_the_weights_can_not_fill_is_not_built() -> None:
+    with (
+        pytest.raises(CheckpointError, match="a asks for a network, which is far larger than"),
+        bounded_build("a asks for a network", tensors=1, numbers=1),
+    ):
+        torch.nn.Sequential(*(torch.nn.Identity() for _ in range(20_000)))
+    assert len(torch.nn.Sequential(*(torch.nn.Identity() for _ in range(20_000)))) == 20_000
 
 
 @pytest.mark.parametrize(

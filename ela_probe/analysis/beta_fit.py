@@ -104,11 +104,12 @@ def fit_beta(sample: BetaStatistics) -> BetaFit | None:
     moment estimate. Zeros are squeezed to ½/n first. Where Newton's method does not converge, the
     moment estimate stands and `method` says "moments".
 
-    Returns: None when there are fewer than 2 values or no spread: a standard deviation in log-odds,
-        σ / (m (1 − m)) with m and σ those of u, of at most the width of one bin of the histogram
-        (0.017, that is 1.7 % of u where u is small). A distribution as narrow lies in a bin or two.
-        Its parameters are of the order of 10⁴ and more, and neither a Kolmogorov-Smirnov distance
-        nor a quantile can be read from the histogram.
+    Returns: None for sums that no sample has, when there are fewer than 2 values, or no spread: a
+        standard deviation in log-odds, σ / (m (1 − m)) with m and σ those of u, of at most the
+        width of one bin of the histogram (0.017, that is 1.7 % of u where u is small). A
+        distribution as narrow lies in a bin or two. Its parameters are of the order of 10⁴ and
+        more, and neither a Kolmogorov-Smirnov distance nor a quantile can be read from the
+        histogram.
     """
     n = sample.n
     if n < 2:
@@ -123,18 +124,16 @@ def fit_beta(sample: BetaStatistics) -> BetaFit | None:
 
     strength = max(mean * (1 - mean) / variance - 1, 1e-3)
     start = np.array([mean * strength, (1 - mean) * strength])
+    if not (np.isfinite(start).all() and start.min() > 0):
+        return None  # of sums that no sample has
     solution = _newton(start, np.array([log_u, log_1mu]))
     alpha, beta = (float(value) for value in (start if solution is None else solution))
-    return BetaFit(
-        n=n,
-        alpha=alpha,
-        beta=beta,
-        log_likelihood=float(
-            n * ((alpha - 1) * log_u + (beta - 1) * log_1mu - special.betaln(alpha, beta))
-        ),
-        ks=_ks(sample.histogram, alpha, beta),
-        method="moments" if solution is None else "mle",
-    )
+    likelihood = n * ((alpha - 1) * log_u + (beta - 1) * log_1mu - special.betaln(alpha, beta))
+    ks = _ks(sample.histogram, alpha, beta)
+    if not (math.isfinite(likelihood) and math.isfinite(ks)):
+        return None
+    method = "moments" if solution is None else "mle"
+    return BetaFit(n, alpha, beta, float(likelihood), ks, method)
 
 
 def mean_quantile(fit: BetaFit, histogram: Counts) -> Floats:

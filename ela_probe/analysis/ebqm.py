@@ -5,7 +5,7 @@ from pydantic import Field
 from scipy import stats
 
 from ela_probe.system.arrays import Floats
-from ela_probe.system.validation import Strict
+from ela_probe.system.validation import Finite, Strict
 
 
 class Target(Strict):
@@ -15,8 +15,8 @@ class Target(Strict):
     the scores are to ρ.
     """
 
-    skip: float = Field(0.3, gt=0, lt=1)
-    concentration: float = Field(4.0, gt=0)
+    skip: Finite = Field(0.3, gt=0, lt=1)
+    concentration: Finite = Field(4.0, gt=0)
 
 
 def skip_scores(quantiles: Floats, target: Target) -> Floats:

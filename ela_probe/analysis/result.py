@@ -235,6 +235,11 @@ class StoredStage(BaseModel):
     def _named(cls, sites: tuple[Site, ...]) -> tuple[Site, ...]:
         for site in sites:
             check_name(site.name)
+            if not 1 <= site.sources <= sites[-1].sources:
+                raise ValueError(
+                    f"{site.name} has {site.sources} sources, expected 1 to {sites[-1].sources}, "
+                    "as many as the last site of its stage"
+                )
         return sites
 
 

@@ -5,6 +5,7 @@ becomes one error of ours in `refusing`: no reader lists the errors of libraries
 """
 
 import codecs
+import json
 import pickle
 import re
 import stat
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -191,6 +193,14 @@ def refuse_many(text: str) -> None:
     """Raise ValueError where a text of JSON, YAML, TOML or CSV has more than MOST_VALUES values."""
     if text.count(",") + text.count("\n") > MOST_VALUES:
         raise ValueError(f"it has more than {MOST_VALUES:,} values")
+
+
+def refuse_surrogates(value: Any) -> None:
+    """Raise UnicodeEncodeError where text in plain values has half a character.
+
+    YAML and JSON have an escape for it, and no file can store it.
+    """
+    json.dumps(value, ensure_ascii=False, default=str).encode()
 
 
 def refuse_deep(text: str) -> None:

@@ -16,7 +16,13 @@ from ela_probe.data.source_names import Task
 from ela_probe.data.spec import Augmentation
 from ela_probe.errors import OptionError
 from ela_probe.system.messages import did_you_mean, shortened
-from ela_probe.system.reading import LARGEST_BY_HAND, read_document, refuse_deep, refusing
+from ela_probe.system.reading import (
+    LARGEST_BY_HAND,
+    read_document,
+    refuse_deep,
+    refuse_surrogates,
+    refusing,
+)
 from ela_probe.system.validation import Name, Strict
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.ela.config import ELAConfig
@@ -139,6 +145,7 @@ def read_recipe(recipe: str | Path) -> Recipe:
     with refusing(OptionError, f"{path} is no valid YAML"):
         refuse_deep(text)
         content = yaml.load(text, Loader=UniqueKeys)
+        refuse_surrogates(content)
     if not isinstance(content, dict):
         raise OptionError(
             f"{path} holds a {type(content).__name__}, expected a mapping with some of "
