@@ -65,7 +65,9 @@ def sample_sums(
     entropies = divergence.entropies(weights, logs, scratch)
     pairs = divergence.pairs(weights, sizes, scratch, logs=logs)
     return SampleSums(
-        *(_over_rows(part, samples) for part in pairs),
+        _over_rows(pairs.kl, samples),
+        _over_rows(pairs.mass, samples),
+        _over_rows(pairs.js, samples),
         _over_rows(entropies, samples),
         _over_rows(weights, samples),
         pairs.kl[neighbours],
@@ -100,7 +102,9 @@ def _of_large_sample(
     kl, mass, js, entropy, sums, broken = total
     kl = kl.clamp_min_(0.0)
     return SampleSums(
-        *(matrix[first, second, None] for matrix in (kl, torch.minimum(mass, kl), js.clamp_min(0))),
+        kl[first, second, None],
+        torch.minimum(mass, kl)[first, second, None],
+        js.clamp_min(0.0)[first, second, None],
         entropy[:, None],
         sums[..., None],
         torch.cat(adjacent, dim=-1).flatten(1),
