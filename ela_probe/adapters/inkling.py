@@ -146,7 +146,7 @@ def handover_of(retrieval: nn.Module, name: str) -> Handover:
 
     def tensors(passed: Mapping[str, Passed]) -> Sequence[Tensor]:
         blocks, running = passed[name].inputs[:2]
-        return torch.cat(tuple(passed[name].outputs[:heads]), dim=-1), blocks.sum(dim=-2), running
+        return torch.cat(list(passed[name].outputs[:heads]), dim=-1), blocks.sum(dim=-2), running
 
     def alternatives(y: Tensor, blocks: Tensor, running: Tensor) -> Alternatives:
         terms = plain_terms(blocks, running, eps)

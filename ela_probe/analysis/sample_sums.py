@@ -64,11 +64,10 @@ def sample_sums(
     logs = divergence.logarithms(weights, sizes, scratch)
     entropies = divergence.entropies(weights, logs, scratch)
     pairs = divergence.pairs(weights, sizes, scratch, logs=logs)
-    kl, mass, js = (_over_rows(part, samples) for part in pairs)
     return SampleSums(
-        kl,
-        mass,
-        js,
+        _over_rows(pairs.kl, samples),
+        _over_rows(pairs.mass, samples),
+        _over_rows(pairs.js, samples),
         _over_rows(entropies, samples),
         _over_rows(weights, samples),
         pairs.kl[neighbours],
@@ -105,7 +104,7 @@ def _of_large_sample(
     return SampleSums(
         kl[first, second, None],
         torch.minimum(mass, kl)[first, second, None],
-        js.clamp_min(0)[first, second, None],
+        js.clamp_min(0.0)[first, second, None],
         entropy[:, None],
         sums[..., None],
         torch.cat(adjacent, dim=-1).flatten(1),
