@@ -1,8 +1,8 @@
 """Pages of the documentation site that are made from the code and from files beside docs/.
 
 MkDocs calls these functions (`hooks` in mkdocs.yml). README.md, CONTRIBUTING.md, CHANGELOG.md,
-SECURITY.md and benchmarks/README.md become pages, so that each text stands in one place; the commands are described
-by their own help, and the error messages are read from the source code.
+SECURITY.md and benchmarks/README.md become pages, so that each text stands in one place; the
+commands are described by their own help, and the error messages are read from the source code.
 """
 
 import ast
