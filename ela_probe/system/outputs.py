@@ -87,7 +87,8 @@ def keep_file(path: Path) -> Iterator[Kept]:
         yield kept
     except BaseException:
         if path.exists() and _is_same(path, copy):
-            copy.unlink()
+            with suppress(OSError):  # the folder became read-only: the first error counts
+                copy.unlink()
         raise
     if path.exists() and filecmp.cmp(path, copy, shallow=False):
         copy.unlink()
@@ -115,8 +116,9 @@ def keep_directory(folder: Path) -> Iterator[Kept]:
         yield kept
     except BaseException:
         if not folder.exists():
-            os.replace(numbered, folder)
-            kept.path = None
+            with suppress(OSError):
+                os.replace(numbered, folder)
+                kept.path = None
         raise
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ela_probe.errors import CheckpointError
+from ela_probe.errors import CheckpointError, OutputError
 from ela_probe.system.storage import replacing
 
 BEST, LAST, RESUME, LOG = "best.pt", "last.pt", "resume.ckpt", "metrics.csv"
@@ -64,20 +64,31 @@ class RunFolder:
         self.settle()
 
     def settle(self) -> None:
-        """Give the weights that belong to the state their names, and remove others."""
+        """Give the weights that belong to the state their names, and remove others.
+
+        Raises:
+            OutputError: the folder can't be written to.
+        """
         for name in WEIGHTS:
             waiting = self.next(name)
             if not waiting.exists():
                 continue
-            if _sha256(waiting) == self.digests.get(name):
-                os.replace(waiting, self.path / name)
-            else:
-                waiting.unlink()
+            try:
+                if _sha256(waiting) == self.digests.get(name):
+                    os.replace(waiting, self.path / name)
+                else:
+                    waiting.unlink()
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write {self.path / name}: {error.strerror or error}; --resume "
+                    "finishes it where the folder can be written to again"
+                ) from error
 
     def abandon_epoch(self) -> None:
         """After an error or an interrupt: remove weights whose state is not in place."""
         if self.has_new_state():
-            self.settle()
+            with suppress(OutputError):  # of the error that led here; --resume does it
+                self.settle()
             return
         for name in WEIGHTS:
             with suppress(OSError):  # the folder became read-only
