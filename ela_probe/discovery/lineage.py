@@ -133,10 +133,8 @@ class Lineage(TorchFunctionMode):
         """
         node = self.node(tensor)
         if node in self._joined:
-            pieces = self._joined[node]
-            return pieces if pieces.axis == axis else None
-        pieces = self._joined.get(self.before_reshaping(node))
-        length = tensor.shape[axis]
+            return self._joined[node] if self._joined[node].axis == axis else None
+        pieces, length = self._joined.get(self.before_reshaping(node)), tensor.shape[axis]
         known = pieces is not None and pieces.total == length
         return pieces if known and list(tensor.shape).count(length) == 1 else None
 
