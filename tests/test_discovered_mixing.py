@@ -289,7 +289,8 @@ def test_lime_of_x_transformers_without_a_softmax_is_signed() -> None:
     assert {stage.kind for stage in found.stages} == {"signed"}
     sites = [site for stage in found.stages for site in stage.sites]
     integrators = dict(model.attn_layers.layer_integrators.named_children())
-    assert {site.name.rpartition(".")[2] for site in sites} == set(integrators)
+    with_lists = set(integrators) - {"0"}  # the first one reads the embedding alone
+    assert {site.name.rpartition(".")[2] for site in sites} == with_lists
     read: dict[str, Tensor] = {}
     for site in sites:
         integrator = model.get_submodule(site.name)

@@ -28,7 +28,7 @@ def signed_runs(seen: ObservedPass) -> tuple[list[list[Sum]], dict[int, str]]:
     softmaxes = {call.node for call in seen.calls if call.readable}
     runs: list[list[Sum]] = []
     for found in seen.sums:
-        if weights_of(seen.lineage, found.weights) in softmaxes:
+        if is_one_of(softmaxes, found.weights, seen.lineage):
             continue
         before = [run for run in runs if _continues(found, run[-1])]
         if before:
@@ -68,11 +68,11 @@ def static_sums(seen: ObservedPass, used: Collection[int]) -> list[list[Call]]:
     return found
 
 
-def weights_of(lineage: Lineage, node: int) -> int:
-    """The node of the same weights before they were reshaped, cut or cast."""
-    while lineage.made_by[node] in KEPT and lineage.parents[node]:
-        node = lineage.parents[node][0]
-    return node
+def is_one_of(nodes: Collection[int], weights: int, lineage: Lineage) -> bool:
+    """Whether weights are one of these nodes, perhaps reshaped, cut or cast."""
+    while weights not in nodes and lineage.made_by[weights] in KEPT and lineage.parents[weights]:
+        weights = lineage.parents[weights][0]
+    return weights in nodes
 
 
 def is_chain(lineage: Lineage, pieces: Sequence[int]) -> bool:

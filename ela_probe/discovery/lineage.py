@@ -126,9 +126,17 @@ class Lineage(TorchFunctionMode):
         """Whether this tensor was joined from others."""
         return node in self._joined
 
-    def list_of(self, node: int) -> Pieces | None:
-        """The list that a tensor is, perhaps in another shape; None if it was not joined."""
-        return self._joined.get(node) or self._joined.get(self.before_reshaping(node))
+    def list_along(self, tensor: Tensor, axis: int) -> Pieces | None:
+        """The list that lies along an axis of a tensor, which may have been reshaped.
+
+        None if it was not joined along it, or if another axis is as long after reshaping.
+        """
+        node = self.node(tensor)
+        if node in self._joined:
+            return self._joined[node] if self._joined[node].axis == axis else None
+        pieces, length = self._joined.get(self.before_reshaping(node)), tensor.shape[axis]
+        known = pieces is not None and pieces.total == length
+        return pieces if known and list(tensor.shape).count(length) == 1 else None
 
     def before_reshaping(self, node: int) -> int:
         """The node of the same values in the shape in which they were computed."""

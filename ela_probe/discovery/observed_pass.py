@@ -113,12 +113,13 @@ def _weighted_sum(firing: Firing, seen: ObservedPass) -> Sum | None:
     """
     lineage, name = seen.lineage, firing.modules[-1]
     nodes = [lineage.node(operand) for operand in firing.operands]
-    lists = [lineage.list_of(node) for node in nodes]
+    pairs = zip(firing.operands, firing.axes, strict=True)
+    lists = [lineage.list_along(operand, axis) for operand, axis in pairs]
     for values, weights in ((0, 1), (1, 0)):
-        pieces, size = lists[values], firing.operands[values].shape[firing.axes[values]]
-        if pieces is None or lists[weights] is not None or size < 2:
+        pieces = lists[values]
+        if pieces is None or lists[weights] is not None:
             continue
-        if pieces.total != size or set(pieces.sizes) != {1}:
+        if pieces.total < 2 or set(pieces.sizes) != {1}:
             continue
         shape = tuple(firing.operands[weights].shape)
         return Sum(

@@ -88,7 +88,7 @@ def correlations(table: pd.DataFrame, *, seed: int = 0) -> list[Correlation]:
     result = []
     for action, own in table.groupby("action", sort=False):
         for measure in MEASURES:
-            known = own[["loss_change", measure]].dropna()
+            known = own.reindex(columns=["loss_change", measure]).dropna()
             if len(known) < FEWEST:
                 continue
             measured, values = (known[name].to_numpy(float) for name in ("loss_change", measure))
