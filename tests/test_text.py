@@ -207,8 +207,8 @@ def test_the_chain_on_a_language_model(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "attnres2", "--data", "digits"], "reads tokens, but digits holds images"),
-        (["--model", "resnet8", "--data", "text:{text}"], "reads images, but"),
+        (["--model", "attnres2", "--data", "digits"], "is for text, but digits holds images"),
+        (["--model", "resnet8", "--data", "text:{text}"], "is for images to classify, but text:"),
         (["--model", "attnres2", "--data", "text:/none"], "cannot read the text /none"),
         (["--model", "attnres2", "--data", "text:"], "has no path"),
         (

@@ -119,11 +119,9 @@ class ResNetAdapter:
             )
 
 
-def resnet_of(model: nn.Module) -> ResNet:
+def resnet_of(model: nn.Module) -> nn.Module:
     """The model itself, or the ResNet of a detector."""
-    found = model.backbone.body if isinstance(model, Detector) else model
-    assert isinstance(found, ResNet)
-    return found
+    return model.backbone.body if isinstance(model, Detector) else model
 
 
 def prefix_of(model: nn.Module) -> str:
