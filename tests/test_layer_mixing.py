@@ -260,6 +260,9 @@ def test_without_mixing_a_branch_reads_the_mean_and_streams_pass_unmixed() -> No
         ("Wav2Vec2", "AudioFrameClassification"),
         ("WavLM", "SequenceClassification"),
         ("Hubert", "SequenceClassification"),
+        ("UniSpeechSat", "SequenceClassification"),
+        ("Data2VecAudio", "SequenceClassification"),
+        ("SEW", "SequenceClassification"),
     ],
 )
 def test_a_layer_sum_of_any_audio_encoder(name: str, task: str) -> None:
@@ -284,6 +287,27 @@ def test_a_layer_sum_of_any_audio_encoder(name: str, task: str) -> None:
         assert_same(pruned(waves).logits, expected)
     assert "layer_weights" not in pruned.state_dict()
     assert model.config.use_weighted_layer_sum  # the pruned copy has a config of its own
+
+
+@needs_transformers
+def test_the_layer_sum_of_whisper() -> None:
+    import transformers
+
+    config = transformers.WhisperConfig(
+        d_model=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=24,
+        num_mel_bins=8, max_source_positions=10, use_weighted_layer_sum=True,
+        classifier_proj_size=8, num_labels=3,
+    )  # fmt: skip
+    model = layer_mixing.random_parameters(transformers.WhisperForAudioClassification(config))
+    sound = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0)).double()
+    ((row,),), _ = read(model, sound)
+    assert_same(row, model.layer_weights.detach().softmax(0)[None])
+    pruned = layer_mixing.random_parameters(transformers.WhisperForAudioClassification(config))
+    adapter_for(pruned).apply(pruned, {"layer_weights": "skip"})
+    with torch.no_grad():
+        last = model.encoder(sound).last_hidden_state
+        expected = model.classifier(model.projector(last).mean(1))
+        assert_same(pruned(sound).logits, expected)
 
 
 @needs_transformers
