@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ela_probe import analyze, discover, make_plan, prune
@@ -12,11 +13,13 @@ from ela_probe.adapters.registry import MixingAdapter, adapter_for
 from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.handover_hooks import HandoverHooks
 from ela_probe.discovery.capture import Capture
+from ela_probe.discovery.sites_file import SitesFile
 from ela_probe.errors import ModelError, PlanError
 from ela_probe.evaluation.evaluate import sample_losses
 from ela_probe.forward import logits_of
 from ela_probe.pruning.ablation import Ablation, ablate_sites
 from ela_probe.pruning.plan import Constraints, SkipPlan
+from ela_probe.training.ela.network import Network
 from tests.support import layer_mixing
 from tests.support.identities import assert_same
 
@@ -341,3 +344,14 @@ def test_plans_of_a_network_of_signed_weights_go_by_damage() -> None:
     whole = make_plan(analysis, skip=0.99, constraints=Constraints(min_keep=0))
     assert len(whole.skipped) == 4  # the first as well: the plain network is left
     assert len(make_plan(analysis, skip=0.5, planner="random").skipped) == 2
+
+
+def test_ela_refuses_networks_whose_weights_have_no_averages_over_epochs() -> None:
+    with pytest.raises(ModelError, match="ELA: dwa has signed weights; expected softmax"):
+        Network(layer_mixing.denseformer(), None, decay=0.5)
+
+
+@pytest.mark.parametrize("kind", ["static", "signed"])
+def test_a_sites_file_declares_no_kind_that_is_not_read_alone(kind: str) -> None:
+    with pytest.raises(ValidationError, match=f"{kind} weights are found by observation"):
+        SitesFile.model_validate({"stage": [{"modules": "layers.*", "kind": kind}]})
