@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ela_probe import analyze, discover, make_plan, prune
@@ -12,11 +13,13 @@ from ela_probe.adapters.registry import MixingAdapter, adapter_for
 from ela_probe.analysis.damage_probe import DamageProbe, handovers_of
 from ela_probe.analysis.handover_hooks import HandoverHooks
 from ela_probe.discovery.capture import Capture
+from ela_probe.discovery.sites_file import SitesFile
 from ela_probe.errors import ModelError, PlanError
 from ela_probe.evaluation.objectives import sample_losses
 from ela_probe.forward import logits_of
 from ela_probe.pruning.ablation import Ablation, ablate_sites
 from ela_probe.pruning.plan import Constraints, SkipPlan
+from ela_probe.training.ela.network import Network
 from tests.support import layer_mixing
 from tests.support.identities import assert_same
 
@@ -260,6 +263,9 @@ def test_without_mixing_a_branch_reads_the_mean_and_streams_pass_unmixed() -> No
         ("Wav2Vec2", "AudioFrameClassification"),
         ("WavLM", "SequenceClassification"),
         ("Hubert", "SequenceClassification"),
+        ("UniSpeechSat", "SequenceClassification"),
+        ("Data2VecAudio", "SequenceClassification"),
+        ("SEW", "SequenceClassification"),
     ],
 )
 def test_a_layer_sum_of_any_audio_encoder(name: str, task: str) -> None:
@@ -284,6 +290,27 @@ def test_a_layer_sum_of_any_audio_encoder(name: str, task: str) -> None:
         assert_same(pruned(waves).logits, expected)
     assert "layer_weights" not in pruned.state_dict()
     assert model.config.use_weighted_layer_sum  # the pruned copy has a config of its own
+
+
+@needs_transformers
+def test_the_layer_sum_of_whisper() -> None:
+    import transformers
+
+    config = transformers.WhisperConfig(
+        d_model=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=24,
+        num_mel_bins=8, max_source_positions=10, use_weighted_layer_sum=True,
+        classifier_proj_size=8, num_labels=3,
+    )  # fmt: skip
+    model = layer_mixing.random_parameters(transformers.WhisperForAudioClassification(config))
+    sound = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(0)).double()
+    ((row,),), _ = read(model, sound)
+    assert_same(row, model.layer_weights.detach().softmax(0)[None])
+    pruned = layer_mixing.random_parameters(transformers.WhisperForAudioClassification(config))
+    adapter_for(pruned).apply(pruned, {"layer_weights": "skip"})
+    with torch.no_grad():
+        last = model.encoder(sound).last_hidden_state
+        expected = model.classifier(model.projector(last).mean(1))
+        assert_same(pruned(sound).logits, expected)
 
 
 @needs_transformers
@@ -317,3 +344,14 @@ def test_plans_of_a_network_of_signed_weights_go_by_damage() -> None:
     whole = make_plan(analysis, skip=0.99, constraints=Constraints(min_keep=0))
     assert len(whole.skipped) == 4  # the first as well: the plain network is left
     assert len(make_plan(analysis, skip=0.5, planner="random").skipped) == 2
+
+
+def test_ela_refuses_networks_whose_weights_have_no_averages_over_epochs() -> None:
+    with pytest.raises(ModelError, match="ELA: dwa has signed weights; expected softmax"):
+        Network(layer_mixing.denseformer(), None, decay=0.5)
+
+
+@pytest.mark.parametrize("kind", ["static", "signed"])
+def test_a_sites_file_declares_no_kind_that_is_not_read_alone(kind: str) -> None:
+    with pytest.raises(ValidationError, match=f"{kind} weights are found by observation"):
+        SitesFile.model_validate({"stage": [{"modules": "layers.*", "kind": kind}]})

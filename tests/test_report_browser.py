@@ -18,6 +18,7 @@ from ela_probe.pruning.budgets import plans_by_count
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.report.history import History
 from ela_probe.report.page import write_report
+from tests.support import layer_mixing
 from tests.support.browser import Reader, chromium
 from tests.support.comparisons import of_analysis
 from tests.support.costs import PRICES, costs_of, priced, seconds
@@ -331,3 +332,19 @@ def test_any_number_of_sites(browser: Browser, tmp_path: Path, sizes: tuple[int,
         assert opened.page.evaluate(overlaps, where) == 0
     opened.context.close()
     assert opened.problems == []
+
+
+def test_a_page_of_signed_weights_has_distances_in_place_of_divergences(
+    browser: Browser, tmp_path: Path
+) -> None:
+    model = layer_mixing.denseformer()
+    analysis = analyze(model, [layer_mixing.batch(20)], progress=False)
+    reader = Reader(browser, write_report(analysis, tmp_path / "report.html"))
+    assert reader.problems == []
+    assert reader.page.locator("#measure option").all_inner_texts() == ["l2", "cosine"]
+    reader.page.select_option("#measure", "1")
+    assert "1 − cosine" in reader.page.inner_text("#pair-words")
+    columns = reader.page.evaluate("PICTURES.pairs.table().columns")
+    assert columns == ["earlier", "later", "l2", "standard error", "cosine"]
+    assert reader.page.locator("#picture-divergence").count() == 0
+    assert reader.problems == []

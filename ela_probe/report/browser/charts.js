@@ -99,7 +99,7 @@ function extremes(points, value, unit) {
   const sorted = d3.sort(known, value);
   const [least, most] = [sorted[0], sorted[sorted.length - 1]];
   return (
-    `${known.length} values, median ${readable(d3.median(known, value), 3)} ${unit}; ` +
+    `${known.length} values, median ${readable(d3.median(known, value), 3)}${unit && ` ${unit}`}; ` +
     `the least is ${readable(value(least), 3)} at ${least.name}, ` +
     `the largest ${readable(value(most), 3)} at ${most.name}.`
   );
