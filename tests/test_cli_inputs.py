@@ -157,7 +157,7 @@ CONTRADICTIONS: dict[str, tuple[list[str], str]] = {
         ["train", "--model", "attnres6", "--data", "text:{0}/best.pt", "--image-size", "9"],
         "got --image-size without a --data of images",
     ),
-    "task": (["train", "--model", "attnres6", "--data", "digits"], "attnres6 reads tokens, but"),
+    "task": (["train", "--model", "attnres6", "--data", "digits"], "attnres6 is for text, but"),
     "data": (
         ["analyze", "{0}/best.pt", "--data", "digits", "--input-size", "3,8,8"],
         "got --data and --input-size, expected one of them",
