@@ -118,6 +118,13 @@ def test_the_sites_are_those_of_the_classifier(attention: str) -> None:
     )
 
 
+def test_its_sites_are_no_bystanders() -> None:
+    """What attends besides is the softmax of the box head."""
+    model = settled_detector("fasterrcnn_mrla_b_resnet14_fpn")
+    found = discover(model, images_and_targets(2)[0])
+    assert [bystander.name for bystander in found.bystanders] == ["roi_heads"]
+
+
 @torch.no_grad()
 def test_a_plan_of_the_classifier_prunes_the_detector() -> None:
     """Skipping equals zeroing the retrieval."""

@@ -17,7 +17,7 @@ from ela_probe.discovery.capture import Capture
 from ela_probe.discovery.observation import Found, Observation, observe
 from ela_probe.errors import ModelError
 from ela_probe.forward import call, moved, uncompiled, undisturbed, unwrap
-from ela_probe.sites import Stage
+from ela_probe.sites import Site, Stage
 
 __all__ = [
     "Bystander",
@@ -158,7 +158,7 @@ def _adapted(
     with capture, undisturbed(model):
         call(model, moved(inputs, model))
     names = [site.name for stage in stages for site in stage.sites]
-    starred_sites = [starred(name) for name in names]
+    starred_sites = [starred(_qualified(site)) for stage in stages for site in stage.sites]
     bystanders = tuple(
         b for b in seen.bystanders if not any(_within(starred(b.name), s) for s in starred_sites)
     )
@@ -167,6 +167,12 @@ def _adapted(
         for name, shape in zip(names, shapes, strict=True)
     }
     return Discovery(stages, adapter, bystanders, found)
+
+
+def _qualified(site: Site) -> str:
+    """The name of a site in the whole model; a detector's site is named as in its ResNet."""
+    place = site.module.find(f".{site.name}")
+    return site.name if place < 0 else site.module[: place + 1 + len(site.name)]
 
 
 def _within(name: str, site: str) -> bool:
