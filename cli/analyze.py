@@ -161,7 +161,8 @@ def describe(analysis: "Analysis") -> None:
 
     source = analysis.provenance
     accuracy = "" if source.accuracy is None else f", accuracy {source.accuracy:.2%}"
-    what = "samples" if source.split is None else "images"
+    of_split = "sounds" if (source.data or "").startswith("audio:") else "images"
+    what = "samples" if source.split is None else of_split
     if source.perplexity is not None:
         what, accuracy = "sequences", f"{accuracy}, perplexity {source.perplexity:.3f}"
     if source.precision is not None and source.precision.box.ap is not None:

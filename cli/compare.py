@@ -76,15 +76,15 @@ def command(
     if json:
         console.print_json(document)
     else:
-        describe(result)
+        describe(result, what="sounds" if samples.spec.task == "audio" else "images")
 
 
-def describe(comparison: "Comparison") -> None:
-    """Print the comparison, one column per model."""
+def describe(comparison: "Comparison", *, what: str = "images") -> None:
+    """Print the comparison, one column per model; `what` the samples are."""
     headings, rows = comparison.table()
     machine = comparison.machine
     first = comparison.models[0]
-    what = "images" if first.perplexity is None else "sequences"
+    what = what if first.perplexity is None else "sequences"
     title = (
         f"{first.samples:,} {what}; time and memory for batches of {comparison.batch_shape[0]}, "
         f"measured on {machine.device_name}"

@@ -214,7 +214,8 @@ class DataOptions:
         str | None,
         typer.Option(
             help="digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100, "
-            "text:FILE or coco:IMAGES,ANNOTATIONS.json. Default: what the checkpoint names.",
+            "text:FILE, coco:IMAGES,ANNOTATIONS.json or, for audio classifiers, audio:PREFIX. "
+            "Default: what the checkpoint names.",
             show_default=False,
         ),
     ] = None

@@ -284,14 +284,19 @@ def command(
         describe(result, result.best, json, task=samples.spec.task)
 
 
-TASK_NAMES = {"classify": "images", "language": "tokens", "detect": "detection"}
+TASK_NAMES = {
+    "images": "classify",
+    "tokens": "language",
+    "detection": "detect",
+    "audio": "classify",
+}
 
 
 def check_name_of_task(name: str | None, task: str, source: str) -> None:
     """Raise OptionError where --task is not that of the data."""
     from ela_probe.errors import OptionError
 
-    own = next(name for name, of in TASK_NAMES.items() if of == task)
+    own = TASK_NAMES[task]
     if name is not None and name != own:
         raise OptionError(
             f"got --task {name}, but {source} is data to {own}; leave --task out, or choose other "

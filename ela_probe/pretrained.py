@@ -54,7 +54,9 @@ def read_network(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The unpruned network of a directory, on the CPU in eval mode, and the weights it lacks.
 
-    The class is the one that the config names, or a causal language model. It keeps no cache.
+    The class is the one that the config names, or that of an audio classifier or of a causal
+    language model, as its type says. It keeps no cache, and one that
+    sums its layers drops none in training.
 
     Args:
         dtype: of the weights; None: as stored.
@@ -88,7 +90,7 @@ def read_network(
     ):
         named = next(iter(config.get("architectures") or ()), "")
         network = getattr(library, named, None) if not config.get("auto_map") else None
-        model, info = (network or library.AutoModelForCausalLM).from_pretrained(
+        model, info = (network or _class_of_type(library, config)).from_pretrained(
             str(path),
             local_files_only=True,
             use_safetensors=True,
@@ -102,7 +104,19 @@ def read_network(
         for part in (model.config, model.config.get_text_config()):
             if hasattr(part, "use_cache"):
                 part.use_cache = False
+            # transformers' sum over all hidden states fails in training where layers are dropped
+            if getattr(part, "use_weighted_layer_sum", False) and hasattr(part, "layerdrop"):
+                part.layerdrop = 0.0
         return model.eval(), tuple(sorted(info["missing_keys"]))
+
+
+def _class_of_type(library: Any, config: Mapping[str, Any]) -> Any:
+    """The class for a config that names none. Whisper has both kinds: it is a language model."""
+    names, kind = library.models.auto.modeling_auto, config.get("model_type")
+    is_audio = kind in names.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+    if is_audio and kind not in names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return library.AutoModelForAudioClassification
+    return library.AutoModelForCausalLM
 
 
 def _check_size(path: Path, config: Mapping[str, Any], advice: str) -> tuple[int, int]:
@@ -201,7 +215,10 @@ def digest(path: Path) -> str:
 
 def example_tokens(model: nn.Module) -> Tensor | None:
     """Seeded random token ids for a language model, int64 [2, 16]; None for any other model."""
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    try:
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:  # an audio encoder has none
+        return None
     if not isinstance(embedding, nn.Embedding):
         return None
     generator = torch.Generator().manual_seed(0)

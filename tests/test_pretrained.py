@@ -136,7 +136,7 @@ def test_finetune_writes_a_directory_with_better_weights(
 
 def test_text_is_read_by_the_tokenizer_of_the_model(folder: Path) -> None:
     source = f"text:{folder / 'text.txt'}"
-    data = open_data(source, context=16, tokenizer=folder / "model")
+    data = open_data(source, context=16, directory=folder / "model")
     tokens, following = data.dataset("train")[2]
     start = 2 * 16
     assert "".join(LETTERS[t] for t in tokens) == TEXT[start : start + 16]

@@ -85,7 +85,7 @@ def test_a_spec_travels(data: TextData) -> None:
     assert isinstance(again, TextSpec)
     assert again == data.spec
     assert data_from_spec(again).size("train") == data.size("train")
-    with pytest.raises(DataError, match="has images, but"):
+    with pytest.raises(DataError, match="is no text, but"):
         again.with_source("digits")
     images = DataSpec(
         source="digits", image_size=8, channels=1, mean=(0.0,), std=(1.0,), classes=("a", "b")

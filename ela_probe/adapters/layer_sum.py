@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ela_probe.adapters.handover import Alternatives, Handover
 from ela_probe.adapters.registry import ReadOnlyAdapter, register_adapter
 from ela_probe.adapters.replacements import refuse_recur
+from ela_probe.errors import ModelError
 from ela_probe.sites import Action, Site, Stage
 
 WEIGHTS = "layer_weights"
@@ -86,6 +87,12 @@ class LayerSumAdapter(ReadOnlyAdapter):
 
         def tensors(passed: Mapping[str, Any]) -> Sequence[Tensor]:
             last, total = passed[encoder].outputs[0], passed[f"{reader}.tap"].outputs[0]
+            if last.shape != total.shape:  # SEW sums before it upsamples
+                raise ModelError(
+                    f"the damage of {found.prefix}{WEIGHTS} can't be measured: it sums "
+                    f"{total.shape[1]} frames, but the encoder hands on {last.shape[1]}; analyze "
+                    "without damage (--no-damage)"
+                )
             return last.clone(), total.clone()  # the model may overwrite either later
 
         handover = Handover(

@@ -76,15 +76,17 @@ def recommended_share(analysis: Analysis) -> float | None:
 
     By damage it is the largest share whose predicted loss change is at most SMALL_LOSS; where
     damage was not measured, the share that nearly repeat the one before, and none with a stage of
-    `signed` weights, which no planner by divergence takes. It has as few digits as
-    give that number of retrievals back: `make_plan` rounds a share to a whole number of them.
+    `signed` weights, which no planner by divergence takes. It is below 1, as `make_plan` takes
+    it, which rounds a share to a whole number of retrievals; it has as few digits as give that
+    number back.
     """
     found = [verdict for part in analysis.stages for verdict in verdicts(part)]
     first = len(cheap_sites(analysis)) if analysis.has_damage else found.count("repeats")
     planned = analysis.has_damage or "l2" not in analysis.measures
     if not first or not planned:
         return None
-    rounded = (round(first / len(found), digits) for digits in range(1, 17))
+    exact = first / len(found)
+    rounded = (min(round(exact, digits), round(1 - 10**-digits, digits)) for digits in range(1, 17))
     return next(share for share in rounded if math.floor(share * len(found) + 0.5) == first)
 
 

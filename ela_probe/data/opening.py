@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
+from ela_probe.data.audio import AudioData, AudioSpec, open_audio
 from ela_probe.data.detection import DetectionData, DetectionSpec, open_detection
 from ela_probe.data.images import ImageData, open_images
 from ela_probe.data.source_names import Task, task_of
@@ -12,7 +13,7 @@ from ela_probe.data.spec import Augmentation, DataSpec
 from ela_probe.data.text import TextData, TextSpec, open_text
 from ela_probe.errors import DataError
 
-Data = ImageData | TextData | DetectionData
+Data = ImageData | TextData | DetectionData | AudioData
 
 
 def _task(spec: Any) -> Task:
@@ -23,16 +24,18 @@ def _task(spec: Any) -> Task:
 AnySpec = Annotated[
     Annotated[DataSpec, Tag("images")]
     | Annotated[TextSpec, Tag("tokens")]
-    | Annotated[DetectionSpec, Tag("detection")],
+    | Annotated[DetectionSpec, Tag("detection")]
+    | Annotated[AudioSpec, Tag("audio")],
     Discriminator(_task),
 ]
-"""A DataSpec, TextSpec or DetectionSpec, for pydantic models; the source determines which."""
+"""The spec of any data, for pydantic models; the source determines which."""
 
 # The options of `open_data` that apply to some sources only.
 OPTIONS: dict[Task, tuple[str, ...]] = {
     "images": ("image_size", "augment"),
     "tokens": ("context",),
     "detection": ("image_size", "augment", "skip_invalid"),
+    "audio": (),
 }
 
 
@@ -48,9 +51,11 @@ def open_data(
     augment: Augmentation | Literal["flip"] | None = None,
     context: int | None = None,
     skip_invalid: bool | None = None,
-    tokenizer: Path | None = None,
+    directory: Path | None = None,
 ) -> Data:
-    """Open a source: `text:FILE` (see `open_text`), `coco:...` (`open_detection`) or images.
+    """Open a source: `text:FILE`, `coco:...`, `audio:PREFIX` or images.
+
+    See `open_text`, `open_detection`, `open_audio` and `open_images`.
 
     Args:
         val_fraction: share for validation; when None, 0.1 of the training images or 0.05 of a
@@ -58,8 +63,9 @@ def open_data(
         image_size, augment: for images only.
         context: tokens in a window, for text only.
         skip_invalid: for annotated images only.
-        tokenizer: the directory of the tokenizer of a text; None: the tokens are bytes.
-        The other arguments are those of `open_images`, `open_text` and `open_detection`.
+        directory: of a model of transformers, whose tokenizer reads a text and whose feature
+            extractor reads sounds; None: the tokens of a text are bytes, and sounds are refused.
+        The other arguments are those of these functions.
 
     Raises:
         DataError: as in these functions, or an argument doesn't apply to the source.
@@ -91,7 +97,11 @@ def open_data(
             val_fraction=val_fraction,
             seed=seed,
             context=context,
-            tokenizer=tokenizer,
+            tokenizer=directory,
+        )
+    if task == "audio":
+        return open_audio(
+            source, directory=directory, limit=limit, val_fraction=val_fraction, seed=seed
         )
     return open_images(
         source,
@@ -106,17 +116,19 @@ def open_data(
 
 
 def data_from_spec(
-    spec: DataSpec | TextSpec | DetectionSpec,
+    spec: DataSpec | TextSpec | DetectionSpec | AudioSpec,
     *,
     download: bool = False,
-    tokenizer: Path | None = None,
+    directory: Path | None = None,
 ) -> Data:
     """Open the data that a checkpoint was trained on. Raises DataError when it is missing.
 
-    tokenizer: as `open_data` takes it.
+    directory: as `open_data` takes it.
     """
     if isinstance(spec, DetectionSpec):
         return DetectionData(spec)
     if isinstance(spec, TextSpec):
-        return TextData(spec, tokenizer=tokenizer)
+        return TextData(spec, tokenizer=directory)
+    if isinstance(spec, AudioSpec):
+        return AudioData(spec, directory=directory)
     return ImageData.from_spec(spec, download=download)

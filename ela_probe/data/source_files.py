@@ -30,6 +30,8 @@ def check_source(source: str, *, root: str | Path | None = None, download: bool 
         check_text(Path(path))
     elif kind == "coco":
         coco_pairs(path)
+    elif kind == "audio":
+        audio_files(path)
     elif kind != "digits" and not download and not torchvision_folder(root).is_dir():
         raise DataError(
             f"{kind} is looked for in {torchvision_folder(root)}, which is no folder; point "
@@ -151,3 +153,20 @@ def coco_pairs(path: str) -> list[tuple[Path, Path]]:
             what = "is a folder" if file.is_dir() else "does not exist"
             raise DataError(f"{file} {what}; expected a JSON file of annotations of {folder}")
     return pairs
+
+
+def audio_files(path: str) -> dict[str, Path]:
+    """PATH-train.npz, PATH-test.npz and, if there is one, PATH-val.npz, by split.
+
+    Raises:
+        DataError: one for training or for testing is missing.
+    """
+    by_split = {split: Path(f"{path}-{split}.npz") for split in SPLITS}
+    found = {split: file for split, file in by_split.items() if file.is_file()}
+    for split in ("train", "test"):
+        if split not in found:
+            raise DataError(
+                f"{by_split[split]} does not exist; expected {path}-train.npz and {path}-test.npz "
+                "with the arrays waveforms and labels"
+            )
+    return found

@@ -17,15 +17,16 @@ PATH_SOURCES = {
     "imagenet": "DIR",
     "text": "FILE",
     "coco": "IMAGES,ANNOTATIONS.json",
+    "audio": "PREFIX",
 }
 
-Task = Literal["images", "tokens", "detection"]
+Task = Literal["images", "tokens", "detection", "audio"]
 
 
 def task_of(source: str) -> Task:
-    """What models for a source do: classify images, predict tokens, or find objects in images."""
-    kind = source.partition(":")[0]
-    return {"text": "tokens", "coco": "detection"}.get(kind, "images")  # type: ignore[return-value]
+    """What models for a source do: classify images or sounds, predict tokens, or find objects."""
+    tasks: dict[str, Task] = {"text": "tokens", "coco": "detection", "audio": "audio"}
+    return tasks.get(source.partition(":")[0], "images")
 
 
 def absolute_source(source: str) -> str:

@@ -79,8 +79,8 @@ class DataSpec(Strict):
         """
         folder = absolute_root(root) if root is not None else self.root
         if (task := task_of(source)) != "images":
-            what = "is text" if task == "tokens" else "has objects with boxes"
-            raise DataError(f"{source} {what}, but the model was trained to classify images")
+            found = {"tokens": "is text", "audio": "has sounds"}.get(task, "has objects with boxes")
+            raise DataError(f"{source} {found}, but the model was trained to classify images")
         return self.model_copy(update={"source": absolute_source(source), "root": folder})
 
     def check_model(self, *, num_classes: int, in_channels: int) -> None:

@@ -74,7 +74,7 @@ class TextSpec(Strict):
         moved = absolute_source(source)
         if not moved.startswith("text:"):
             raise DataError(
-                f"{source} has images, but the model was trained on text; expected text:FILE"
+                f"{source} is no text, but the model was trained on text; expected text:FILE"
             )
         return self.model_copy(update={"source": moved})
 

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from ela_probe.analysis.result import Provenance
 from ela_probe.checkpoint import Checkpoint
+from ela_probe.data.audio import AudioSpec
 from ela_probe.data.detection import DetectionSpec
 from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
 from ela_probe.data.opening import Data, data_from_spec, open_data
@@ -25,6 +26,7 @@ TASKS: dict[Task, str] = {
     "images": "images to classify",
     "tokens": "text",
     "detection": "images with objects",
+    "audio": "sounds",
 }
 
 
@@ -54,14 +56,14 @@ def data_for(
         DataError: the data are missing or damaged.
     """
     spec = checkpoint.header.data
-    tokenizer = checkpoint.path if checkpoint.is_directory else None
+    directory = checkpoint.path if checkpoint.is_directory else None
     if spec is None:
         if source is None:
             raise CheckpointError(
                 f"{checkpoint.path} does not say what data it belongs to; name it with --data "
                 "(digits, npz:PREFIX, folder:DIR, imagenet:DIR, fashion-mnist, cifar10, cifar100, "
-                "text:FILE or coco:IMAGES,ANNOTATIONS.json), or analyze it on --example-inputs "
-                "package.module:function or on random inputs, --input-size C,H,W"
+                "text:FILE, audio:PREFIX or coco:IMAGES,ANNOTATIONS.json), or analyze it on "
+                "--example-inputs package.module:function or on random inputs, --input-size C,H,W"
             )
         return open_data(
             source,
@@ -69,7 +71,7 @@ def data_for(
             download=download,
             image_size=image_size,
             context=context,
-            tokenizer=tokenizer,
+            directory=directory,
         )
     if source is not None or root is not None:
         spec = spec.with_source(source or spec.source, root=root)
@@ -86,7 +88,7 @@ def data_for(
         if spec.task != "tokens":
             raise OptionError(f"got --context {context}, but {spec.source} has no text")
         spec = spec.model_copy(update={"context": context})
-    return data_from_spec(spec, download=download, tokenizer=tokenizer)
+    return data_from_spec(spec, download=download, directory=directory)
 
 
 def batch_size_for(data: Data | None, given: int | None, usual: int) -> int:
@@ -138,6 +140,12 @@ def check_data(model: nn.Module, data: Data) -> None:
         DataError: the model does not take such a sample, or has another number of classes.
     """
     inputs, labels = data.spec.example()
+    weights = next((p.dtype for p in model.parameters()), torch.float32)
+    if isinstance(data.spec, AudioSpec) and weights != torch.float32:
+        raise DataError(
+            f"the model's weights are {str(weights).removeprefix('torch.')}, but the sounds of "
+            f"{data.spec.source} are float32; pass --dtype float32"
+        )
     output = _output_of(
         model,
         inputs,

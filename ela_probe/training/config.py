@@ -26,16 +26,27 @@ DETECTION_DEFAULTS: dict[str, Any] = {  # the 1x schedule of Detectron and mmdet
     "schedule": "step",
     "warmup_epochs": 0.07,  # 500 of the 7,330 steps of an epoch of COCO
 }
+AUDIO_DEFAULTS: dict[str, Any] = {  # as in transformers' example of audio classification
+    "epochs": 5,
+    "batch_size": 32,
+    "lr": 3e-5,
+    "optimizer": "adamw",
+    "weight_decay": 0.0,
+    "warmup_epochs": 0.5,
+    "gradient_clip": 1.0,
+}
 DETECTION_MILESTONES = (8 / 12, 11 / 12)  # fractions of all epochs
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {},
     "tokens": TEXT_DEFAULTS,
     "detection": DETECTION_DEFAULTS,
+    "audio": AUDIO_DEFAULTS,
 }
 FINETUNING_DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"epochs": 10, "lr": 0.01},
     "tokens": {**TEXT_DEFAULTS, "epochs": 1, "lr": 5e-4},
     "detection": {**DETECTION_DEFAULTS, "epochs": 1, "lr": 2e-3, "schedule": "cosine"},
+    "audio": AUDIO_DEFAULTS,
 }
 
 

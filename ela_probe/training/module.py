@@ -14,8 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ela_probe.errors import OptionError
 from ela_probe.evaluation.labels import IGNORED
-from ela_probe.forward import required_logits
+from ela_probe.forward import call, required_logits
 from ela_probe.system.memory_format import to_memory_format
+from ela_probe.system.nested_tensors import mapped
 from ela_probe.system.processes import process_count
 from ela_probe.training.config import TrainConfig
 
@@ -167,9 +168,9 @@ class ClassificationModule(TrainingModule):
         self.train_accuracy = accuracy()
         self.val_accuracy = accuracy()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Tensor:
         """Logits (*L, K)."""
-        return required_logits(self.model(images))
+        return required_logits(call(self.model, inputs))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch, nats. Raises OptionError if a check finds that it is not finite."""
@@ -192,7 +193,10 @@ class ClassificationModule(TrainingModule):
     def _logits_and_labels(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (M, K) and labels (M,) of all M samples, or tokens, of a batch."""
         inputs, labels = batch
-        inputs = to_memory_format(inputs, self.model, channels_last=self.config.channels_last)
+        channels_last = self.config.channels_last
+        inputs = mapped(
+            inputs, lambda t: to_memory_format(t, self.model, channels_last=channels_last)
+        )
         return self(inputs).flatten(0, -2), labels.flatten().long()
 
     def train_figures(self) -> dict[str, float]:
