@@ -126,7 +126,7 @@ def test_a_deep_stack_is_measured_beside_a_plain_evaluation(tmp_path: Path) -> N
     assert len(ways) == 3
     # A process of its own has no tensors of other tests.
     one = in_new_process(
-        scale.memory_run, kind="analyze", samples=4, layers=2, width=64, block=2, tokens=4, batch_size=1, seed=0,
-        device="cpu",
+        scale.memory_run, kind="analyze", samples=4, layers=2, width=64, block=2, tokens=4,
+        batch_size=1, seed=0, device="cpu",
     )  # fmt: skip
     assert 0 < one["live tensors MiB"] < 10 < one["resident set MiB"]
