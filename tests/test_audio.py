@@ -105,6 +105,7 @@ def test_from_discovery_to_the_comparison(folder: Path, capsys: pytest.CaptureFi
     accuracy, loss = by_hand(tuned, folder / "tones")
     assert accuracy == pytest.approx(10 / 12)
     assert document["provenance"]["accuracy"] == pytest.approx(accuracy)
+    assert not document["provenance"]["notes"]
     assert document["provenance"]["classes"] == ["low", "high"]
     # float32, and padded keys in the attention, against float64 without padding
     assert document["provenance"]["loss"] == pytest.approx(loss, rel=1e-4)
@@ -148,6 +149,7 @@ def test_other_encoders_without_a_mask(
             logits = model.double()(inputs["input_values"].double()).logits
         losses += (-logits.log_softmax(1)[torch.arange(len(label)), label]).tolist()
     assert len(losses) == found["provenance"]["samples"] == 12
+    assert any("heard the padding" in note for note in found["provenance"]["notes"])
     assert found["provenance"]["loss"] == pytest.approx(np.mean(losses), rel=1e-4)  # float32
 
 

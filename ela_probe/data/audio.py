@@ -122,6 +122,13 @@ class AudioData:
         """Number of sounds in "train", "val" or "test"; 0 for "val" when there is none."""
         return len(self._part(split)[1])
 
+    @property
+    def hears_padding(self) -> bool:
+        """Whether there is padding, and the model is not told where."""
+        parts = (sounds for sounds, _ in self._parts.values())
+        padded = any((s.lengths < s.waveforms.shape[1]).any() for s in parts)
+        return padded and not self.spec.attention_mask
+
     def labels_digest(self) -> str:
         """SHA-256 of the labels for training and validation, in order."""
         digest = hashlib.sha256()
