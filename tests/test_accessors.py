@@ -100,7 +100,7 @@ def test_representations_are_one_short_line(analysis: Analysis) -> None:
 
 
 def test_a_notebook_shows_tables_in_which_names_are_escaped() -> None:
-    analysis = with_damage(make_analysis((3, 2), samples=30, names="<b>{stage}.{site}\ud800"))
+    analysis = with_damage(make_analysis((3, 2), samples=30, names="<b>{stage}.{site}"))
     plan = make_plan(analysis, skip=0.3, action="skip")
     stages = [part.stage for part in analysis.stages]
     costs = costs_of([priced(stage, PRICES) for stage in stages], of=stages)

@@ -17,7 +17,7 @@ from ela_probe.report.figure_style import TICKS
 from tests.support.synthetic_analyses import make_analysis, with_damage
 
 Draw = Callable[[Analysis, SkipPlan], tuple[Figure, Axes]]
-LONG = "net.$x{stage}_$y.block[/red]\n_$\\frac{{$.{site}.a_name_of_some_length_{site}.retrieval"
+LONG = "net.$x{stage}_$y.block[/red]_$\\frac{{$.{site}.a_name_of_some_length_{site}.retrieval"
 
 # Stages by a name, samples, and the names of the sites.
 SIZES: dict[str, tuple[tuple[int, ...], int, str]] = {

@@ -146,11 +146,11 @@ def test_data_in_a_script_are_the_same_and_cannot_end_it(value: object) -> None:
 
 
 def test_lone_surrogates_and_separators_of_lines_do_no_harm(tmp_path: Path) -> None:
-    known = Provenance(model="m\udcff", checkpoint="a\u2028b.pt", samples=5)
-    analysis = make_analysis((2,), samples=5, names="s\ud800.{stage}.{site}", provenance=known)
+    known = Provenance(model="m", checkpoint="a\u2028b.pt", data="npz:d\udcff", samples=5)
+    analysis = make_analysis((2,), samples=5, names="s.{stage}.{site}", provenance=known)
     text = write_report(analysis, tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Layer attention of m\ufffd" in text
-    assert json.loads(Page(text).scripts[0])["analyses"][0]["stages"][0]["name"] == "s\ud800.0"
+    assert "npz:d\ufffd" in text
+    assert json.loads(Page(text).scripts[0])["analyses"][0]["stages"][0]["name"] == "s.0"
 
 
 @pytest.mark.parametrize("damage", [False, True])

@@ -106,6 +106,7 @@ def test_a_click_on_a_cell_chooses_the_pair_and_its_weights(reader: Reader) -> N
     reader.page.click("#picture-weights summary")
     shown = reader.page.locator("#picture-weights tbody tr")
     weights = ANALYSIS.stages[0].weights[row["j"]]
+    shown.first.wait_for()  # the table is made when it is opened
     assert shown.count() == row["j"] + 1
     for source in range(row["j"] + 1):
         later = shown.nth(source).locator("[data-value]").last.get_attribute("data-value")
@@ -123,6 +124,7 @@ def test_heads_classes_and_samples_are_shown(reader: Reader) -> None:
     assert (images.first.get_attribute("href") or "").startswith("data:image/png;base64,")
     reader.page.click("#picture-samples-0 summary")
     row = reader.page.locator("#picture-samples-0 tbody tr").nth(1)
+    row.wait_for()  # the table is made when it is opened
     assert row.locator("th, td").all_inner_texts()[:2] == ["3", "class 0"]
 
 

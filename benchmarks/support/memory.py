@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,7 +23,7 @@ def live_tensor_bytes() -> int:
     storages = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for value in gc.get_objects()
-        if type(value) in (Tensor, nn.Parameter)
+        if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
     }
     return sum(storages.values())
 

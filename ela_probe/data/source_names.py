@@ -64,7 +64,10 @@ def _check_place(source: str, path: Path) -> None:
         return  # who opens the source says what is missing
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read the data source {shortened(source)!r}: {reason}") from error
+        raise DataError(
+            f"cannot read the data source {shortened(source)!r}: {reason}; expected one that can "
+            "be read"
+        ) from error
 
 
 def _unknown(source: str) -> str:

@@ -92,8 +92,8 @@ def _decode(path: Path, content: bytes) -> StoredFile:
         path,
         content,
         damaged=f"{path} is no PyTorch checkpoint, or a truncated one",
-        advice="expected a file written by `ela-probe train`, or one where it was made by "
-        "torch.save(model.state_dict(), PATH)",
+        advice="expected a file that `ela-probe train` wrote; where another was made, save the "
+        "weights alone: torch.save(model.state_dict(), PATH)",
     )
     header = stored.get(KEY) if isinstance(stored, dict) else None
     if header is not None:
