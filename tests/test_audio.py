@@ -50,13 +50,14 @@ def save_extractor(folder: Path, **settings: Any) -> None:
     transformers.Wav2Vec2FeatureExtractor(**made).save_pretrained(str(folder))
 
 
-def save_classifier(folder: Path) -> None:
+def save_classifier(folder: Path, **settings: Any) -> None:
     config = transformers.Wav2Vec2Config(
         hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
         conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2, classifier_proj_size=8, vocab_size=8,
-        use_weighted_layer_sum=True, feat_extract_norm="layer", apply_spec_augment=False,
-        initializer_range=0.2, layerdrop=0.5, id2label={0: "low", 1: "high"},
+        use_weighted_layer_sum=True, feat_extract_norm="layer", initializer_range=0.2,
+        layerdrop=0.5, id2label={0: "low", 1: "high"},
+        **{"apply_spec_augment": False} | settings,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -105,6 +106,7 @@ def test_from_discovery_to_the_comparison(folder: Path, capsys: pytest.CaptureFi
     accuracy, loss = by_hand(tuned, folder / "tones")
     assert accuracy == pytest.approx(10 / 12)
     assert document["provenance"]["accuracy"] == pytest.approx(accuracy)
+    assert not document["provenance"]["notes"]
     assert document["provenance"]["classes"] == ["low", "high"]
     # float32, and padded keys in the attention, against float64 without padding
     assert document["provenance"]["loss"] == pytest.approx(loss, rel=1e-4)
@@ -148,6 +150,7 @@ def test_other_encoders_without_a_mask(
             logits = model.double()(inputs["input_values"].double()).logits
         losses += (-logits.log_softmax(1)[torch.arange(len(label)), label]).tolist()
     assert len(losses) == found["provenance"]["samples"] == 12
+    assert any("heard the padding" in note for note in found["provenance"]["notes"])
     assert found["provenance"]["loss"] == pytest.approx(np.mean(losses), rel=1e-4)  # float32
 
 
@@ -229,6 +232,24 @@ def test_broken_sounds_are_one_clear_error(
     source = save_sounds(tmp_path / "broken", **changes)
     with pytest.raises(DataError, match=problem):
         open_data(source, directory=folder / "model")
+
+
+def test_sounds_are_long_enough_for_the_masks_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_classifier(tmp_path / "model", apply_spec_augment=True, mask_time_length=10)
+    # 10 frames read 21 outputs of the first convolution, these (21 - 1) * 5 + 10 values
+    for length in (109, 110):
+        source = save_sounds(tmp_path / "brief", lengths=None)
+        for split in ("train", "test"):
+            arrays = dict(np.load(tmp_path / f"brief-{split}.npz"))
+            arrays["waveforms"] = arrays["waveforms"][:, :length]
+            np.savez(tmp_path / f"brief-{split}.npz", **arrays)
+        words = ("compare", f"hf:{tmp_path / 'model'}", "--data", source, "--repeats", "3")
+        if length == 109:
+            assert "have 109 values, but the model needs 110" in run(capsys, *words, code=2)
+        else:
+            run(capsys, *words)
 
 
 def test_what_is_missing_is_one_clear_error(

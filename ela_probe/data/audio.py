@@ -14,8 +14,8 @@ from ela_probe.data.source_names import absolute_source
 from ela_probe.data.stratified import stratified_order, train_and_val_indices
 from ela_probe.data.waveforms import (
     Sounds,
-    classes_and_shortest,
     load_feature_extractor,
+    read_audio_config,
     read_sounds,
 )
 from ela_probe.errors import DataError
@@ -90,12 +90,10 @@ class AudioData:
     def __init__(self, spec: AudioSpec, *, directory: Path | None = None) -> None:
         folder = _required(directory, spec.source)
         self.extractor = load_feature_extractor(folder)
-        _, shortest = classes_and_shortest(folder)
         sounds = read_sounds(
             spec.source.partition(":")[2],
-            num_classes=spec.num_classes,
+            config=read_audio_config(folder),
             sampling_rate=self.extractor.sampling_rate,
-            shortest=shortest,
         )
         length = sounds["train"].waveforms.shape[1]
         self.spec = spec.model_copy(update={"length": length})
@@ -121,6 +119,13 @@ class AudioData:
     def size(self, split: Split) -> int:
         """Number of sounds in "train", "val" or "test"; 0 for "val" when there is none."""
         return len(self._part(split)[1])
+
+    @property
+    def hears_padding(self) -> bool:
+        """Whether there is padding, and the model is not told where."""
+        parts = (sounds for sounds, _ in self._parts.values())
+        padded = any((s.lengths < s.waveforms.shape[1]).any() for s in parts)
+        return padded and not self.spec.attention_mask
 
     def labels_digest(self) -> str:
         """SHA-256 of the labels for training and validation, in order."""
@@ -264,7 +269,7 @@ def open_audio(
         sampling_rate=extractor.sampling_rate,
         length=1,
         attention_mask=bool(extractor.return_attention_mask),
-        classes=classes_and_shortest(folder)[0],
+        classes=read_audio_config(folder).classes,
         val_fraction=fraction,
         seed=seed,
         limit=limit,

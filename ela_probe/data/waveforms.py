@@ -1,9 +1,9 @@
 """Sounds in NumPy's `.npz` files, and what a directory of transformers says of how to read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,27 +43,33 @@ class Sounds:
         return values.astype(np.float32) / np.float32(scale)
 
 
-def read_sounds(
-    path: str, *, num_classes: int, sampling_rate: int, shortest: int = 1
-) -> dict[str, Sounds]:
+class AudioConfig(NamedTuple):
+    """What the config of a model says of the sounds that it takes.
+
+    classes: their names, in the order of the labels. shortest: the fewest values in a sound.
+    shortest_padded: the fewest with padding, which masking (SpecAugment) needs in training.
+    """
+
+    classes: tuple[str, ...]
+    shortest: int
+    shortest_padded: int
+
+
+def read_sounds(path: str, *, config: AudioConfig, sampling_rate: int) -> dict[str, Sounds]:
     """The sounds of PATH-train.npz, PATH-test.npz and, if there is one, PATH-val.npz, by split.
 
     Args:
-        num_classes: K; labels are 0 to K-1.
+        config: of the model.
         sampling_rate: expected where a file names its own, in Hz.
-        shortest: the fewest values that a sound may have.
 
     Raises:
         DataError: a file is missing or can't be read, its arrays are no sounds with labels, they
             have another sampling rate, or a sound is too short.
     """
-    return {
-        split: _read(file, num_classes, sampling_rate, shortest)
-        for split, file in audio_files(path).items()
-    }
+    return {split: _read(file, config, sampling_rate) for split, file in audio_files(path).items()}
 
 
-def _read(file: Path, num_classes: int, sampling_rate: int, shortest: int) -> Sounds:
+def _read(file: Path, config: AudioConfig, sampling_rate: int) -> Sounds:
     damaged = f"{file} can't be read as an .npz file of plain arrays"
     with refusing(DataError, damaged, "write it with numpy.savez"), file.open("rb") as stream:
         names = array_names(stream)
@@ -86,12 +92,19 @@ def _read(file: Path, num_classes: int, sampling_rate: int, shortest: int) -> So
     finite = np.isfinite(waveforms).all(axis=1)
     if not finite.all():
         raise DataError(f"sound {int(finite.argmin())} in {file} holds NaN or infinite values")
-    labels = class_indices(arrays["labels"], name=f"labels in {file}", num_classes=num_classes)
+    if waveforms.shape[1] < config.shortest_padded:
+        raise DataError(
+            f"waveforms in {file} have {waveforms.shape[1]} values, but the model needs "
+            f"{config.shortest_padded}, where it masks mask_time_length frames in training; pad "
+            "them at the end, and give the array lengths"
+        )
+    classes = len(config.classes)
+    labels = class_indices(arrays["labels"], name=f"labels in {file}", num_classes=classes)
     if len(labels) != len(waveforms):
         raise DataError(
             f"{file} has {len(waveforms)} waveforms but {len(labels)} labels; expected equally many"
         )
-    return Sounds(waveforms, _lengths(file, arrays, shortest), labels)
+    return Sounds(waveforms, _lengths(file, arrays, config.shortest), labels)
 
 
 def _check_rate(file: Path, arrays: Mapping[str, npt.NDArray[Any]], expected: int) -> None:
@@ -151,10 +164,8 @@ def load_feature_extractor(folder: Path) -> Any:
     return extractor
 
 
-def classes_and_shortest(folder: Path) -> tuple[tuple[str, ...], int]:
-    """The names of the classes in a config of transformers, by number, and the shortest sound.
-
-    That is as many values as one output of the model's convolutions depends on.
+def read_audio_config(folder: Path) -> AudioConfig:
+    """What the config in a directory of transformers says of sounds; no code of it is run.
 
     Raises:
         DataError: its config can't be read. OptionError: transformers is missing.
@@ -166,7 +177,15 @@ def classes_and_shortest(folder: Path) -> tuple[tuple[str, ...], int]:
         )
         names = tuple(str(config.id2label[number]) for number in range(len(config.id2label)))
         kernels, strides = (getattr(config, f"conv_{what}", ()) for what in ("kernel", "stride"))
-        shortest = 1
-        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-            shortest = (shortest - 1) * stride + kernel
-    return names, shortest
+        layers = tuple(zip(kernels, strides, strict=True))
+        masks = getattr(config, "apply_spec_augment", False) and config.mask_time_prob > 0
+        frames = config.mask_time_length if masks else 1
+    return AudioConfig(names, _values_read(1, layers), _values_read(frames, layers))
+
+
+def _values_read(outputs: int, layers: Sequence[tuple[int, int]]) -> int:
+    """How many values so many outputs of convolutions (kernel, stride) in a row depend on."""
+    values = outputs
+    for kernel, stride in reversed(layers):
+        values = (values - 1) * stride + kernel
+    return values

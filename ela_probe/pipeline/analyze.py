@@ -10,6 +10,7 @@ from ela_probe.analysis.analyze import analyze
 from ela_probe.analysis.result import Analysis, Provenance
 from ela_probe.analysis.stand_ins import FIT_SAMPLES
 from ela_probe.checkpoint import Checkpoint
+from ela_probe.data.audio import AudioData
 from ela_probe.data.batches import Share
 from ela_probe.data.example_inputs import ExampleInputs, RandomInputs
 from ela_probe.data.opening import Data
@@ -143,7 +144,9 @@ def analyze_checkpoint(
 
 
 def note_of(data: Data | None) -> str | None:
-    """What a reader should know of the samples of a detector."""
+    """What a reader should know of the samples of a detector, or of sounds."""
+    if isinstance(data, AudioData) and data.hears_padding:
+        return "the model was given no attention mask, so that it heard the padding of sounds"
     if data is None or data.spec.task != "detection":
         return None
     return (
