@@ -258,6 +258,7 @@ def test_every_hint_opens(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ("error: data source 'X-train.npz' is a file; write npz:X\n")
 
 
+@pytest.mark.filterwarnings("default")
 def test_the_command_prints_a_warning_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
