@@ -161,6 +161,26 @@ def test_the_order_is_fixed_by_seed_and_epoch_alone(tmp_path):
     assert not torch.equal(labels_of(0), labels_of(0, seed=1))
 
 
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip"])
+def test_batches_of_images_on_a_device_are_made_there(tmp_path, augment):
+    data = open_data(write_npz(tmp_path), augment=augment)
+    options = {"batch_size": 32, "shuffle": True, "augment": True}
+    on_cpu = data.on_device(torch.device("cpu"))
+    expected = everything(data, "train", **options)
+    for ours, theirs in zip(everything(on_cpu, "train", **options), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    # "meta" stands for a GPU: there too an operation with a tensor of the CPU raises
+    images, labels = next(iter(data.on_device(torch.device("meta")).loader("train", **options)))
+    assert (images.device.type, labels.device.type) == ("meta", "cpu")
+    assert images.shape == (32, *expected[0].shape[1:])
+
+
+def test_only_arrays_are_kept_on_a_device(tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(DataError, match=r"separate files; expected npz:PREFIX.*leave"):
+        open_data(f"folder:{tmp_path}").on_device(torch.device("cpu"))
+
+
 def test_reading_leaves_the_global_random_state_alone(tmp_path):
     data = open_data(write_npz(tmp_path))
     before = torch.get_rng_state()

@@ -110,12 +110,18 @@ def test_weights_equal_those_of_a_plain_loop(data, tmp_path):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize(("num_workers", "channels_last"), [(0, None), (1, None), (0, True)])
-def test_a_resumed_run_equals_the_uninterrupted_one_exactly(
-    data, tmp_path, num_workers, channels_last
-):
+@pytest.mark.parametrize(
+    ("reading", "channels_last"),
+    [
+        ({}, None),
+        ({"num_workers": 1}, None),
+        ({"data_on_device": True}, None),
+        ({}, True),
+    ],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_exactly(data, tmp_path, reading, channels_last):
     uncut = CONFIG.model_copy(update={"channels_last": channels_last})
-    config = uncut.model_copy(update={"num_workers": num_workers})
+    config = uncut.model_copy(update=reading)
     whole, expected = run(data, tmp_path / "whole", config=uncut)
     assert all(value.is_contiguous() for value in whole.state_dict().values())
 

@@ -31,7 +31,8 @@ def augment_batch(images: Tensor, kind: Augmentation, *, seed: int) -> Tensor:
         seed: seed of all random numbers.
 
     Returns:
-        A batch of the same shape and dtype.
+        A batch of the same shape and dtype, on the same device. The random numbers don't depend on
+        the device.
     """
     if kind == "none":
         return images
@@ -40,13 +41,13 @@ def augment_batch(images: Tensor, kind: Augmentation, *, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     count, _, height, width = images.shape
     pad = height // 8
-    top, left = torch.randint(2 * pad + 1, (2, count), generator=generator)
+    top, left = torch.randint(2 * pad + 1, (2, count), generator=generator).to(images.device)
     windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    shifted = windows[torch.arange(count), :, top, left]
+    shifted = windows[torch.arange(count, device=images.device), :, top, left]
     if kind == "crop":
         return shifted
     mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
-    return torch.where(mirrored, shifted.flip(-1), shifted)
+    return torch.where(mirrored.to(images.device), shifted.flip(-1), shifted)
 
 
 def random_crops(count: int, image: Callable[[int], Any], *, size: int, seed: int) -> Tensor:

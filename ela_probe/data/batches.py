@@ -136,15 +136,22 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def seeded_loader(
-    dataset: Dataset[tuple[Tensor, Tensor]], batches: SeededBatches, *, num_workers: int
+    dataset: Dataset[tuple[Tensor, Tensor]],
+    batches: SeededBatches,
+    *,
+    num_workers: int,
+    on_device: bool = False,
 ) -> "DataLoader[tuple[Tensor, Tensor]]":
-    """A DataLoader that passes each Batch to `dataset`. Its own `batch_size` reads None."""
+    """A DataLoader that passes each Batch to `dataset`. Its own `batch_size` reads None.
+
+    on_device: whether the samples are on a GPU already, so that nothing is pinned for a copy.
+    """
     return DataLoader(
         dataset,
         sampler=batches,
         batch_size=None,
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() and not on_device,
         # without a generator, the loader draws its workers' seed from the global random state
         generator=torch.Generator().manual_seed(batches.seed),
     )
@@ -163,7 +170,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self.images = images
         self.indices = indices
         self.labels = images.labels[indices]
-        self.in_memory = images.in_memory
+        self.in_memory, self.on_device = images.in_memory, images.on_device
         self.augment = augment
         self._mean = list(spec.mean)
         self._std = list(spec.std)

@@ -34,6 +34,8 @@ class Images(Protocol):
     size: int
     """Height and width in pixels."""
     in_memory: bool
+    on_device: bool
+    """Whether the pixels are in the memory of a device other than the CPU."""
 
     def check(self, indices: Tensor) -> None:
         """Find files that can't be read, as far as this takes little time. Raises DataError."""
@@ -50,7 +52,7 @@ class ArrayImages:
     in_memory = True
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
+        self.images, self.on_device = images, images.device.type != "cpu"
         self.labels = labels
         self.channels = images.shape[1]
         self.size = images.shape[-1]
@@ -58,8 +60,13 @@ class ArrayImages:
     def check(self, indices: Tensor) -> None:
         """Nothing to find: the images are in memory."""
 
+    def to(self, device: torch.device) -> "ArrayImages":
+        """The same with the pixels in the memory of a device; labels and indices stay."""
+        return ArrayImages(self.images.to(device), self.labels)
+
     def read(self, indices: Tensor, *, augment: Augmentation = "none", seed: int = 0) -> Tensor:
         """The images of these indices as [n, channels, height, width]; see `Images`."""
+        indices = indices.to(self.images.device)
         return augment_batch(self.images.index_select(0, indices), augment, seed=seed)
 
 
@@ -82,6 +89,7 @@ class FileImages:
     """
 
     channels = 3
+    on_device = False
 
     def __init__(self, files: Sequence[tuple[str, int]], *, image_size: int) -> None:
         self.paths = [path for path, _ in files]
@@ -128,7 +136,7 @@ class ImageNetFiles:
     """
 
     channels = 3
-    in_memory = False
+    in_memory = on_device = False
 
     def __init__(self, files: Sequence[tuple[str, int]], *, image_size: int) -> None:
         # an array: a list of a million strings would be copied into every worker process

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ela_probe.data.batches import ImageDataset, SeededBatches, Share, seeded_loader
-from ela_probe.data.image_stores import Images
+from ela_probe.data.image_stores import ArrayImages, Images
 from ela_probe.data.normalisation import mean_and_std
 from ela_probe.data.source_names import absolute_root, absolute_source
 from ela_probe.data.sources import read_splits
@@ -116,7 +117,7 @@ class ImageData:
     """
 
     def __init__(self, spec: DataSpec, splits: Splits) -> None:
-        self.spec = spec
+        self.spec, self._splits = spec, splits
         train, val = _train_and_val(
             splits, limit=spec.limit, val_fraction=spec.val_fraction, seed=spec.seed
         )
@@ -165,6 +166,25 @@ class ImageData:
     def size(self, split: Split) -> int:
         """Number of images in "train", "val" or "test"; 0 for "val" when there is none."""
         return len(self._part(split)[1])
+
+    def on_device(self, device: torch.device) -> "ImageData":
+        """The same images in the memory of a device; batches of them are made there.
+
+        Raises:
+            DataError: the images are not kept in memory as arrays, as those of `npz:PREFIX`,
+                `cifar10` and other sets without a file for each image are.
+        """
+        stores = {name: getattr(self._splits, name) for name in ("train", "val", "test")}
+        moved = {}
+        for name, store in stores.items():
+            if not isinstance(store, ArrayImages | None):
+                raise DataError(
+                    f"data_on_device: got {self.spec.source}, whose images are separate files; "
+                    "expected npz:PREFIX, cifar10 or another set of arrays; leave "
+                    "data_on_device out"
+                )
+            moved[name] = None if store is None else store.to(device)
+        return ImageData(self.spec, replace(self._splits, **moved))
 
     def labels_digest(self) -> str:
         """SHA-256 of the labels for training and validation, in order."""
@@ -246,7 +266,9 @@ class ImageData:
             seed=self.spec.seed if seed is None else seed,
             share=share,
         )
-        return seeded_loader(dataset, batches, num_workers=num_workers)
+        return seeded_loader(
+            dataset, batches, num_workers=num_workers, on_device=dataset.on_device
+        )
 
     def _part(self, split: str) -> tuple[Images, Tensor]:
         if split not in self._parts:

@@ -83,6 +83,10 @@ class TrainConfig(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of order, augmentation and drop path")
     num_workers: int | None = Field(None, ge=0, description="worker processes that read samples")
+    data_on_device: bool = Field(
+        False,
+        description="keep images that fit into memory on the GPU, and augment them there",
+    )
     channels_last: bool | None = Field(
         None, description="memory format of images; default: true on a CPU for our ResNets"
     )
@@ -93,6 +97,11 @@ class TrainConfig(Settings):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} must be fewer than epochs {self.epochs}"
+            )
+        if self.data_on_device and self.num_workers:
+            raise ValueError(
+                f"data_on_device needs num_workers 0, got {self.num_workers}: batches are made on "
+                "the GPU"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {self.betas} must be from 0 to less than 1")
@@ -139,8 +148,8 @@ class TrainConfig(Settings):
         return cls.of(**{**FINETUNING_DEFAULTS[task], **settings})
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that a result depends on, as plain values: all but the workers."""
-        return self.model_dump(mode="json", exclude={"num_workers"})
+        """The settings that a result depends on, as plain values: all but how samples are read."""
+        return self.model_dump(mode="json", exclude={"num_workers", "data_on_device"})
 
     def lr_factor(self, step: int, *, steps_per_epoch: int) -> float:
         """The factor of `lr` in optimizer step `step` (from 0).

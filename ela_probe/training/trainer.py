@@ -18,8 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ela_probe.data.batches import Share
+from ela_probe.data.images import ImageData
 from ela_probe.data.opening import Data
-from ela_probe.errors import OptionError, OutputError
+from ela_probe.errors import DataError, OptionError, OutputError
 from ela_probe.system.device import resolve_device
 from ela_probe.system.lightning_logging import quiet_lightning
 from ela_probe.system.outputs import check_resumable
@@ -119,7 +120,8 @@ def fit(
         OutputError: `output` can't be written to.
         CheckpointError: there is nothing to resume, the folder is not whole, or the run was defined
             differently (all differences are listed).
-        DataError: the images can't be read, or are too few for the processes.
+        DataError: the images can't be read, are too few for the processes, or can't be kept on a
+            device.
         ProcessError: another process ended.
         TrainingInterrupted: Ctrl-C.
     """
@@ -148,6 +150,8 @@ def fit(
     logging = LogEpochs(loggers, history, ela)
 
     where = processes.launch(where)  # after all checks of what the user gave
+    if config.data_on_device:
+        data = on_device(data, where)
     train, validation = _loaders(data, config, Share(rank(), process_count()))
     # Lightning starts the workers of a resumed epoch before it gives the sampler its number
     train.sampler.set_epoch(epochs_done)  # type: ignore[attr-defined]
@@ -271,6 +275,15 @@ def _loaders(
     if not data.size("val"):
         return train, None
     return train, data.loader("val", batch_size=size, num_workers=workers, share=share)
+
+
+def on_device(data: Data, device: torch.device) -> Data:
+    """The data, kept on a device. Raises DataError: they are no images in memory."""
+    if not isinstance(data, ImageData):
+        raise DataError(
+            f"data_on_device: got {data.spec.source}, expected images; leave data_on_device out"
+        )
+    return data.on_device(device)
 
 
 @contextmanager
