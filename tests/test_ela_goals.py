@@ -92,12 +92,12 @@ def test_what_a_loss_allows_is_predicted_to_cost_no_more() -> None:
         (sum(sums), sum(counts))
         for sums, counts in zip(itertools.product(*parts), itertools.product(*sizes), strict=True)
     ]
-    allowed = sorted(total for total, _ in totals)[len(totals) // 2]
+    allowed = min(total for total, count in totals if count == 3)
     most = max(count for total, count in totals if total <= allowed)
     ela = ELA(loss=allowed + 1e-9, warmup=1, freeze=1, every=1)
     fitted(Classifier(), ela, epochs=2)
     assert ela.plan is not None
-    assert 0 < len(ela.plan.changes) == most < 6
+    assert len(ela.plan.changes) == most
     assert ela.plan.origin.predicted_loss is not None
     assert ela.plan.origin.predicted_loss.mean <= allowed + 1e-9
 
