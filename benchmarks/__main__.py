@@ -19,6 +19,7 @@ COMMANDS = (
     "depth",
     "divergence",
     "foreign",
+    "gpu",
     "methods",
     "parity",
     "plans",

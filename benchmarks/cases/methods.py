@@ -17,6 +17,7 @@ from benchmarks.support.method import DIA, MRLA_B, Method, all_methods, backbone
 from benchmarks.support.results import NOTHING, JsonPath, markdown, mean_and_deviation, publish
 from benchmarks.support.runs import Run, make_run, run_all, without_folder
 from benchmarks.support.steps import published_base, time_in_turn
+from ela_probe.errors import OptionError
 from ela_probe.evaluation.comparison import Timing
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import output_directory, write_json, write_text
@@ -65,17 +66,25 @@ def run(
             "timed too. May be repeated."
         ),
     ] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing: a table of the finished runs.")
+    ] = False,
     device: str = "auto",
     json: JsonPath = None,
 ) -> None:
     """Train every method with every seed, measure them, and write table.md and table.json.
 
-    A finished run is not repeated, an interrupted one is resumed.
+    A finished run is not repeated, an interrupted one is resumed. With several jobs the seeds of a
+    method train side by side.
     """
     read = read_recipe(recipe)
     changes = {"epochs": epochs, "warmup_epochs": warmup}
     options = {"root": data_root, "limit": limit}
     methods = list(dict.fromkeys(Method.parse(text) for text in model or all_methods(read)))
+    seeds = dict.fromkeys(seed or read.seeds)
+    pairs = [(method, number) for number in seeds for method in methods]
+    if jobs > 1:
+        pairs = [(method, number) for method in methods for number in seeds]
     runs = [
         make_run(
             read,
@@ -90,16 +99,21 @@ def run(
             progress=jobs == 1,
             test_limit=test_limit,
         )
-        for number in dict.fromkeys(seed or read.seeds)
-        for method in methods
+        for method, number in pairs
     ]
+    if finished:
+        runs = [run for run in runs if run.record]
+        if not runs:
+            raise OptionError(
+                f"{output} has no finished run of these methods; leave out --finished"
+            )
     published = published_base(runs[0], reference) if reference else None
     output_directory(output)
     records = run_all(runs, jobs=jobs)
     where = resolve_device(device)
     steps = time_in_turn(runs, rounds=rounds, device=where, published=published)
     tables = {
-        f"{Path(recipe).stem}, {len(records) // len(methods)} seeds": rows(records, steps),
+        f"{Path(recipe).stem}, {len(seeds)} seeds": rows(records, steps),
         "Runs": run_rows(records),
         "Settings": [settings_row(runs, records, jobs=jobs, rounds=rounds)],
     }

@@ -174,17 +174,20 @@ class ImageData:
             DataError: the images are not kept in memory as arrays, as those of `npz:PREFIX`,
                 `cifar10` and other sets without a file for each image are.
         """
-        stores = {name: getattr(self._splits, name) for name in ("train", "val", "test")}
-        moved = {}
-        for name, store in stores.items():
-            if not isinstance(store, ArrayImages | None):
-                raise DataError(
-                    f"data_on_device: got {self.spec.source}, whose images are separate files; "
-                    "expected npz:PREFIX, cifar10 or another set of arrays; leave "
-                    "data_on_device out"
-                )
-            moved[name] = None if store is None else store.to(device)
-        return ImageData(self.spec, replace(self._splits, **moved))
+
+        def moved(store: Images) -> Images:
+            if isinstance(store, ArrayImages):
+                return store.to(device)
+            raise DataError(
+                f"data_on_device: got {self.spec.source}, whose images are separate files; "
+                "expected npz:PREFIX, cifar10 or another set of arrays; leave data_on_device out"
+            )
+
+        splits = self._splits
+        val = None if splits.val is None else moved(splits.val)
+        return ImageData(
+            self.spec, replace(splits, train=moved(splits.train), val=val, test=moved(splits.test))
+        )
 
     def labels_digest(self) -> str:
         """SHA-256 of the labels for training and validation, in order."""
@@ -266,9 +269,7 @@ class ImageData:
             seed=self.spec.seed if seed is None else seed,
             share=share,
         )
-        return seeded_loader(
-            dataset, batches, num_workers=num_workers, on_device=dataset.on_device
-        )
+        return seeded_loader(dataset, batches, num_workers=num_workers, on_device=dataset.on_device)
 
     def _part(self, split: str) -> tuple[Images, Tensor]:
         if split not in self._parts:
