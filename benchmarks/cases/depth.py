@@ -13,7 +13,7 @@ import typer
 
 from benchmarks.support import figures
 from benchmarks.support.contestants import PLAIN, PUBLISHED_B, RECUR, Network, contestants
-from benchmarks.support.results import JsonPath, publish
+from benchmarks.support.results import NOTHING, JsonPath, publish
 from ela_probe.evaluation.peak_memory import peak_bytes
 from ela_probe.evaluation.profiling import alternate, training_step
 from ela_probe.system.device import resolve_device
@@ -79,8 +79,7 @@ def run(
     ]
     found = next(fit["exponent of time"] for fit in fits if fit["contestant"] == RECUR)
     verdicts = {
-        f"exponent of {RECUR}: {found:.3f}, at most {MOST}": isinstance(found, float)
-        and found <= MOST
+        f"exponent of {RECUR}: {found}, at most {MOST}": isinstance(found, float) and found <= MOST
     }
     tables = {
         f"Training step of {images} images, {rounds} rounds": rows,
@@ -104,10 +103,15 @@ def positive(rows: Sequence[Mapping[str, Any]], name: str, column: str) -> list[
     return [value if value > 0 else float("nan") for value in values]
 
 
-def exponent(rows: Sequence[Mapping[str, Any]], name: str, column: str, *, skip: int = 0) -> float:
-    """The slope of a least-squares line of log cost over log depth; NaN if a cost is 0 or less."""
+def exponent(
+    rows: Sequence[Mapping[str, Any]], name: str, column: str, *, skip: int = 0
+) -> float | str:
+    """The slope of a least-squares line of log cost over log depth; NOTHING where there is none.
+
+    That is so for one depth, and where noise makes a cost 0 or less.
+    """
     depths = sorted({row["depth"] for row in rows})[skip:]
     costs = positive(rows, name, column)[skip:]
     if len(depths) < 2 or not np.isfinite(costs).all():
-        return float("nan")
+        return NOTHING
     return round(float(np.polyfit(np.log(depths), np.log(costs), 1)[0]), 3)

@@ -19,14 +19,14 @@ import typer
 
 from benchmarks.published.checkouts import References
 from benchmarks.support.method import DIA, MRLA_B, Method
-from benchmarks.support.results import JsonPath, publish
+from benchmarks.support.results import JsonPath, publish, without_absolute_paths
 from ela_probe.data.source_names import absolute_source
 from ela_probe.system.device import resolve_device
 from ela_probe.system.storage import output_directory
 from ela_probe.training.run_folder import LAST
 
 STOPPING = 30  # seconds that a part has to end once it is told to
-FAILED_LINES = 3  # of its log, shown where a part fails
+FAILED_LINES = 2  # of its log, shown where a part fails
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ SMALL = Size(
     rounds=2,
     analysed=8,
     streams=(8, 0),
-    backbones=("resnet8",),
+    backbones=("resnet14",),
     seeds=(0,),
     epochs=2,
     limit=100,
@@ -266,7 +266,7 @@ def carried_out(part: Part, folder: Path, deadline: float) -> dict[str, Any]:
         return row | {"outcome": "done"}
     if code is None:
         return row | {"outcome": "interrupted: out of time; the same command goes on"}
-    last = " | ".join(log.read_text().splitlines()[-FAILED_LINES:])
+    last = without_absolute_paths(" | ".join(log.read_text().splitlines()[-FAILED_LINES:]))
     return row | {"outcome": f"failed with exit code {code}: {last}"}
 
 

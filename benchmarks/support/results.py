@@ -81,8 +81,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 def command() -> str:
     """The command line, with every absolute path cut down to its last part."""
-    words = [re.sub(r"(?<![\w.])/(?:[^/\s]+/)*", "", word) for word in sys.argv[1:]]
-    return " ".join(["python -m benchmarks", *words])
+    return " ".join(["python -m benchmarks", *map(without_absolute_paths, sys.argv[1:])])
+
+
+def without_absolute_paths(text: str) -> str:
+    """A text with every absolute path cut down to its last part."""
+    return re.sub(r"(?<![\w.])/(?:[^/\s]+/)*", "", text)
 
 
 def cell(value: object) -> str:
