@@ -85,11 +85,15 @@ def test_a_skip_for_a_moment_leaves_nothing_behind(family: str) -> None:
     before = {name: id(value) for name, value in model.named_parameters()}
     modules = [(name, id(part), list(vars(part))) for name, part in model.named_modules()]
     for actions in steps_of(model, 0):
-        undo = apply_undoable(model, partial(adapter_of(model).apply, model, actions))
+        change = apply_undoable(model, partial(adapter_of(model).apply, model, actions))
         assert not set(sites(model)) & actions.keys()
-        undo()
+        pruned = [(name, id(part)) for name, part in model.named_modules()]
+        change.undo()
         assert {name: id(value) for name, value in model.named_parameters()} == before
         assert [(n, id(part), list(vars(part))) for n, part in model.named_modules()] == modules
+        change.redo()
+        assert [(name, id(part)) for name, part in model.named_modules()] == pruned
+        change.undo()
 
 
 def test_a_change_that_fails_is_undone() -> None:

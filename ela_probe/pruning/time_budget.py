@@ -7,7 +7,7 @@ beats. Then the stages are combined. The plans left at the end answer every time
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -96,19 +96,21 @@ class Charges(NamedTuple):
             part.stage.carried_over,
         )
 
-    def only(self, action: Action, *, removed: Collection[int]) -> Charges:
+    def only(self, action: Action, *, removed: Mapping[int, float], final: bool = True) -> Charges:
         """The same with `skip` (and `drop`, where nothing reads the source) or `affine` alone.
 
-        removed: positions whose removal is done, so that it costs nothing more.
+        removed: positions whose removal is done, with what it costs more than when it was done.
+        final: whether these can't be kept.
         """
-        free, never = list(removed), np.inf
+        done, never = list(removed), np.inf
         skip = self.skip.copy() if action == "skip" else np.full_like(self.skip, never)
         affine = self.affine.copy() if action == "affine" else np.full_like(self.affine, never)
         for charge in (skip, affine):
-            charge[..., free] = np.where(np.isfinite(charge[..., free]), 0.0, never)
+            rises = np.broadcast_to(list(removed.values()), charge[..., done].shape)
+            charge[..., done] = np.where(np.isfinite(charge[..., done]), rises, never)
         return self._replace(
             skip=skip, affine=affine, recur=np.full_like(self.recur, never),
-            removed=frozenset(removed),
+            removed=frozenset(removed) if final else frozenset(),
         )  # fmt: skip
 
     def decisions(self, actions: Sequence[Action]) -> list[Decision]:

@@ -21,7 +21,7 @@ from ela_probe.pruning.plan import SkipPlan
 from ela_probe.system.processes import is_first
 from ela_probe.system.validation import differing_settings
 from ela_probe.training.ela.config import ELAConfig
-from ela_probe.training.ela.damage import TrainingDamage
+from ela_probe.training.ela.damage import StandInGradients, TrainingDamage
 from ela_probe.training.ela.epoch import Epoch
 from ela_probe.training.ela.gradual_pruning import GradualPruning
 from ela_probe.training.ela.surgery import parameter_names, restore_parameter_order
@@ -241,6 +241,8 @@ class ELA(pl.Callback):
                 epoch.damage = TrainingDamage(
                     pruning.network.model, pruning.network.handovers(), clock=epoch.overhead
                 )
+            if self.config.regrow:
+                epoch.gradients = StandInGradients(pruning.network.stand_ins, clock=epoch.overhead)
             epoch.every = self.config.probe_every(batches)
 
     def on_train_batch_start(
@@ -259,8 +261,9 @@ class ELA(pl.Callback):
                 before = model.register_forward_hook(lambda *_: epoch.overhead.start())
                 self._during_batch.callback(before.remove)
                 self._during_batch.enter_context(probe)
-                if epoch.damage is not None:
-                    self._during_batch.enter_context(epoch.damage)
+                for measured in (epoch.damage, epoch.gradients):
+                    if measured is not None:
+                        self._during_batch.enter_context(measured)
                 after = model.register_forward_hook(lambda *_: epoch.overhead.stop())
                 self._during_batch.callback(after.remove)
         elif epoch.scores:
@@ -271,10 +274,13 @@ class ELA(pl.Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the damage of a probed batch. Its loss is taken for a mean over its samples."""
-        if self._epoch is not None and self._epoch.damage is not None:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            scale = 1.0 if scaler is None else float(scaler.get_scale())
-            self._epoch.damage.add(trainer.accumulate_grad_batches / scale)
+        if self._epoch is None:
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        for measured in (self._epoch.damage, self._epoch.gradients):
+            if measured is not None:
+                measured.add(trainer.accumulate_grad_batches / scale)
 
     def on_train_batch_end(
         self,
@@ -294,7 +300,7 @@ class ELA(pl.Callback):
         if epoch.batches == epoch.first_batches:
             batches = trainer.num_training_batches
             self._plan(trainer, epoch, epoch.batches / batches)
-            epoch.probe = epoch.damage = None
+            epoch.probe = epoch.damage = epoch.gradients = None
             if not pruning.is_final(epoch.batches / batches):
                 self._open_probe(epoch, batches - epoch.batches)
 
@@ -337,7 +343,8 @@ class ELA(pl.Callback):
             if pruning.needs_costs and done >= pruning.warmup:
                 steps = SHARE_OF_COSTS * trainer.estimated_stepping_batches
                 pruning.measure_costs(epoch.last_batch, steps=steps)
-            if pruning.step(found, done, trainer.optimizers):
+            gradients = {} if epoch.gradients is None else epoch.gradients.compute()
+            if pruning.step(found, done, trainer.optimizers, gradients=gradients):
                 rewrap(trainer.strategy)
                 if self.path is not None and pruning.plan is not None and is_first():
                     pruning.plan.save(self.path)

@@ -42,6 +42,11 @@ class ELAConfig(Settings):
         description="what `ela-probe costs` wrote for this model, for time; default: measured when "
         "the warm-up ends",
     )
+    regrow: bool = Field(
+        False,
+        description="with loss or time, and affine: until the freeze a removed retrieval may come "
+        "back, with the parameters that it had, if its absence is predicted to cost more by now",
+    )
     skip: float | None = Field(
         default_factory=lambda given: USUAL_SHARE if is_by_ramp(given) else None,
         gt=0,
@@ -125,6 +130,8 @@ class ELAConfig(Settings):
             raise ValueError(f"freeze {self.freeze} comes before the warm-up ({warmup:g}) ends")
         if self.costs is not None and self.time is None:
             raise ValueError("costs: only a run with time=... uses them")
+        if self.regrow and (self.by_ramp or self.action != "affine"):
+            raise ValueError("regrow needs loss or time, and action=affine")
         if self.by_ramp:
             return self
         if self.ramp is not None or self.stochastic:

@@ -1,7 +1,11 @@
-"""TrainingDamage: what each action at each site would add to the loss, while the network trains."""
+"""What the actions at sites do to the loss while a network trains: to come, and carried out.
+
+`TrainingDamage` is about sites that still retrieve, `StandInGradients` about those that don't.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +15,9 @@ from ela_probe.adapters.handover import Handover
 from ela_probe.analysis.damage import StageDamage
 from ela_probe.analysis.damage_probe import DamageProbe
 from ela_probe.analysis.stand_ins import NormalEquations, slices
+from ela_probe.discovery.hooks import Hooks
 from ela_probe.forward import logits_of
+from ela_probe.models.stand_in import StandIn
 from ela_probe.sites import Stage
 from ela_probe.system.processes import all_gather
 from ela_probe.training.ela.clock import Clock
@@ -94,3 +100,66 @@ class TrainingDamage(DamageProbe):
             if site in self._fits:
                 self._stand_ins[site] = self._solved(site)
             super()._differentiated(site, tensors, versions, gradient)
+
+
+class StandInGradients:
+    """A context manager: how strongly the loss of a sample depends on each stand-in.
+
+    It is the norm of the gradient of the sample's loss by the stand-in's parameters, as a mean over
+    the samples of all passes.
+
+    Args:
+        stand_ins: by site name. clock: counts the time that this takes.
+    """
+
+    def __init__(self, stand_ins: Mapping[str, StandIn], *, clock: Clock) -> None:
+        self._stand_ins, self._clock, self._hooks = dict(stand_ins), clock, Hooks()
+        self._found: dict[str, tuple[float, int]] = {}  # of the current pass: sum and samples
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> "StandInGradients":
+        for site, stand_in in self._stand_ins.items():
+            self._hooks.after(stand_in, partial(self._ran, site))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.remove()
+        self._found.clear()
+
+    def _ran(self, site: str, stand_in: nn.Module, terms: Sequence[Tensor], output: Tensor) -> None:
+        if output.requires_grad:
+            read = [term.detach() for term in terms]
+            output.register_hook(partial(self._differentiated, site, read))
+
+    def _differentiated(self, site: str, terms: Sequence[Tensor], gradient: Tensor) -> None:
+        with self._clock, torch.no_grad():
+            stand_in = self._stand_ins[site]
+            parts = [gradient * term for term in terms]
+            parts += [] if stand_in.shift is None else [gradient]
+            squares = sum(_by_channel(p, stand_in.channel_axis).square().sum(dim=1) for p in parts)
+            assert isinstance(squares, Tensor)
+            # of a mean over samples: the gradient of a sample's loss is so many times larger
+            total = len(gradient) * float(squares.double().sqrt().sum())
+            self._found[site] = total, len(gradient)
+
+    def add(self, scale: float) -> None:
+        """Add the pass whose loss was differentiated last; `scale` as in `TrainingDamage.add`."""
+        for site, (total, samples) in self._found.items():
+            if math.isfinite(total):
+                before = self._sums.get(site, (0.0, 0))
+                self._sums[site] = before[0] + scale * total, before[1] + samples
+        self._found.clear()
+
+    def compute(self) -> dict[str, float]:
+        """The means by site, over the samples of all processes; empty where nothing was added."""
+        parts = all_gather(self._sums)
+        sites = dict.fromkeys(site for part in parts for site in part)
+        found = {site: [part[site] for part in parts if site in part] for site in sites}
+        return {s: sum(t for t, _ in each) / sum(n for _, n in each) for s, each in found.items()}
+
+
+def _by_channel(values: Tensor, channel_axis: int) -> Tensor:
+    """Sums over all axes but the first and that of the channels: [samples, channels]."""
+    kept = {0, values.ndim + channel_axis}
+    summed = [axis for axis in range(values.ndim) if axis not in kept]
+    return values.sum(dim=summed) if summed else values

@@ -8,7 +8,7 @@ import torch
 from ela_probe.analysis.probe import AttentionProbe
 from ela_probe.system.arrays import Floats
 from ela_probe.training.ela.clock import Clock
-from ela_probe.training.ela.damage import TrainingDamage
+from ela_probe.training.ela.damage import StandInGradients, TrainingDamage
 
 
 class Epoch:
@@ -21,6 +21,7 @@ class Epoch:
         step_clocks: of a compiled network, clocks of the probed steps (True) and the others.
         probe: None once the plan is final.
         damage: measures damage with the probe; None where the settings don't need it.
+        gradients: those of stand-ins, with the probe; None where no removed site may come back.
         every: batches from one probed batch to the next.
         batches: how many batches there were so far.
         skipped: retrievals skipped, in all batches together.
@@ -36,6 +37,7 @@ class Epoch:
         self.step_clocks = {True: Clock(device), False: Clock(device)}
         self.probe: AttentionProbe | None = None
         self.damage: TrainingDamage | None = None
+        self.gradients: StandInGradients | None = None
         self.every, self.batches, self.skipped = 1, 0, 0
         self.first_batches: int | None = None
         self.last_batch: Any = None

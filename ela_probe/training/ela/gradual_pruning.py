@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class GradualPruning:
     ) -> None:
         self.config, self.provenance = config, provenance
         self.constraints = Constraints(max_run=config.max_run, min_keep=config.min_keep)
-        self.network = Network(module, given, decay=config.decay)
+        self.network = Network(module, given, decay=config.decay, keep_removed=config.regrow)
         stages = self.network.stages
         self._final_count = (
             most_removable(stages, self.constraints, action=config.action)
@@ -83,6 +84,8 @@ class GradualPruning:
         self.plan: SkipPlan | None = None
         self.schedule: Schedule | None = None
         self._proposed: Names = frozenset()
+        # Of stand-ins the mean gradients (`StandInGradients`): the first, and the average by now
+        self._gradients: dict[str, tuple[float, float]] = {}
 
     @property
     def sites(self) -> int:
@@ -110,6 +113,7 @@ class GradualPruning:
         that it would get, in nats. None: unknown.
         """
         actions = {} if self.plan is None else self.plan.actions
+        rises = self.rises if self.config.regrow else {}
         rows = []
         for part in self.analysis.stages:
             measures = {name: part.adjacent(name) for name in ("kl", "shape", "mass")}
@@ -119,7 +123,8 @@ class GradualPruning:
                 damage = None if part.damage is None else part.damage.of(t, tried)
                 row = {"epoch": done, "stage": part.stage.name, "site": site.name, "action": action}
                 row |= {name: finite_or_none(value[t]) for name, value in measures.items()}
-                rows.append({**row, "damage": None if damage is None else damage.mean})
+                mean = None if damage is None else damage.mean + rises.get(site.name, 0.0)
+                rows.append({**row, "damage": mean})
         return rows
 
     @property
@@ -183,6 +188,8 @@ class GradualPruning:
         if self.config.by_ramp:
             return False
         time, wanted = self.time, self.config.time
+        if self.config.regrow:
+            return False
         in_time = wanted is not None and time is not None and time <= wanted
         return in_time or len(self.removed) >= self._final_count
 
@@ -191,6 +198,8 @@ class GradualPruning:
         found: Iterable[StageAnalysis],
         done: float,
         optimizers: Sequence[torch.optim.Optimizer] = (),
+        *,
+        gradients: Mapping[str, float] = MappingProxyType({}),
     ) -> bool:
         """Add an epoch to the averages, propose a plan, and remove what is due by now.
 
@@ -198,6 +207,7 @@ class GradualPruning:
             found: the analysis of the epoch, by stage.
             done: number of epochs done, which need not be whole.
             optimizers: of the network; they forget the removed parameters.
+            gradients: by removed site what `StandInGradients` found in the epoch.
 
         Returns: whether there is a new plan.
 
@@ -207,6 +217,10 @@ class GradualPruning:
         # every process plans with the statistics of the first
         self.network.average(broadcast(tuple(found)))
         config, analysis = self.config, self.analysis
+        for site, found_now in broadcast(dict(gradients)).items():
+            first, average = self._gradients.get(site, (found_now, found_now))
+            average = config.decay * average + (1 - config.decay) * found_now
+            self._gradients[site] = first, average
         if config.by_ramp:
             skipped = self._due(analysis, done)
         elif done < self.warmup:
@@ -221,8 +235,9 @@ class GradualPruning:
                 loss=config.loss,
                 time=config.time,
                 costs=self.costs,
+                rises=self.rises if config.regrow else None,
             )
-        if len(skipped) <= len(self.removed) and not self.is_final(done):
+        if skipped == self.removed and not self.is_final(done):
             return False
         plan = plan_skipping(
             skipped,
@@ -234,8 +249,27 @@ class GradualPruning:
             last=self.plan,
         )
         self.network.prune_to(plan, optimizers)
+        if self.is_final(done):
+            self.network.forget_removed()
         self.plan = plan
+        self._gradients = {s: known for s, known in self._gradients.items() if s in skipped}
         return True
+
+    @property
+    def rises(self) -> dict[str, float]:
+        """By removed site, how much more nats its absence is predicted to cost than at its removal.
+
+        The damage at its removal times the relative rise of its stand-in's gradients; 0 where
+        there was no damage, or no rise.
+        """
+        rises = {}
+        for part in self.analysis.stages:
+            for t, site in enumerate(part.stage.sites):
+                damage = None if part.damage is None else part.damage.of(t, self.config.action)
+                first, average = self._gradients.get(site.name, (0.0, 0.0))
+                if damage is not None and first > 0:
+                    rises[site.name] = max(damage.mean, 0.0) * max(average / first - 1, 0.0)
+        return rises
 
     def _due(self, analysis: Analysis, done: float) -> Names:
         """The sites that are due after `done` epochs of a ramp."""
@@ -313,6 +347,8 @@ class GradualPruning:
             "proposed": sorted(self._proposed),
             "costs": None if self.costs is None else self.costs.model_dump_json(),
             "averages": [average.state_dict() for average in self.network.averages],
+            "regrow": self.network.state_dict() if self.config.regrow else None,
+            "gradients": dict(self._gradients),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -324,6 +360,9 @@ class GradualPruning:
             self.costs = CostModel.parse(state["costs"], "the saved costs")
         for average, kept in zip(self.network.averages, state["averages"], strict=True):
             average.load_state_dict(kept)
+        if state.get("regrow") is not None:
+            self.network.load_state_dict(state["regrow"])
+            self._gradients = {site: tuple(known) for site, known in state["gradients"].items()}
 
     @property
     def _scheduled(self) -> Schedule:

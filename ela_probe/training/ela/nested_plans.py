@@ -1,11 +1,12 @@
 """Nested plans: each skips the sites of the plan before it, and more.
 
-A removed retrieval can't come back while a network trains. Every step proposes anew which sites to
-skip in the end, with hysteresis, and removes those of the proposal that are due by then.
+By a ramp every step proposes anew which sites to skip in the end, with hysteresis, and removes
+those of the proposal that are due by then. By a loss or a time every step removes what is allowed
+by then; only with `regrow` may it also bring back a removed site.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,6 +118,7 @@ def within_goal(
     loss: float | None = None,
     time: float | None = None,
     costs: "CostModel | None" = None,
+    rises: Mapping[str, float] | None = None,
 ) -> Names:
     """The sites to skip, `removed` among them, so that the others cost at most `loss` together.
 
@@ -124,6 +126,9 @@ def within_goal(
     for less damage, those of the least damage that reach it. What was removed costs nothing more.
 
     Args:
+        rises: what the removed sites cost more, in nats, than when they were removed. With it a
+            removed site is one like the others, and may be left out of the result. None: all
+            removed sites are skipped.
         most: number of sites to skip at most, `removed` included.
         loss: in nats; None: any.
         time, costs: the share of the unpruned step's time to reach, and the time of each action.
@@ -133,12 +138,16 @@ def within_goal(
         PlanError: the costs were measured on another model.
     """
     names = site_names(analysis)
-    must = positions_by_stage(removed, names)
+    done = [
+        {t: (rises or {}).get(name, 0.0) for t, name in enumerate(stage) if name in removed}
+        for stage in names
+    ]
+    must = [frozenset(stage) if rises is None else frozenset[int]() for stage in done]
     allowed = math.inf if loss is None else loss
     if costs is None or time is None:
         charges = damage_charges(cheapest_actions(analysis, [action]))
-        for charge, positions in zip(charges, must, strict=True):
-            charge[:, list(positions)] = 0.0
+        for charge, stage in zip(charges, done, strict=True):
+            charge[:, list(stage)] = list(stage.values())
         best = combined_optima(charges, constraints, must=must, may=[range(len(s)) for s in names])
         counts = [k for k, (damage, _) in best.items() if k <= most and damage <= allowed]
         return names_at(best[max(counts)][1], names) if counts else removed
@@ -146,8 +155,8 @@ def within_goal(
     frontier = whole_frontier(
         costs,
         [
-            Charges.by_damage(part).only(action, removed=positions)
-            for part, positions in zip(analysis.stages, must, strict=True)
+            Charges.by_damage(part).only(action, removed=stage, final=rises is None)
+            for part, stage in zip(analysis.stages, done, strict=True)
         ],
         constraints,
     )
@@ -196,7 +205,9 @@ def plan_skipping(
     for stage in plan.stages:
         sites = tuple(
             site.model_copy(update={name: getattr(old, name) for name in KEPT})
-            if (old := known.get(site.name)) is not None and old.action != "keep"
+            if site.action != "keep"
+            and (old := known.get(site.name)) is not None
+            and old.action != "keep"
             else site
             for site in stage.sites
         )

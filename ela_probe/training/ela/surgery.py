@@ -1,19 +1,19 @@
 """Changing a network during its training: the optimizers follow, or the change is undone."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from ela_probe.adapters.registry import Adapter
 from ela_probe.errors import PlanError
-from ela_probe.pruning.prune import put_stand_ins
 from ela_probe.sites import Action
 
 REGISTRIES = ("_modules", "_parameters", "_buffers")
+
+Groups = dict[str, tuple[int, int]]  # by a parameter's name: which optimizer, which of its groups
 
 
 def prune_in_training(
@@ -21,54 +21,123 @@ def prune_in_training(
     adapter: Adapter,
     actions: Mapping[str, Action],
     *,
-    stand_ins: Mapping[str, NDArray[np.float32]] | None = None,
     optimizers: Iterable[torch.optim.Optimizer] = (),
-) -> None:
+) -> "Change":
     """Prune a model in place, and remove the removed parameters from the optimizers.
 
-    The order and the state of the remaining parameters stay as they were. The parameters of
-    stand-ins join the group that lost most parameters, else the largest one.
+    The order and the state of the remaining parameters stay as they were.
 
     Raises:
         PlanError: the adapter refuses an action, or adds parameters; the model is unchanged.
     """
-    before = {id(parameter) for parameter in model.parameters()}
-    undo = apply_undoable(model, lambda: adapter.apply(model, actions))
-    remaining = {id(parameter) for parameter in model.parameters()}
-    removed = before - remaining
-    if remaining - before:
-        undo()
-        raise PlanError(
-            f"the adapter {adapter.name!r} adds parameters when it prunes, which no optimizer "
-            "holds; prune before training (`ela-probe prune`) instead of with ELA"
-        )
+    before = dict(model.named_parameters())
+
+    def carry_out() -> None:
+        adapter.apply(model, actions)
+        if ids(dict(model.named_parameters())) - ids(before):
+            raise PlanError(
+                f"the adapter {adapter.name!r} adds parameters when it prunes, which no optimizer "
+                "holds; prune before training (`ela-probe prune`) instead of with ELA"
+            )
+
+    change = apply_undoable(model, carry_out)
+    follow(model, before, optimizers)
+    return change
+
+
+def follow(
+    model: nn.Module,
+    before: Mapping[str, nn.Parameter],
+    optimizers: Iterable[torch.optim.Optimizer],
+    *,
+    homes: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> Groups:
+    """Let optimizers hold the parameters that a model has now, not those that it had before.
+
+    Args:
+        before: the model's parameters before it changed, by name.
+        homes: the groups of new parameters, by name. Others join the group that lost most
+            parameters, else the largest one.
+
+    Returns: the groups that removed parameters were in, by name.
+    """
     optimizers = list(optimizers)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    home = max(
-        groups, default=None,
-        key=lambda group: (sum(id(p) in removed for p in group["params"]), len(group["params"])),
-    )  # fmt: skip
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            keep = [id(p) not in removed for p in group["params"]]
-            for parameter, kept in zip(group["params"], keep, strict=True):
-                if not kept:
-                    optimizer.state.pop(parameter, None)
-                    parameter.grad = None
-            for key in ("params", "param_names"):
-                if key in group:
-                    group[key] = [p for p, kept in zip(group[key], keep, strict=True) if kept]
-    put_stand_ins(model, adapter, stand_ins or {})
-    if home is not None:
-        for name, parameter in model.named_parameters():
-            if id(parameter) not in remaining:
-                home["params"].append(parameter)
-                if "param_names" in home:
-                    home["param_names"].append(name)
+    now = dict(model.named_parameters())
+    new = ids(now) - ids(before)
+    removed = {id(p): name for name, p in before.items() if id(p) not in ids(now)}
+    groups = {(o, g): group for o, optimizer in enumerate(optimizers)
+              for g, group in enumerate(optimizer.param_groups)}  # fmt: skip
+    left: Groups = {}
+    lost = dict.fromkeys(groups, 0)
+    for (o, g), group in groups.items():
+        keep = [id(p) not in removed for p in group["params"]]
+        for parameter, kept in zip(group["params"], keep, strict=True):
+            if not kept:
+                left[removed[id(parameter)]] = (o, g)
+                optimizers[o].state.pop(parameter, None)
+                parameter.grad = None
+        lost[o, g] = keep.count(False)
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [p for p, kept in zip(group[key], keep, strict=True) if kept]
+    usual = max(groups, default=None, key=lambda key: (lost[key], len(groups[key]["params"])))
+    for name, parameter in now.items():
+        home = groups.get(homes.get(name, usual))  # type: ignore[arg-type]
+        if id(parameter) in new and home is not None:
+            home["params"].append(parameter)
+            if "param_names" in home:
+                home["param_names"].append(name)
+    return left
 
 
-def apply_undoable(model: nn.Module, change: Callable[[], None]) -> Callable[[], None]:
-    """Call `change`, which changes the modules of a model; returns a function that undoes it.
+def ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
+    """The identities of parameters."""
+    return {id(parameter) for parameter in parameters.values()}
+
+
+class Change:
+    """A change of the modules of a model, which can be undone and done again.
+
+    It holds the modules, parameters and buffers of each module that it added to, removed from or
+    replaced in, and the attributes that it set. Later changes must be undone first.
+    """
+
+    def __init__(self, differences: Sequence["Difference"]) -> None:
+        self._differences = differences
+
+    def undo(self) -> None:
+        """Give the modules what they had before."""
+        for difference in self._differences:
+            difference.restore(difference.old)
+
+    def redo(self) -> None:
+        """After `undo`, give them again what the change gave them."""
+        for difference in self._differences:
+            difference.restore(difference.new)
+
+
+class Difference(NamedTuple):
+    """What a change made of the items of a dict.
+
+    ordered: whether `old` and `new` are all items, in order, as in a registry of modules; else they
+    are the items that changed.
+    """
+
+    items: dict[str, Any]
+    old: dict[str, Any]
+    new: dict[str, Any]
+    ordered: bool
+
+    def restore(self, to: Mapping[str, Any]) -> None:
+        """Give the dict the items of one side."""
+        for name in list(self.items) if self.ordered else {**self.old, **self.new}:
+            if self.ordered or name not in to:
+                self.items.pop(name, None)
+        self.items.update(to)
+
+
+def apply_undoable(model: nn.Module, change: Callable[[], None]) -> Change:
+    """Call `change`, which changes the modules of a model; returns what undoes it.
 
     Undone are modules, parameters and buffers that were added, removed or replaced, and attributes
     that were set. A change that raises is undone at once.
@@ -78,26 +147,31 @@ def apply_undoable(model: nn.Module, change: Callable[[], None]) -> Callable[[],
         for module in model.modules()
     ]
 
-    def differences() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def changed() -> Change:
         found = []
         for module, attributes, registries in before:
             now = vars(module)
-            pairs = [(now, attributes), *((now[n], kept) for n, kept in registries.items())]
-            found += [(new, old) for new, old in pairs if not same_items(new, old)]
-        return found
-
-    def restore(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        for new, old in pairs:
-            new.clear()
-            new.update(old)
+            old, new = unlike(attributes, now), unlike(now, attributes)
+            if old or new:
+                found.append(Difference(now, old, new, ordered=False))
+            found += [
+                Difference(now[name], items, dict(now[name]), ordered=True)
+                for name, items in registries.items()
+                if not same_items(now[name], items)
+            ]
+        return Change(found)
 
     try:
         change()
     except BaseException:
-        restore(differences())
+        changed().undo()
         raise
-    pairs = differences()
-    return lambda: restore(pairs)
+    return changed()
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The items of one dict that the other has not, or with another object."""
+    return {k: v for k, v in one.items() if k not in other or other[k] is not v}
 
 
 def same_items(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
