@@ -15,6 +15,7 @@ from ela_probe.adapters.registry import adapter_for
 from ela_probe.errors import OptionError
 from ela_probe.models.stand_in import StandIn
 from ela_probe.pruning.plan import encode_stand_in
+from ela_probe.sites import Action
 from ela_probe.training.ela.clock import Clock
 from ela_probe.training.ela.damage import StandInGradients
 from ela_probe.training.ela.gradual_pruning import GradualPruning
@@ -34,7 +35,7 @@ def plan_of(model: nn.Module, sites: set[str]) -> SkipPlan:
         site: {"stand_in": encode_stand_in(np.stack([np.ones(c), np.zeros(c)]).astype("f4"))}
         for site, c in channels.items()
     }
-    actions = dict.fromkeys(sites, "affine")
+    actions: dict[str, Action] = dict.fromkeys(sites, "affine")
     return SkipPlan.for_actions(adapter.stages(model), actions, figures=figures)
 
 
