@@ -338,12 +338,14 @@ def describe(result: "FitResult", best: Path, as_json: bool, *, task: str) -> No
         console.print_json(document | given(val_perplexity=best_perplexity, ela=result.ela))
         return
     if result.ela is not None:
-        time = result.ela["time"]
-        saved = "" if time is None else f", predicted step time {time:.0%} of the unpruned;"
+        time, wanted = result.ela["time"], result.ela["requested_time"]
+        saved = "" if time is None else f", predicted step time {time:.0%} of the unpruned"
+        if time is not None and wanted is not None and time > wanted:
+            saved += f" ({wanted:.0%} was requested)"
         console.print_line(
-            "ELA skips {skipped} of {retrievals} retrievals ({share:.0%}){saved} probing and "
+            "ELA skips {skipped} of {retrievals} retrievals ({share:.0%}){saved}; probing and "
             "planning took {ebqm_seconds:.2f} s, {ebqm_share:.2%} of the training: {plan}".format(
-                **result.ela, saved=saved or ";"
+                **result.ela, saved=saved
             )
         )
     accuracy = result.best_metrics.get("val_accuracy")

@@ -132,9 +132,11 @@ def test_a_time_is_reached_by_the_removals_that_save_most(tmp_path: Path) -> Non
 
 def test_a_time_that_no_plan_reaches_gives_the_fastest(tmp_path: Path) -> None:
     costs = known_costs(tmp_path / "costs.json")
-    ela = ELA(time=0.01, warmup=1, costs=tmp_path / "costs.json")
-    fitted(Classifier(), ela, epochs=2)
+    ela = ELA(time=0.01, warmup=1, freeze=3, costs=tmp_path / "costs.json")
+    fitted(Classifier(), ela, epochs=4)
     assert ela.plan is not None
+    assert not ela.measured  # after epoch 1 there was nothing left to remove
+    assert ela.plan.origin.epoch == 1
     assert all(
         action == "affine"
         for stage in ela.plan.stages

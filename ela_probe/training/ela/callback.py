@@ -117,6 +117,7 @@ class ELA(pl.Callback):
             "skipped": len(pruning.removed),
             "share": self.share,
             "time": pruning.time,
+            "requested_time": self.config.time,
             "ebqm_seconds": self.seconds,
             "ebqm_share": self.seconds / self.trained if self.trained else 0.0,
         }

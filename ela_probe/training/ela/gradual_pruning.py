@@ -69,7 +69,12 @@ class GradualPruning:
         self.network = Network(module, given, decay=config.decay, keep_removed=config.regrow)
         stages = self.network.stages
         self._final_count = (
-            most_removable(stages, self.constraints, action=config.action)
+            most_removable(
+                stages,
+                self.constraints,
+                action=config.action,
+                by_time=config.time is not None,
+            )
             if config.skip is None
             else skip_count(config.skip, stages, self.constraints)
         )

@@ -29,10 +29,16 @@ Names = frozenset[str]
 KEPT = ("quantile", "score", "damage", "stand_in")
 
 
-def most_removable(stages: Sequence[Stage], constraints: Constraints, *, action: SkipAction) -> int:
-    """The most retrievals that the constraints allow to remove, by damage."""
+def most_removable(
+    stages: Sequence[Stage], constraints: Constraints, *, action: SkipAction, by_time: bool
+) -> int:
+    """The most retrievals that the constraints allow to remove, by damage.
+
+    by_time: whether costs decide too, which know no removal of a stage's first retrieval.
+    """
     charges = [np.zeros((len(s.sites),) * 2) for s in stages]
-    may = [range(0 if action == "affine" else 1, len(s.sites)) for s in stages]
+    first = 0 if action == "affine" and not by_time else 1
+    may = [range(first, len(s.sites)) for s in stages]
     return max(combined_optima(charges, constraints, may=may))
 
 
