@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ela_probe.data.batches import Batch, SeededBatches, Share, seeded_loader
+from ela_probe.data.batches import Batch
 from ela_probe.data.source_names import absolute_source
+from ela_probe.data.split_data import SplitData
 from ela_probe.data.stratified import stratified_order, train_and_val_indices
 from ela_probe.data.waveforms import (
     Sounds,
@@ -21,7 +22,6 @@ from ela_probe.data.waveforms import (
 from ela_probe.errors import DataError
 from ela_probe.system.validation import Strict
 
-Split = Literal["train", "val", "test"]
 Inputs = dict[str, Tensor]
 
 VAL_FRACTION = 0.1
@@ -76,8 +76,10 @@ class AudioSpec(Strict):
         return self.model_copy(update={"source": moved})
 
 
-class AudioData:
+class AudioData(SplitData):
     """The splits of an `audio:` source. Made by `open_audio`, or from a spec.
+
+    Sounds are normalised and padded, and never augmented.
 
     Args:
         directory: of the model, with its feature extractor.
@@ -86,6 +88,9 @@ class AudioData:
         DataError: no directory is given, a file is missing or broken, or sounds have another
             sampling rate than the feature extractor expects, or are too short for the model.
     """
+
+    spec: AudioSpec
+    SAMPLES = "sounds"
 
     def __init__(self, spec: AudioSpec, *, directory: Path | None = None) -> None:
         folder = _required(directory, spec.source)
@@ -112,14 +117,6 @@ class AudioData:
             "test": (test, torch.arange(len(test.labels))),
         }
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{self.size(split)} {split}" for split in ("train", "val", "test"))
-        return f"AudioData({self.spec.source}: {sizes}; {self.spec.num_classes} classes)"
-
-    def size(self, split: Split) -> int:
-        """Number of sounds in "train", "val" or "test"; 0 for "val" when there is none."""
-        return len(self._part(split)[1])
-
     @property
     def hears_padding(self) -> bool:
         """Whether there is padding, and the model is not told where."""
@@ -131,71 +128,18 @@ class AudioData:
         """SHA-256 of the labels for training and validation, in order."""
         digest = hashlib.sha256()
         for split in ("train", "val"):
-            sounds, indices = self._part(split)
+            sounds, indices = self._parts[split]
             digest.update(sounds.labels[indices].numpy().tobytes())
         return digest.hexdigest()
 
-    def dataset(
-        self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
-    ) -> "SoundDataset":
-        """The sounds of one split, normalised and padded.
+    def _indices(self, split: str) -> Tensor:
+        return self._parts[split][1]
 
-        Args:
-            split: "train", "val" or "test".
-            augment: changes nothing: sounds are not augmented.
-            limit: use at most this many sounds, a random subset that follows the spec's seed, with
-                the classes in proportion.
-            after: use none of the sounds that a limit of so many would choose.
+    def _order(self, split: str, indices: Tensor) -> Tensor:
+        return stratified_order(self._parts[split][0].labels[indices], seed=self.spec.seed)
 
-        Raises:
-            DataError: an unknown split, or a limit below 1.
-        """
-        sounds, indices = self._part(split)
-        if limit is not None and limit < 1:
-            raise DataError(f"limit {limit} is out of range; expected 1 or more sounds")
-        if limit is not None or after:
-            order = stratified_order(sounds.labels[indices], seed=self.spec.seed)
-            indices = indices[order[after:][:limit].sort().values]
-        return SoundDataset(sounds, indices, self.extractor)
-
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int = 32,
-        shuffle: bool = False,
-        augment: bool = False,
-        limit: int | None = None,
-        after: int = 0,
-        seed: int | None = None,
-        num_workers: int | None = None,
-        share: Share = Share(),
-    ) -> "DataLoader[Any]":
-        """Batches as `SoundDataset` returns them.
-
-        The order depends only on `seed` and the epoch, as with ImageData. Sounds are in memory.
-
-        Raises:
-            DataError: an unknown split, one without sounds, or a limit below 1.
-        """
-        dataset = self.dataset(split, augment=augment, limit=limit, after=after)
-        if not len(dataset):
-            raise DataError(
-                f"{self.spec.source} has no {split} sounds; choose a validation fraction above 0"
-            )
-        batches = SeededBatches(
-            len(dataset),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=self.spec.seed if seed is None else seed,
-            share=share,
-        )
-        return seeded_loader(dataset, batches, num_workers=num_workers or 0)
-
-    def _part(self, split: str) -> tuple[Sounds, Tensor]:
-        if split not in self._parts:
-            raise DataError(f"unknown split {split!r}: choose train, val or test")
-        return self._parts[split]
+    def _dataset(self, split: str, indices: Tensor, *, augment: bool) -> "SoundDataset":
+        return SoundDataset(self._parts[split][0], indices, self.extractor)
 
 
 class SoundDataset(Dataset[Any]):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ela_probe.data.annotations import (
     LISTED,
@@ -21,16 +20,14 @@ from ela_probe.data.annotations import (
     read_annotations,
     refuse,
 )
-from ela_probe.data.batches import SeededBatches, Share, seeded_loader
 from ela_probe.data.image_stores import IN_MEMORY_BYTES
 from ela_probe.data.images import FILE_WORKERS
 from ela_probe.data.object_images import ObjectImages
 from ela_probe.data.source_files import coco_pairs
 from ela_probe.data.source_names import absolute_source
+from ela_probe.data.split_data import SplitData
 from ela_probe.errors import DataError, DataWarning
 from ela_probe.system.validation import Strict
-
-Split = Literal["train", "val", "test"]
 
 IMAGE_SIZE = 800  # of the shorter side, as is usual on COCO
 VAL_FRACTION = 0.1
@@ -108,8 +105,10 @@ class Part:
     indices: Tensor
 
 
-class DetectionData:
+class DetectionData(SplitData):
     """The splits of a `coco:` source. Made by `open_detection`, or from a spec.
+
+    A batch is {"images", "sizes"} and targets, as `ObjectImages` returns them.
 
     Warns (DataWarning) of what `skip_invalid` leaves out.
 
@@ -119,6 +118,13 @@ class DetectionData:
     Raises:
         DataError: a file is missing or broken, or a split has no images.
     """
+
+    spec: DetectionSpec
+    SAMPLES = "images"
+    BATCH_SIZE = 16
+    NO_SAMPLES = (
+        "choose a validation fraction above 0, or name a second folder with its annotations"
+    )
 
     def __init__(self, spec: DetectionSpec, *, first: Annotations | None = None) -> None:
         self.spec = spec
@@ -152,50 +158,26 @@ class DetectionData:
         used = shuffled[kept:][: spec.limit].sort().values
         if not len(used):
             raise DataError(f"{spec.source} has no training images left; hold out fewer of them")
-        self._splits: dict[str, Part] = {
+        self._parts: dict[str, Part] = {
             "train": Part(train.folder, train.document, used),
             "val": held_out[0],
             "test": held_out[-1],
         }
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{self.size(split)} {split}" for split in ("train", "val", "test"))
-        return f"DetectionData({self.spec.source}: {sizes}; {len(self.spec.classes)} categories)"
-
-    def size(self, split: Split) -> int:
-        """Number of images in "train", "val" or "test"; 0 for "val" when there is none."""
-        return len(self._part(split).indices)
-
     def labels_digest(self) -> str:
         """SHA-256 of the annotations for training and validation, and of the images used."""
         digest = hashlib.sha256()
         for split in ("train", "val"):
-            part = self._part(split)
+            part = self._parts[split]
             digest.update(json.dumps(part.document, sort_keys=True).encode())
             digest.update(part.indices.numpy().tobytes())
         return digest.hexdigest()
 
-    def dataset(
-        self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
-    ) -> ObjectImages:
-        """The images of one split with their targets.
+    def _indices(self, split: str) -> Tensor:
+        return self._parts[split].indices
 
-        Args:
-            split: "train", "val" or "test".
-            augment: mirror every other image, at random.
-            limit: use at most this many images, a random subset that follows the spec's seed.
-            after: use none of the images that a limit of so many would choose.
-
-        Raises:
-            DataError: an unknown split, or a limit below 1.
-        """
-        part = self._part(split)
-        if limit is not None and limit < 1:
-            raise DataError(f"limit {limit} is out of range; expected 1 or more images")
-        indices = part.indices
-        if limit is not None or after:
-            order = np.random.default_rng(self.spec.seed).permutation(len(indices))
-            indices = indices[torch.from_numpy(order[after:][:limit]).sort().values]
+    def _dataset(self, split: str, indices: Tensor, *, augment: bool) -> ObjectImages:
+        part = self._parts[split]
         return ObjectImages(
             part.folder,
             part.document,
@@ -205,49 +187,12 @@ class DetectionData:
             flip=augment and self.spec.augment == "flip",
         )
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int = 16,
-        shuffle: bool = False,
-        augment: bool = False,
-        limit: int | None = None,
-        after: int = 0,
-        seed: int | None = None,
-        num_workers: int | None = None,
-        share: Share = Share(),
-    ) -> "DataLoader[Any]":
-        """Batches of {"images", "sizes"} and targets, as `ObjectImages` returns them.
+    def _workers(self, dataset: ObjectImages) -> int:
+        in_memory = dataset.decoded_bytes <= IN_MEMORY_BYTES
+        return 0 if in_memory else min(FILE_WORKERS, torch.get_num_threads())
 
-        Order and mirroring depend only on `seed`, the epoch and the batch number, as with
-        ImageData.
-
-        Raises:
-            DataError: an unknown split, one without images, or a limit below 1.
-        """
-        dataset = self.dataset(split, augment=augment, limit=limit, after=after)
-        if not len(dataset):
-            raise DataError(
-                f"{self.spec.source} has no {split} images; choose a validation fraction above 0, "
-                "or name a second folder with its annotations"
-            )
-        batches = SeededBatches(
-            len(dataset),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=self.spec.seed if seed is None else seed,
-            share=share,
-        )
-        if num_workers is None:
-            in_memory = dataset.decoded_bytes <= IN_MEMORY_BYTES
-            num_workers = 0 if in_memory else min(FILE_WORKERS, torch.get_num_threads())
-        return seeded_loader(dataset, batches, num_workers=num_workers)
-
-    def _part(self, split: str) -> Part:
-        if split not in self._splits:
-            raise DataError(f"unknown split {split!r}: choose train, val or test")
-        return self._splits[split]
+    def _described(self) -> str:
+        return f"; {len(self.spec.classes)} categories"
 
 
 def open_detection(

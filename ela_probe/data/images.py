@@ -4,24 +4,21 @@ import hashlib
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ela_probe.data.batches import ImageDataset, SeededBatches, Share, seeded_loader
+from ela_probe.data.batches import ImageDataset
 from ela_probe.data.image_stores import ArrayImages, Images
 from ela_probe.data.normalisation import mean_and_std
 from ela_probe.data.source_names import absolute_root, absolute_source
 from ela_probe.data.sources import read_splits
 from ela_probe.data.spec import LARGEST_SIZE, Augmentation, DataSpec
+from ela_probe.data.split_data import SplitData
 from ela_probe.data.splits import Splits
 from ela_probe.data.stratified import stratified_order, train_and_val_indices
 from ela_probe.errors import DataError, DataWarning
 from ela_probe.system.messages import shortened
-
-Split = Literal["train", "val", "test"]
 
 FILE_WORKERS = 4
 
@@ -110,11 +107,17 @@ def open_images(
     return ImageData(spec, splits)
 
 
-class ImageData:
+class ImageData(SplitData):
     """The splits of one source, with the normalisation and classes of `spec`.
+
+    Batches are normalised images, float32 (B, C, H, W), and labels, int64 (B,).
 
     `open_images` measures the spec; `ImageData.from_spec` uses an existing one.
     """
+
+    spec: DataSpec
+    SAMPLES = "images"
+    BATCH_SIZE = 128
 
     def __init__(self, spec: DataSpec, splits: Splits) -> None:
         self.spec, self._splits = spec, splits
@@ -159,14 +162,6 @@ class ImageData:
             )
         return cls(spec, splits)
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{self.size(split)} {split}" for split in ("train", "val", "test"))
-        return f"ImageData({self.spec.source}: {sizes}; {self.spec.num_classes} classes)"
-
-    def size(self, split: Split) -> int:
-        """Number of images in "train", "val" or "test"; 0 for "val" when there is none."""
-        return len(self._part(split)[1])
-
     def on_device(self, device: torch.device) -> "ImageData":
         """The same images in the memory of a device; batches of them are made there.
 
@@ -193,88 +188,22 @@ class ImageData:
         """SHA-256 of the labels for training and validation, in order."""
         digest = hashlib.sha256()
         for split in ("train", "val"):
-            images, indices = self._part(split)
+            images, indices = self._parts[split]
             digest.update(images.labels[indices].numpy().tobytes())
         return digest.hexdigest()
 
-    def dataset(
-        self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
-    ) -> ImageDataset:
-        """One split as a map-style data set of normalised images.
+    def _indices(self, split: str) -> Tensor:
+        return self._parts[split][1]
 
-        Args:
-            split: "train", "val" or "test".
-            augment: apply the spec's augmentation; analysis reads "train" without it.
-            limit: use at most this many images, a random subset that follows the spec's seed, with
-                the classes in proportion.
-            after: use none of the images that a limit of so many would choose.
+    def _order(self, split: str, indices: Tensor) -> Tensor:
+        return stratified_order(self._parts[split][0].labels[indices], seed=self.spec.seed)
 
-        Raises:
-            DataError: an unknown split, or a limit below 1.
-        """
-        images, indices = self._part(split)
-        if limit is not None and limit < 1:
-            raise DataError(f"limit {limit} is out of range; expected 1 or more images")
-        if limit is not None or after:
-            order = stratified_order(images.labels[indices], seed=self.spec.seed)
-            indices = indices[order[after:][:limit].sort().values]
-        return ImageDataset(
-            images, indices, spec=self.spec, augment=self.spec.augment if augment else "none"
-        )
+    def _dataset(self, split: str, indices: Tensor, *, augment: bool) -> ImageDataset:
+        chosen = self.spec.augment if augment else "none"
+        return ImageDataset(self._parts[split][0], indices, spec=self.spec, augment=chosen)
 
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int = 128,
-        shuffle: bool = False,
-        augment: bool = False,
-        limit: int | None = None,
-        after: int = 0,
-        seed: int | None = None,
-        num_workers: int | None = None,
-        share: Share = Share(),
-    ) -> "DataLoader[tuple[Tensor, Tensor]]":
-        """Batches of images, float32 (B, C, H, W), and labels, int64 (B,).
-
-        Order and augmentation depend only on `seed`, the epoch and the batch number: not on
-        `num_workers`, nor on the global random state. `loader.sampler.set_epoch(n)` chooses the
-        epoch (Lightning calls it); without a call, every pass is the same.
-
-        Args:
-            split: "train", "val" or "test".
-            batch_size: images in a batch; the last batch may be smaller.
-            shuffle: use a new order in every epoch.
-            augment: apply the spec's augmentation.
-            limit, after: as in `dataset`.
-            seed: seed of order and augmentation; the spec's when None.
-            num_workers: worker processes; when None, 0 for images in memory and up to 4 for files.
-            share: the part that this process reads when several share the split.
-
-        Raises:
-            DataError: the split is unknown or has no images, the images are too few for the
-                processes that share them, or the limit is below 1.
-        """
-        dataset = self.dataset(split, augment=augment, limit=limit, after=after)
-        if not len(dataset):
-            raise DataError(
-                f"{self.spec.source} has no {split} images; choose a validation fraction above 0"
-            )
-        if num_workers is None:
-            num_workers = 0 if dataset.in_memory else min(FILE_WORKERS, torch.get_num_threads())
-        batches = SeededBatches(
-            len(dataset),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=self.spec.seed if seed is None else seed,
-            share=share,
-        )
-        return seeded_loader(dataset, batches, num_workers=num_workers, on_device=dataset.on_device)
-
-    def _part(self, split: str) -> tuple[Images, Tensor]:
-        if split not in self._parts:
-            raise DataError(f"unknown split {split!r}: choose train, val or test")
-        return self._parts[split]
+    def _workers(self, dataset: ImageDataset) -> int:
+        return 0 if dataset.in_memory else min(FILE_WORKERS, torch.get_num_threads())
 
 
 def _train_and_val(

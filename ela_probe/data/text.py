@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ela_probe.data.batches import Batch, SeededBatches, Share, seeded_loader
+from ela_probe.data.batches import Batch
 from ela_probe.data.source_files import check_text
 from ela_probe.data.source_names import absolute_source
+from ela_probe.data.split_data import SplitData
 from ela_probe.data.tokens import load_tokenizer, read_tokens
 from ela_probe.errors import DataError
 from ela_probe.system.reading import refusing
 from ela_probe.system.validation import Strict
-
-Split = Literal["train", "val", "test"]
 
 CONTEXT = 128
 VAL_FRACTION = 0.05
@@ -79,8 +78,12 @@ class TextSpec(Strict):
         return self.model_copy(update={"source": moved})
 
 
-class TextData:
+class TextData(SplitData):
     """The splits of one text file. Made by `open_text` or from a spec.
+
+    A sample is a window: its tokens, and their next tokens, both int64 (context,). Windows are
+    adjacent and don't overlap; augmented, every window of a batch is shifted forward by a random
+    part of its length.
 
     Args:
         tokenizer: the directory of the tokenizer, where the spec's tokens are those of one.
@@ -88,6 +91,9 @@ class TextData:
     Raises:
         DataError: the file is missing or empty, or a split is shorter than a window.
     """
+
+    spec: TextSpec
+    SAMPLES = "windows"
 
     def __init__(self, spec: TextSpec, *, tokenizer: Path | None = None) -> None:
         self.spec = spec
@@ -116,17 +122,9 @@ class TextData:
                     "use a longer file or a shorter context"
                 )
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{self.size(split)} {split}" for split in ("train", "val", "test"))
-        return f"TextData({self.spec.source}: {sizes} windows of {self.spec.context} {self._unit})"
-
     @property
     def _unit(self) -> str:
         return "bytes" if self.spec.tokens == "bytes" else "tokens"
-
-    def size(self, split: Split) -> int:
-        """Number of windows in "train", "val" or "test"; 0 for "val" when there is none."""
-        return len(self.dataset(split))
 
     def labels_digest(self) -> str:
         """SHA-256 of the tokens for training and validation, which are their own labels."""
@@ -135,67 +133,18 @@ class TextData:
             digest.update(self._parts[split].numpy().tobytes())
         return digest.hexdigest()
 
-    def dataset(
-        self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
-    ) -> "Windows":
-        """The windows of one split.
+    def _indices(self, split: str) -> Tensor:
+        windows = torch.arange(max(0, (len(self._parts[split]) - 1) // self.spec.context))
+        if split == "train" and self.spec.limit is not None:
+            windows = windows[self._order(split, windows)[: self.spec.limit].sort().values]
+        return windows
 
-        Args:
-            split: "train", "val" or "test".
-            augment: shift every window of a batch forward by a random part of its length. Without
-                it, windows are adjacent and don't overlap.
-            limit: use at most this many windows, a random subset that follows the spec's seed.
-            after: use none of the windows that a limit of so many would choose.
+    def _dataset(self, split: str, indices: Tensor, *, augment: bool) -> "Windows":
+        context = self.spec.context
+        return Windows(self._parts[split], indices * context, context=context, shift=augment)
 
-        Raises:
-            DataError: an unknown split, or a limit below 1.
-        """
-        if split not in self._parts:
-            raise DataError(f"unknown split {split!r}: choose train, val or test")
-        if limit is not None and limit < 1:
-            raise DataError(f"limit {limit} is out of range: expected 1 or more windows")
-        part, context = self._parts[split], self.spec.context
-        windows = torch.arange(max(0, (len(part) - 1) // context))
-        for maximum, start in ((self.spec.limit if split == "train" else None, 0), (limit, after)):
-            if maximum is not None or start:
-                order = np.random.default_rng(self.spec.seed).permutation(len(windows))
-                windows = windows[torch.from_numpy(order[start:][:maximum]).sort().values]
-        return Windows(part, windows * context, context=context, shift=augment)
-
-    def loader(
-        self,
-        split: Split,
-        *,
-        batch_size: int = 32,
-        shuffle: bool = False,
-        augment: bool = False,
-        limit: int | None = None,
-        after: int = 0,
-        seed: int | None = None,
-        num_workers: int | None = None,
-        share: Share = Share(),
-    ) -> "DataLoader[tuple[Tensor, Tensor]]":
-        """Batches of tokens and of their next tokens, both int64 (B, context).
-
-        Order and shifts depend only on `seed`, the epoch (`loader.sampler.set_epoch`) and the
-        batch number, as with ImageData. The text is in memory.
-
-        Raises:
-            DataError: an unknown split, one without windows, or a limit below 1.
-        """
-        dataset = self.dataset(split, augment=augment, limit=limit, after=after)
-        if not len(dataset):
-            raise DataError(
-                f"{self.spec.source} has no {split} windows; choose a validation fraction above 0"
-            )
-        batches = SeededBatches(
-            len(dataset),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=self.spec.seed if seed is None else seed,
-            share=share,
-        )
-        return seeded_loader(dataset, batches, num_workers=num_workers or 0)
+    def _described(self) -> str:
+        return f" windows of {self.spec.context} {self._unit}"
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):

@@ -2,5 +2,5 @@
 
 In: a network in training.
 Out: a smaller network, and its plan.
-May import: errors, sites, system, forward, adapters, discovery, analysis, pruning.
+May import: errors, sites, system, forward, models, adapters, discovery, analysis, pruning.
 """
