@@ -74,7 +74,9 @@ def test_a_model_argument_that_changes_no_shape_is_compared(
     )
 
 
-def test_every_training_setting_but_how_samples_are_read_is_compared(prefix: Path, finished: Path) -> None:
+def test_every_training_setting_but_how_samples_are_read_is_compared(
+    prefix: Path, finished: Path
+) -> None:
     settings = set(TrainConfig.model_fields)
     assert settings - set(OTHER_CONFIG) == {
         *("epochs", "num_workers", "data_on_device", "milestones")

@@ -266,9 +266,7 @@ class ImageData:
             seed=self.spec.seed if seed is None else seed,
             share=share,
         )
-        return seeded_loader(
-            dataset, batches, num_workers=num_workers, on_device=dataset.on_device
-        )
+        return seeded_loader(dataset, batches, num_workers=num_workers, on_device=dataset.on_device)
 
     def _part(self, split: str) -> tuple[Images, Tensor]:
         if split not in self._parts:
