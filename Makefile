@@ -24,13 +24,13 @@ notebook: $(VENV)/ready
 test: $(VENV)/ready browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
-# Hostile files: N mutated inputs of each reader; LONG=1: 100,000. The figures also go to
-# build/trust.json.
+# Hostile files: N further mutated inputs of each reader; LONG=1: until each had 100,000, for at most
+# MINUTES. The results are added to those in build/trust.json: a run that is stopped goes on there.
 N ?= $(if $(LONG),100000,300)
 trust: $(VENV)/ready
 	mkdir -p build
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.trust.fuzz -n $(N) --json build/trust.json
-	$(if $(LONG),$(MAKE) --no-print-directory trust-coverage)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.trust.fuzz $(if $(LONG),--total,-n) $(N) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) --json build/trust.json
 
 # Coverage-guided fuzzing of the readers whose parsers are Python, where atheris installs.
 GUIDED := recipe sites plan costs comparison ablation history analysis npz idx model-args

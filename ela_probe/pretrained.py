@@ -184,7 +184,7 @@ def write_directory(
     saved: Any = model
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     stand_ins = {name: state.pop(name) for name in list(state) if "stand_in" in name.split(".")}
-    with replacing_folder(output) as temporary:
+    with replacing_folder(output) as temporary, _full_disk_as_oserror():
         with quiet():
             saved.save_pretrained(str(temporary), state_dict=state)
         written = read_config(temporary)
@@ -199,6 +199,15 @@ def write_directory(
             content = {name: tensor.contiguous() for name, tensor in stand_ins.items()}
             safetensors.torch.save_file(content, temporary / STAND_INS)
     return output
+
+
+@contextmanager
+def _full_disk_as_oserror() -> Iterator[None]:
+    """A block in which safetensors writes files: what the system refuses is an OSError."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def digest(path: Path) -> str:

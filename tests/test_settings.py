@@ -1,6 +1,7 @@
 """Settings and documents: every mistake in one line, with what is known; differences in words."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
@@ -61,3 +62,11 @@ def test_settings_differ_where_their_values_do(then: dict, now: dict) -> None:
 def test_a_name_unlike_all_others_has_no_suggestion() -> None:
     assert did_you_mean("lr", ["skip", "warmup"]) == ""
     assert did_you_mean("warm", ["skip", "warmup"]) == " (did you mean 'warmup'?)"
+
+
+def test_what_is_no_plain_value_differs_and_long_values_are_cut() -> None:
+    now = {"a": 1, "b": [1, 2], "c": 0.5}
+    then = {"a": torch.zeros(3), "b": [torch.zeros(2), 2], "c": [0] * 5000, "d\x1b": "x" * 5000}
+    lines = differing_settings(then, now)
+    assert [line[0] for line in lines] == ["a", "b", "c", "d"]
+    assert all(len(line) < 300 and line.isprintable() for line in lines)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 DIVERGENCES = (*(name for m in MEASURES for name in (m, f"{m}_se")), "kl_of_means")
 OF_MIXED_VALUES = tuple(name for m in DISTANCES for name in (m, f"{m}_se"))
+COUNTS = ("samples", "rows", "histogram", "zeros")
 SCHEMA_VERSION = 1
 
 
@@ -108,11 +109,21 @@ class StageAnalysis:
 
     @classmethod
     def from_arrays(cls, stage: Stage, arrays: dict[str, NDArray[Any]]) -> StageAnalysis:
-        """A stage from the arrays that `arrays` gives. Raises AnalysisError: one has no numbers."""
+        """A stage from the arrays that `arrays` gives.
+
+        Raises:
+            AnalysisError: one has no numbers, or counts that can't be.
+        """
         if other := [name for name, array in arrays.items() if array.dtype.kind not in "biuf"]:
             raise AnalysisError(
                 f"{stage.name}: {other[0]} is {arrays[other[0]].dtype}, expected real numbers; run "
                 "`ela-probe analyze` again"
+            )
+        counts = [arrays[name] for name in COUNTS if name in arrays]
+        if int(arrays["samples"]) < 1 or any((count < 0).any() for count in counts):
+            raise AnalysisError(
+                f"{stage.name}: got {int(arrays['samples'])} samples, or counts below 0; expected "
+                "the counts of at least one sample; run `ela-probe analyze` again"
             )
         sites = len(stage.sites)
         # torchmetrics squeezes tensors of a single element, as of a stage with one site

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,38 @@ def write_report(
 
 def _render(*, data: Mapping[str, Any], **context: Any) -> str:
     """The page's text. Every value of the context is escaped by the template."""
+    files = resources.files("ela_probe.report")
+    scripts = [files.joinpath(name).read_text("utf-8") for name in SCRIPTS]
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            **context,
+            policy="; ".join(
+                (
+                    "default-src 'none'",
+                    "img-src data: blob:",
+                    "style-src 'unsafe-inline'",
+                    "script-src " + " ".join(f"'sha256-{digest}'" for digest in hashes),
+                    "base-uri 'none'",
+                    "form-action 'none'",
+                )
+            ),
+            style=Markup(files.joinpath("browser/page.css").read_text("utf-8")),
+            scripts=[Markup(script) for script in scripts],
+            data=Markup(script_json(data)),
+        )
+    )
+    # File names that are no text are held as lone surrogates, which UTF-8 can't write.
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """The templates; each is compiled once."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ela_probe.report"),
         autoescape=True,
@@ -168,29 +201,7 @@ def _render(*, data: Mapping[str, Any], **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": cell, "number": number, "with_code": _with_code}
-    files = resources.files("ela_probe.report")
-    scripts = [files.joinpath(name).read_text("utf-8") for name in SCRIPTS]
-    hashes = [
-        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
-    ]
-    text = environment.get_template("page.html").render(
-        **context,
-        policy="; ".join(
-            (
-                "default-src 'none'",
-                "img-src data: blob:",
-                "style-src 'unsafe-inline'",
-                "script-src " + " ".join(f"'sha256-{digest}'" for digest in hashes),
-                "base-uri 'none'",
-                "form-action 'none'",
-            )
-        ),
-        style=Markup(files.joinpath("browser/page.css").read_text("utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        data=Markup(script_json(data)),
-    )
-    # File names that are no text are held as lone surrogates, which UTF-8 can't write.
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return environment
 
 
 def _with_code(text: str) -> Markup:

@@ -110,6 +110,8 @@ def keep_directory(folder: Path) -> Iterator[Kept]:
     try:
         os.replace(folder, numbered)
     except OSError as error:
+        with suppress(OSError):
+            numbered.rmdir()
         raise _cannot_keep(folder, error) from error
     kept.path = numbered
     try:

@@ -140,7 +140,12 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         if path.exists():
             earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             os.replace(path, earlier)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                with suppress(OSError):  # the folder became read-only
+                    os.replace(earlier, path)
+                raise
             shutil.rmtree(earlier, ignore_errors=True)
         else:
             os.replace(temporary, path)

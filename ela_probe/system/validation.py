@@ -122,16 +122,22 @@ def differing_settings(
     """The settings with other values, each as `prefix + name VALUE then, VALUE now`.
 
     A setting that one side lacks counts as None there; a tuple equals a list of the same values.
-    Floats have six digits, or all where six are the same.
+    Floats have six digits, or all where six are the same; long values are cut. What is no plain
+    value, as in a damaged file, differs from every plain one.
     """
     differing = []
     for name in {**then, **now}:
-        old, new = _with_lists(then.get(name)), _with_lists(now.get(name))
+        old, new = _plain(then.get(name)), _plain(now.get(name))
         if old != new:
             shown = _rounded(old), _rounded(new)
             old, new = (old, new) if shown[0] == shown[1] else shown
-            differing.append(f"{prefix}{name} {old!r} then, {new!r} now")
+            words = f"{_shown(old)} then, {_shown(new)} now"
+            differing.append(f"{prefix}{printable(shortened(str(name)))} {words}")
     return differing
+
+
+def _shown(value: Any) -> str:
+    return shortened(printable(repr(value)))
 
 
 def _rounded(value: Any) -> Any:
@@ -145,10 +151,10 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _with_lists(value: Any) -> Any:
-    """Nested values with tuples as lists."""
+def _plain(value: Any) -> Any:
+    """Nested values with tuples as lists; a tensor, whose comparison is no answer, as its class."""
     if isinstance(value, list | tuple):
-        return [_with_lists(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {name: _with_lists(item) for name, item in value.items()}
-    return value
+        return {name: _plain(item) for name, item in value.items()}
+    return value if isinstance(value, str | int | float | None) else type(value)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,10 @@ TRAIN = ["train", "--model", "mrla_b_resnet8", "--data", "npz:set", "--val-fract
 
 
 class Verb(NamedTuple):
-    """A command, what it makes that is always the same, and the state that --resume needs."""
+    """A command, what it makes that is always the same, and the state that --resume needs.
+
+    results: paths, which may have a `*`.
+    """
 
     words: Sequence[str]
     results: Sequence[str]
@@ -80,7 +84,37 @@ VERBS = {
         ["demo", "--epochs", "1", "--tune-epochs", "1", "-o", "demo", *CPU],
         ["demo/train/best.pt", "demo/tuned.pt", "demo/analysis/arrays.npz"],
     ),
+    "benchmarks damage": Verb(
+        ["benchmarks", "damage", "--checkpoint", "old/best.pt", "-o", "truth", "--skip", "0.3",
+         "--random", "1", "--limit", "20", "--json", "truth.json", *CPU],
+        ["truth/0-*/analysis/arrays.npz", "truth/0-*/sites.csv", "truth/0-*/plans.csv"],
+    ),
 }  # fmt: skip
+
+# On a directory of transformers: what they write is a folder, which is renamed as a whole.
+TEXT = ["--data", "text:text.txt", "--context", "8"]
+TUNE = [*TEXT, "--epochs", "1", "--batch-size", "4", *CPU]
+WEIGHTS = ("config.json", "model.safetensors", "ela_probe.safetensors")
+HF_VERBS = {
+    "prune hf": Verb(
+        ["prune", "hf:net", "--plan", "net.json", "-o", "smaller"],
+        [f"smaller/{name}" for name in WEIGHTS],
+    ),
+    "prune hf over a directory": Verb(
+        ["prune", "hf:net", "--plan", "net.json", "-o", "net-pruned"],
+        [f"net-pruned/{name}" for name in WEIGHTS],
+    ),
+    "finetune hf": Verb(
+        ["finetune", "hf:net-pruned", *TUNE, "-o", "tuned"],
+        [f"tuned/{name}" for name in WEIGHTS], "tuned-run/resume.ckpt",
+    ),
+    "finetune hf over a directory": Verb(
+        ["finetune", "hf:net", *TUNE, "-o", "net-pruned"],
+        ["net-pruned/config.json", "net-pruned/model.safetensors"], "net-pruned-run/resume.ckpt",
+    ),
+}  # fmt: skip
+if find_spec("transformers") is not None:
+    VERBS |= HF_VERBS
 
 
 def write_template(folder: Path) -> Path:
@@ -94,10 +128,26 @@ def write_template(folder: Path) -> Path:
         words += [["analyze", "old/best.pt", "-o", "an", "--no-figures", *BATCHES]]
         words += [["plan", "an", "--skip", "0.5", "-o", "plan.json"]]
         words += [["prune", "old/best.pt", "--plan", "plan.json", "-o", "pruned.pt"]]
-        assert [main(line) for line in words] == [0, 0, 0, 0]
+        if HF_VERBS.keys() <= VERBS.keys():
+            words += words_of_a_directory()
+        assert [main(line) for line in words] == [0] * len(words)
     finally:
         os.chdir(before)
     return folder
+
+
+def words_of_a_directory() -> list[list[str]]:
+    """Write a small network `net` of transformers and a text; what makes its plan, and prunes it.
+
+    Only `affine` has parameters, which lie in a file of their own.
+    """
+    from tests.support.transformers_models import inkling, save_model
+
+    save_model(Path("net"), inkling(std=0.1))
+    Path("text.txt").write_text("Now is the winter of our discontent, made glorious summer.\n" * 8)
+    analyze = ["analyze", "hf:net", *TEXT, "--limit", "8", "--no-figures", "-o", "net-an", *CPU]
+    plan = ["plan", "net-an", "--skip", "0.4", "--action", "affine", "-o", "net.json"]
+    return [analyze, plan, ["prune", "hf:net", "--plan", "net.json", "-o", "net-pruned"]]
 
 
 class Harness:

@@ -20,12 +20,14 @@ import hashlib
 import json
 import os
 import resource
+import runpy
 import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +110,17 @@ def forked(folder: Path, work: Callable[[], int], *, kill_after: float | None = 
 
 
 def command(words: list[str]) -> int:
-    from ela_probe_cli import main
+    """The exit code of `ela-probe WORDS`, or of `python -m benchmarks` with the words after it."""
+    if words[0] != "benchmarks":
+        from ela_probe_cli import main
 
-    return main(words)
+        return main(words)
+    sys.argv = words
+    try:
+        runpy.run_module(words[0], run_name="__main__")
+    except SystemExit as exit:
+        return int(exit.code or 0)
+    return 0
 
 
 def with_fault(folder: Path, words: list[str], kind: str, number: int | None) -> Any:
@@ -155,17 +165,19 @@ def half_written(folder: Path) -> Iterator[str]:
     from ela_probe.errors import AnalysisError
 
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.is_file():
             try:
                 read(path)
             except Exception as error:
                 yield f"{path.relative_to(folder)}: {type(error).__name__}: {error}"
-        elif path.name == "an" or path.name.startswith("an-"):
+        elif (path / "arrays.npz").exists() or (path / "analysis.json").exists():
             try:
                 Analysis.load(path)
             except AnalysisError as error:
                 if "is not whole" not in str(error) and "is missing" not in str(error):
-                    yield f"{path.name}: {error}"
+                    yield f"{path.relative_to(folder)}: {error}"
 
 
 def read(path: Path) -> object:
@@ -173,16 +185,23 @@ def read(path: Path) -> object:
     import torch
 
     from ela_probe.checkpoint import read_checkpoint
+    from ela_probe.errors import ModelError
     from ela_probe.evaluation.comparison import Comparison
     from ela_probe.pruning.ablation import Ablation
     from ela_probe.pruning.cost_model import CostModel
     from ela_probe.pruning.plan import SkipPlan
     from ela_probe.report.history import History
+    from ela_probe.system.checkpoint_file import read_file
 
     if path.suffix == ".ckpt":
         return torch.load(path, weights_only=True)
     if path.suffix == ".pt":
-        return read_checkpoint(path)
+        try:
+            return read_checkpoint(path)
+        except ModelError:  # of a run on a directory, which alone knows its network
+            return read_file(path)
+    if path.name == "config.json":  # of a directory of transformers
+        return read_checkpoint(f"hf:{path.parent}")
     if path.suffix == ".html":
         assert path.read_text().rstrip().endswith("</html>")
     if path.suffix == ".svg":
@@ -221,6 +240,10 @@ def signature(path: Path) -> str:
     if path.name == "plan.json":  # without the path of the data, which is that of the copy
         document = json.loads(path.read_text())
         return json.dumps([document["fingerprint"], document["stages"]])
+    if path.name == "config.json":  # the same of its header
+        document = json.loads(path.read_text())
+        plans = document.pop("ela_probe", {}).get("plans", ())
+        return json.dumps([document, [plan["stages"] for plan in plans]])
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -249,7 +272,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     again = [*case["words"], *(["--resume"] if can_resume else [])]
     if case["kind"] != "events":
         found["again"] = with_fault(scratch, again, "none", None)
-    results = [scratch / name for name in case["results"]]
+    results = [path for name in case["results"] for path in sorted(scratch.glob(name))]
 
     def sign() -> int:
         sys.stderr.write(json.dumps([signature(path) for path in results]))
@@ -268,11 +291,14 @@ def main() -> None:
     import seaborn  # noqa: F401
     import sklearn.datasets  # noqa: F401
 
+    import benchmarks.cases.damage  # noqa: F401
     import ela_probe.pipeline.ablate
     import ela_probe.pipeline.train
     import ela_probe.report.page
     import ela_probe.report.plots  # noqa: F401
 
+    if find_spec("transformers") is not None:
+        import transformers.modeling_utils  # noqa: F401
     matplotlib.use("agg")
     for line in sys.stdin:
         print(json.dumps(run_case(json.loads(line))), flush=True)

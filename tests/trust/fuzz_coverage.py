@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.trust.fuzz import judge, write
+from tests.trust.fuzz_inputs import write
+from tests.trust.fuzz_judge import judge
 
 PARSERS = ["json", "csv", "tomllib", "yaml", "zipfile", "gzip"]
 

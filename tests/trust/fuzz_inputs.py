@@ -1,5 +1,6 @@
 """What a fuzzed reader is: its valid input, how that is mutated, and what is done with it."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,20 @@ class Reader:
             change = next(m for suffix, m in self.mutations.items() if name.endswith(suffix))
             files[name] = change(random, files[name])
         return self.repaired(files) if random.random() < 0.9 else files
+
+
+def input_of(reader: Reader, seed: int, number: int) -> dict[str, bytes]:
+    """The files of an input. Number 0 is the valid one."""
+    return dict(reader.valid) if number == 0 else reader.mutated(Random(f"{seed} {number}"))
+
+
+def write(files: Files, folder: Path) -> None:
+    """Write files by name into a folder, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def written(write: Callable[[Path], object]) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """The readers of models and of training states, for `fuzz_readers`."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,23 @@ import torch
 from tests.trust import fuzz_mutations as mutations
 from tests.trust.fuzz_inputs import Reader, written
 
+WORDS = 16
+
 
 def _header_and_model() -> tuple[Any, Any]:
+    """A network of few and small tensors: their number is most of the time of an input."""
     from ela_probe.discovery.discover import discover
     from ela_probe.models.registry import ModelSpec
     from ela_probe.pruning.plan import SkipPlan
     from ela_probe.pruning.prune import prune
 
-    spec = ModelSpec(name="mrla_b_resnet14", args={"num_classes": 3, "head_dim": 16})
+    sizes = {"dim": 8, "heads": 1, "kv_heads": 1, "vocab_size": WORDS}
+    spec = ModelSpec(name="attnres2", args=sizes)
     torch.manual_seed(0)
     model = spec.build().eval()
-    stages = discover(model, torch.zeros(1, 3, 32, 32)).stages
+    stages = discover(model, torch.zeros(1, 3, dtype=torch.int64)).stages
     last = stages[-1].sites[-1].name
-    plan = SkipPlan.for_actions(stages, {last: "skip"} if len(stages[-1].sites) > 1 else {})
+    plan = SkipPlan.for_actions(stages, {last: "skip"})
     return {"spec": spec, "plans": [plan]}, prune(model, plan)
 
 
@@ -43,16 +48,22 @@ def _read_checkpoint(name: str) -> Callable[[Path], object]:
 
         checkpoint = read_checkpoint(folder / name)
         with torch.no_grad():
-            checkpoint.model(torch.zeros(1, 3, 16, 16))
+            checkpoint.model(torch.zeros(1, 3, dtype=torch.int64))
         assert all(bool(v.isfinite().all()) for v in checkpoint.model.state_dict().values())
         return checkpoint.header.model_dump_json()
 
     return read
 
 
+def _published_spec(**arguments: Any) -> Any:
+    from ela_probe.models.registry import ModelSpec
+
+    return ModelSpec(name="mrla_b_resnet8", args={"head_dim": 16, **arguments})
+
+
 def _foreign() -> dict[str, bytes]:
     def write(folder: Path) -> None:
-        model = _header_and_model()[0]["spec"].build()
+        model = _published_spec(num_classes=3).build()
         state = {f"module.{name}": value for name, value in model.state_dict().items()}
         stored = {"epoch": 3, "arch": "x", "state_dict": state, "args": {"model": "y"}}
         torch.save(stored, folder / "a.pth")
@@ -62,22 +73,35 @@ def _foreign() -> dict[str, bytes]:
 
 def _read_foreign(folder: Path) -> object:
     from ela_probe.checkpoint import read_checkpoint
-    from ela_probe.models.registry import ModelSpec
 
-    spec = ModelSpec(name="mrla_b_resnet14", args={"head_dim": 16})
-    return read_checkpoint(folder / "a.pth", spec=spec).note
+    return read_checkpoint(folder / "a.pth", spec=_published_spec()).note
+
+
+def three_blocks(num_classes: int = 10, in_channels: int = 3) -> Any:
+    """The network whose training is resumed: one stage of four channels."""
+    from ela_probe.models.attention_mechanisms import mrla_b
+    from ela_probe.models.resnet import Layout, ResNet
+
+    layout = Layout("small", (3,), (4,), "basic")
+    return ResNet(layout, mrla_b(head_dim=2), num_classes=num_classes, in_channels=in_channels)
+
+
+@cache
+def _digits() -> Any:
+    from ela_probe.data.opening import open_data
+
+    return open_data("digits", limit=40, val_fraction=0.5)
 
 
 def _train(output: Path, *, epochs: int, resume: bool = False) -> object:
-    from ela_probe.data.opening import open_data
     from ela_probe.models.registry import ModelSpec
     from ela_probe.pipeline.train import train
     from ela_probe.training.config import TrainConfig
     from ela_probe.training.ela.config import ELAConfig
 
     return train(
-        ModelSpec(name="mrla_b_resnet14", args={"head_dim": 16}),
-        open_data("digits", limit=40, val_fraction=0.5),
+        ModelSpec(name=f"{__name__}:{three_blocks.__name__}"),
+        _digits(),
         TrainConfig(epochs=epochs, batch_size=20, warmup_epochs=0),
         output=output,
         device="cpu",
@@ -105,7 +129,8 @@ def _read_resume(folder: Path) -> object:
 def _network() -> dict[str, bytes]:
     from tests.support.transformers_models import inkling
 
-    return written(lambda folder: inkling().save_pretrained(folder))
+    layers = {"num_hidden_layers": 2, "layer_types": ["hybrid_sliding", "hybrid"]}
+    return written(lambda folder: inkling(**layers).save_pretrained(folder))
 
 
 def _read_network(folder: Path) -> object:

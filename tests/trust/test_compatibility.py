@@ -24,6 +24,7 @@ VERSIONS = ("first", "current")
 SITES = [f"stages.{stage}.{block}.retrieval" for stage in range(3) for block in range(2)]
 DOCUMENTS: dict[str, Callable[[Path], Any]] = {
     "plan.json": SkipPlan.load, "costs.json": CostModel.load, "ablation.json": Ablation.load,
+    "comparison.json": Comparison.load,
 }  # fmt: skip
 
 
@@ -70,6 +71,9 @@ def test_a_document_is_read(version: str, name: str) -> None:
     elif name == "ablation.json":
         assert found.samples == 12
         assert {change.site for change in found.changes} == set(SITES)
+    elif name == "comparison.json":
+        assert [(model.kept, model.skipped) for model in found.models] == [(6, 0), (3, 3)]
+        assert found.to_frame()["loss"].tolist() == [m["loss"] for m in written["models"]]
     else:
         assert len(json.loads(found.model_dump_json())) >= len(written)
 
@@ -79,12 +83,6 @@ def newer_document(folder: Path, *, name: str) -> Path:
     document = json.loads((GOLDEN / "current" / name).read_text())
     path = folder / name
     path.write_text(json.dumps({**document, "schema_version": 2, "unknown": [1]}))
-    return path
-
-
-def newer_comparison(folder: Path) -> Path:
-    path = folder / "comparison.json"
-    path.write_text('{"schema_version": 2, "unknown": 1}')
     return path
 
 
@@ -106,7 +104,6 @@ def newer_analysis(folder: Path) -> Path:
 
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any]]] = {
     **{name: (partial(newer_document, name=name), load) for name, load in DOCUMENTS.items()},
-    "comparison.json": (newer_comparison, Comparison.load),
     "checkpoint": (newer_checkpoint, load_checkpoint),
     "analysis": (newer_analysis, Analysis.load),
 }

@@ -7,6 +7,8 @@ readers that break its rules.
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ela_probe.errors import CheckpointError
-from tests.trust.fuzz import Outcome, fuzz, input_of, judge, table, write
+from tests.trust.fuzz_inputs import input_of, write
+from tests.trust.fuzz_judge import judge
 from tests.trust.fuzz_mutations import changed_tree
 from tests.trust.fuzz_readers import READERS
+from tests.trust.fuzz_results import Outcome, Results, table, wrong_ones
+from tests.trust.fuzz_worker import Reading
 
 # Slow readers get fewer inputs: a network is built, a page is drawn, a run is continued.
-FEW = {"checkpoint": 8, "safetensors": 8, "state-dict": 8, "report": 4, "hf": 8, "resume": 0}
+FEW = {"checkpoint": 20, "safetensors": 20, "state-dict": 8, "report": 8, "hf": 8, "resume": 4}
 MANY = 60
 
 
@@ -107,21 +112,51 @@ def test_an_error_that_hides_a_lack_of_memory_is_wrong(tmp_path: Path) -> None:
     assert judge(read, tmp_path)[1].startswith("memory")
 
 
-def test_what_ends_hangs_or_takes_memory_is_wrong_and_the_next_input_is_read() -> None:
-    results = fuzz(
-        list(RULE_BREAKERS), 2, seed=0, limit=0.5, module="tests.trust.fuzz_rule_breakers"
-    )
-    found = {result.reader: result for result in results}
-    assert found["good"].accepted == 2
-    assert not found["good"].wrong
+def fuzz(path: Path, *options: str) -> tuple[int, Results, str]:
+    """The command on the readers that break the rules: its exit code, results and output."""
+    command = [sys.executable, "-m", "tests.trust.fuzz", "--limit", "0.5", "--json", str(path)]
+    command += ["--readers", "tests.trust.fuzz_rule_breakers", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, Results.load(path), done.stdout + done.stderr
+
+
+def test_what_ends_hangs_or_takes_memory_is_wrong_and_the_next_input_is_read(
+    tmp_path: Path,
+) -> None:
+    code, results, output = fuzz(tmp_path / "trust.json", "-n", "2")
+    assert code == 1
+    assert list(results.readers) == list(RULE_BREAKERS)
+    assert results.readers["good"].accepted == 2
+    assert not results.readers["good"].wrong
     for name, reason in RULE_BREAKERS.items():
         if reason is not None:
-            assert [number for number, _ in found[name].wrong] == [1, 2]
-            assert all(reason in text for _, text in found[name].wrong)
+            wrong = results.readers[name].wrong
+            assert list(wrong) == [1, 2]
+            assert all(reason in text for text in wrong.values())
+            assert f"--reader {name} --only 1" in output
 
 
-def test_the_table_names_the_inputs_that_went_wrong() -> None:
-    outcome = Outcome("npz", inputs=3, accepted=1, refused=1, wrong=[(2, "KeyError at a.py:1")])
-    text = table([outcome])
-    assert text.splitlines()[1].split() == ["npz", "3", "1", "1", "1", "0.00"]
-    assert "npz --only 2 (1 times): KeyError at a.py:1" in text
+def test_a_later_run_goes_on_and_tries_what_was_wrong_again(tmp_path: Path) -> None:
+    path = tmp_path / "trust.json"
+    earlier = Outcome(inputs=3, accepted=1, refused=1, wrong={2: "KeyError at a.py:1: 'x'"})
+    Results(readers={"good": earlier}).save(path)
+    code, results, _ = fuzz(path, "--reader", "good", "--total", "5")
+    assert code == 0
+    good = results.readers["good"]
+    assert (good.inputs, good.accepted, good.refused, good.mended) == (5, 4, 1, 1)
+    assert not good.wrong
+    again = fuzz(path, "--reader", "good", "--total", "5")[1]
+    assert again.readers == results.readers
+    assert "seed 0, not 1" in fuzz(path, "--seed", "1")[2]
+
+
+def test_the_table_counts_the_inputs_and_names_those_that_went_wrong() -> None:
+    outcome = Outcome()
+    outcome.add(Reading(1, "accepted", seconds=0.5, spent=0.6))
+    outcome.add(Reading(2, "wrong", "KeyError at a.py:1: 'x'", spent=0.2))
+    outcome.add(Reading(3, "refused", spent=0.2))
+    results = Results(readers={"npz": outcome})
+    cells = [line.strip("|").split("|") for line in table(results).splitlines()]
+    assert [cell.strip() for cell in cells[2]] == ["npz", "3", "1", "1", "1", "0", "0.50", "3"]
+    assert {len(line) for line in cells} == {8}
+    assert "--reader npz --only 2 (1 times): KeyError at a.py:1" in wrong_ones(results)

@@ -170,3 +170,15 @@ def test_an_analysis_with_a_broken_gradient_says_that_damage_is_missing(
     assert not analysis.has_damage
     assert any("is NaN or infinite" in note for note in analysis.provenance.notes)
     assert np.isfinite(analysis.pairs["kl"]).all()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"samples": 0}, {"rows": -1}, {"zeros": -1}, {"histogram": -1}]
+)
+def test_an_analysis_of_no_samples_or_with_counts_below_zero_is_refused(changed: dict) -> None:
+    (part,) = analysed(softmaxed(6, 4)).stages
+    arrays = part.arrays()
+    StageAnalysis.from_arrays(part.stage, arrays)
+    other = {name: np.full_like(arrays[name], value) for name, value in changed.items()}
+    with pytest.raises(AnalysisError, match="counts of at least one sample"):
+        StageAnalysis.from_arrays(part.stage, {**arrays, **other})
