@@ -39,9 +39,16 @@ class InEvalMode(Classifier):
         return torch.optim.SGD(self.parameters(), 0.0)
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_the_gradients_of_training_say_what_a_probe_does(accumulated: int) -> None:
+def freeze_the_first_stage(net: Any) -> None:
+    for part in (net.conv1, net.bn1, net.stages[0]):
+        part.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("accumulated", "frozen"), [(1, False), (2, False), (1, True)])
+def test_the_gradients_of_training_say_what_a_probe_does(accumulated: int, frozen: bool) -> None:
     module = InEvalMode(network().double())
+    if frozen:
+        freeze_the_first_stage(module.net)
     ela = ELA(skip=0.45, warmup=2, ramp=1, every=1, planner="damage", action="affine")
     fitted(module, ela, epochs=3, accumulate_grad_batches=accumulated)
     images = [(x.double(), y) for x, y in batches()]
@@ -60,6 +67,50 @@ def test_the_gradients_of_training_say_what_a_probe_does(accumulated: int) -> No
             assert mine is not None
             assert fit is not None
             np.testing.assert_allclose(mine, fit, rtol=1e-5, atol=1e-6)  # they are float32
+
+
+class RemembersGradients(Classifier):
+    """Keeps the gradients of its first step."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.global_step == 0:
+            self.first = {
+                name: None if p.grad is None else p.grad.clone()
+                for name, p in self.named_parameters()
+            }
+
+
+def test_measuring_in_a_frozen_stage_leaves_the_gradients_as_they_are() -> None:
+    found = []
+    for callbacks in ([], [ELA(skip=0.45, warmup=1, ramp=1, every=1, planner="damage")]):
+        module = RemembersGradients()
+        freeze_the_first_stage(module.net)
+        fitted(module, *callbacks, loader=batches(1), epochs=2)
+        found.append(module.first)
+    alone, probed = found
+    frozen = {name for name, gradient in alone.items() if gradient is None}
+    assert frozen
+    assert frozen == {name for name, gradient in probed.items() if gradient is None}
+    for name in alone.keys() - frozen:
+        assert torch.equal(alone[name], probed[name]), name
+
+
+def test_what_no_gradient_comes_to_is_not_measured_and_not_removed() -> None:
+    module = Classifier()
+    first = module.net.stages[0]
+    for block in first:
+        block.forward = torch.no_grad()(block.forward)
+    ela = ELA(skip=0.45, warmup=1, ramp=1, every=1, planner="damage")
+    fitted(module, ela, epochs=2)
+    whole, *others = ela.analysis.stages
+    assert whole.damage is None
+    for part in others:
+        assert part.damage is not None
+        assert np.isfinite(part.damage.sums[:, MEASURED.index("skip")]).all()
+    assert ela.plan is not None
+    removed = ela.plan.skipped
+    assert len(removed) == 4
+    assert not any(name.startswith("stages.0.") for name in removed)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ class TrainingDamage(DamageProbe):
     The network is in train mode, so these are estimates: a batch norm lets the samples of a batch
     read each other. Stand-ins are fitted to the batches so far, the current one included.
 
+    Where the parameters up to a site are frozen, the graph begins at the site, so that its damage is
+    measured too; the gradients of the parameters are the same. A site that no gradient comes to, as
+    in a part that runs without gradients, has no damage: it is not measured, and not 0.
+
     Args:
         model, handovers: as `DamageProbe` takes them.
         clock: counts the time that this takes.
@@ -77,14 +81,18 @@ class TrainingDamage(DamageProbe):
                 self._fits[site] = self._fits[site] + sums if site in self._fits else sums
         for site in self._fits:
             self._stand_ins[site] = self._solved(site)
+        self.reached = set().union(*all_gather(self.reached))
         return super().compute(stages)
+
+    def _measures(self, site: str, action: str) -> bool:
+        return site in self.reached and super()._measures(site, action)
 
     def _solved(self, site: str) -> Tensor:
         return self._fits[site].solve(has_shift=self._handovers[site].has_shift)
 
     def _arrive(self, site: str, tensors: Sequence[Tensor], y: Tensor) -> Tensor | None:
         handover = self._handovers[site]
-        if not (torch.is_grad_enabled() and y.requires_grad):
+        if not torch.is_grad_enabled():
             return None
         if "affine" in handover.actions:
             with self._clock, torch.no_grad():
