@@ -164,7 +164,7 @@ def test_the_order_is_fixed_by_seed_and_epoch_alone(tmp_path):
 @pytest.mark.parametrize("augment", ["none", "crop", "crop-flip"])
 def test_batches_of_images_on_a_device_are_made_there(tmp_path, augment):
     data = open_data(write_npz(tmp_path), augment=augment)
-    options = {"batch_size": 32, "shuffle": True, "augment": True}
+    options: dict[str, Any] = {"batch_size": 32, "shuffle": True, "augment": True}
     on_cpu = data.on_device(torch.device("cpu"))
     expected = everything(data, "train", **options)
     for ours, theirs in zip(everything(on_cpu, "train", **options), expected, strict=True):

@@ -11,9 +11,9 @@ from ela_probe_cli import main
 from torch import nn
 
 from ela_probe.checkpoint import Header, read_checkpoint
-from ela_probe.data.split_data import Split
 from ela_probe.data.opening import data_from_spec, open_data
 from ela_probe.data.spec import DataSpec
+from ela_probe.data.split_data import Split
 from ela_probe.data.text import TextData, TextSpec
 from ela_probe.errors import DataError
 from ela_probe.evaluation.comparison import Comparison

@@ -76,7 +76,7 @@ class AudioSpec(Strict):
         return self.model_copy(update={"source": moved})
 
 
-class AudioData(SplitData):
+class AudioData(SplitData["SoundDataset"]):
     """The splits of an `audio:` source. Made by `open_audio`, or from a spec.
 
     Sounds are normalised and padded, and never augmented.

@@ -105,7 +105,7 @@ class Part:
     indices: Tensor
 
 
-class DetectionData(SplitData):
+class DetectionData(SplitData[ObjectImages]):
     """The splits of a `coco:` source. Made by `open_detection`, or from a spec.
 
     A batch is {"images", "sizes"} and targets, as `ObjectImages` returns them.

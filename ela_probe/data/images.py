@@ -107,7 +107,7 @@ def open_images(
     return ImageData(spec, splits)
 
 
-class ImageData(SplitData):
+class ImageData(SplitData[ImageDataset]):
     """The splits of one source, with the normalisation and classes of `spec`.
 
     Batches are normalised images, float32 (B, C, H, W), and labels, int64 (B,).

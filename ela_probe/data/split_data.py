@@ -1,21 +1,22 @@
 """SplitData: the samples of one source in three splits, read in seeded batches."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ela_probe.data.batches import SeededBatches, Share, seeded_loader
 from ela_probe.errors import DataError
 
 Split = Literal["train", "val", "test"]
 SPLITS = ("train", "val", "test")
+Samples = TypeVar("Samples", bound=Dataset[Any])
 
 
-class SplitData(ABC):
+class SplitData(ABC, Generic[Samples]):
     """Images, texts, sounds or annotated images of one source, split into three.
 
     Attributes:
@@ -44,7 +45,7 @@ class SplitData(ABC):
 
     def dataset(
         self, split: Split, *, augment: bool = False, limit: int | None = None, after: int = 0
-    ) -> Any:
+    ) -> Samples:
         """One split as a map-style data set, which also takes a whole `Batch`.
 
         Args:
@@ -96,10 +97,11 @@ class SplitData(ABC):
                 that share them, or the limit is below 1.
         """
         dataset = self.dataset(split, augment=augment, limit=limit, after=after)
-        if not len(dataset):
+        samples = len(dataset)  # type: ignore[arg-type]
+        if not samples:
             raise DataError(f"{self.spec.source} has no {split} {self.SAMPLES}; {self.NO_SAMPLES}")
         batches = SeededBatches(
-            len(dataset),
+            samples,
             batch_size=self.BATCH_SIZE if batch_size is None else batch_size,
             shuffle=shuffle,
             seed=self.spec.seed if seed is None else seed,
@@ -114,14 +116,14 @@ class SplitData(ABC):
         """The samples of a split, as int64 (n,)."""
 
     @abstractmethod
-    def _dataset(self, split: str, indices: Tensor, *, augment: bool) -> Any:
+    def _dataset(self, split: str, indices: Tensor, *, augment: bool) -> Samples:
         """The data set of these samples."""
 
     def _order(self, split: str, indices: Tensor) -> Tensor:
         """Positions in `indices` in the order in which a limit takes them: by the spec's seed."""
         return torch.from_numpy(np.random.default_rng(self.spec.seed).permutation(len(indices)))
 
-    def _workers(self, dataset: Any) -> int:
+    def _workers(self, dataset: Samples) -> int:
         """Worker processes where none are asked for: none, since the samples are in memory."""
         return 0
 

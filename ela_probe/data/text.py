@@ -78,7 +78,7 @@ class TextSpec(Strict):
         return self.model_copy(update={"source": moved})
 
 
-class TextData(SplitData):
+class TextData(SplitData["Windows"]):
     """The splits of one text file. Made by `open_text` or from a spec.
 
     A sample is a window: its tokens, and their next tokens, both int64 (context,). Windows are
