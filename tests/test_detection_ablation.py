@@ -143,6 +143,7 @@ def test_the_command_tells_the_change(
 
     words = ["ablate", best, "--analysis", analysis, "-o", tmp_path / "out", "--batch-size", SIZE]
     result, known = run(capsys, *words), Ablation.load(whole / "ablation.json")
+    assert known.ap is not None
     assert result["ap"] == known.ap
     assert result["accuracy"] is None
     table = pd.read_csv(tmp_path / "out" / "sites.csv")
@@ -150,6 +151,7 @@ def test_the_command_tells_the_change(
     for row, shown, change in zip(
         table.to_dict("records"), result["sites"], known.changes, strict=True
     ):
+        assert change.ap is not None
         assert row["ap_change"] == pytest.approx(change.ap - known.ap, abs=1e-12)
         assert shown["ap_change"] == pytest.approx(row["ap_change"], abs=1e-12)
     capsys.readouterr()

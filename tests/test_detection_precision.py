@@ -227,7 +227,8 @@ def test_two_that_train_validate_as_one_does(tmp_path: Path) -> None:
     model, start = settled_detector(name, **more), tmp_path / "start.pt"
     save_checkpoint(start, model, spec=spec, data=data.spec)
     command, tuned = Path(sys.executable).with_name("ela-probe"), tmp_path / "tuned.pt"
-    words = ["finetune", start, "-o", tuned, "--epochs", "1", "--batch-size", "3", "--lr", "0.0001"]
+    words = ["finetune", str(start), "-o", str(tuned), "--epochs", "1"]
+    words += ["--batch-size", "3", "--lr", "0.0001"]
     done = subprocess.run(
         [sys.executable, command, *words, "--devices", "2", "--device", "cpu"],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=3600,
