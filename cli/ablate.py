@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ela_probe.pruning.ablation import Ablation
 
-RESULTS = ("ablation.json", "sites.csv", "plans.csv")
+RESULTS = ("ablation.json", "sites.csv", "plans.csv", "detections")
 
 
 def command(
@@ -85,7 +85,8 @@ def command(
 ) -> None:
     """Measure what each action at each site really does to the loss: the truth behind estimates.
 
-    Every site is changed alone, and the loss measured on held-out samples; with --skip also whole
+    Every site is changed alone, and the loss measured on held-out samples, of a detector also the
+    average precision (AP) of boxes; with --skip also whole
     plans of that share by every planner, with --costs and --time plans of equal time. Writes
     ablation.json, sites.csv and plans.csv, and prints how well each measure of the analysis ranks
     the sites (Spearman's correlation) and how well the predicted damage fits in size.
@@ -144,6 +145,7 @@ def command(
                 "samples": result.samples,
                 "loss": result.loss / result.samples,
                 "accuracy": result.accuracy / result.samples,
+                **({} if result.ap is None else {"accuracy": None, "ap": result.ap}),
                 "sites": table.to_dict("records"),
                 "correlations": [entry._asdict() for entry in found],
                 "calibrations": [entry._asdict() for entry in lines],
@@ -180,15 +182,16 @@ def describe(table: "pd.DataFrame", result: "Ablation") -> None:
     from ela_probe.system.numbers import readable
 
     detects = (result.data or "").startswith("coco:")
-    quality = "" if detects else f", accuracy {result.accuracy / result.samples:.2%}"
-    figure = "AP" if detects else "accuracy"
+    figure, column = ("AP", "ap_change") if detects else ("accuracy", "accuracy_change")
+    value = result.ap if detects else result.accuracy / result.samples
+    quality = "" if value is None else f", {figure} {value:.2%}"
     console.print_table(
         f"{result.samples:,} samples of {result.data} ({result.split}), loss "
         f"{readable(result.loss / result.samples)}{quality}\n"
         "change of the loss in nats when a site is changed alone: measured and predicted",
         (
             *("site", "action", ">measured", ">± se", ">predicted"),
-            *(() if detects else (">accuracy",)),
+            *(() if value is None else (f">{figure}",)),
         ),
         [
             [
@@ -197,7 +200,7 @@ def describe(table: "pd.DataFrame", result: "Ablation") -> None:
                 readable(row["loss_change"]),
                 readable(row["loss_change_se"], digits=1),
                 readable(row["damage"]),
-                *([] if detects else [f"{row['accuracy_change']:+.2%}"]),
+                *([] if value is None else [f"{row[column]:+.2%}"]),
             ]
             for row in table.to_dict("records")
         ],

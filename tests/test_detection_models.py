@@ -223,3 +223,24 @@ def test_a_backbone_of_another_network_is_refused(tmp_path) -> None:
         detector_over(ModelSpec(name="fasterrcnn_mrla_b_resnet8_fpn"), path)
     with pytest.raises(OptionError, match="no detector"):
         detector_over(spec, path)
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_mrla_b_resnet14_fpn", "maskrcnn_resnet14_fpn"])
+def test_parts_of_a_batch_are_padded_as_the_whole(name: str) -> None:
+    """In float64, where a convolution of fewer images may round otherwise."""
+    model = settled_detector(name, box_score_thresh=0.0, max_size=128).double()
+    images, sizes, targets = images_and_targets(
+        3, masks=name.startswith("mask"), dtype=torch.float64
+    )
+    wide = torch.nn.functional.pad(images, (0, 32))
+    sizes[0, 1] = 96
+    with torch.no_grad():
+        whole = model(wide, sizes, targets)
+        part = model(images[1:], sizes[1:], targets[1:], padded_with=sizes)
+        alone = model(images[1:], sizes[1:], targets[1:])
+    torch.testing.assert_close(part.losses, whole.losses[1:], rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(part.detections, whole.detections[1:], strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-7, atol=1e-7)
+    assert not torch.allclose(alone.losses, part.losses, rtol=1e-6)  # so that it matters

@@ -212,3 +212,30 @@ def test_two_processes_find_the_precision_of_one(detector: tuple[Path, str], tmp
     damage = [analysis.sites["damage_skip"].to_numpy() for analysis in found]
     assert damage[0] == pytest.approx(damage[1], rel=1e-9)
     assert (abs(damage[0]) > 0).any()
+
+
+@pytest.mark.slow
+def test_two_that_train_validate_as_one_does(tmp_path: Path) -> None:
+    """Every image once, padded as in the whole batch; up to the rounding of float32."""
+    from ela_probe.checkpoint import read_checkpoint
+
+    folder = coco_folder(tmp_path / "data", images=6)
+    pair = f"{folder / 'images'},{folder / 'objects.json'}"
+    name, more = "fasterrcnn_mrla_b_resnet14_fpn", {"box_score_thresh": 0.0, "max_size": 128}
+    spec = ModelSpec(name=name, args={"num_classes": 3, **SMALL, **more})
+    data = open_data(f"coco:{pair},{pair}", image_size=64)
+    model, start = settled_detector(name, **more), tmp_path / "start.pt"
+    save_checkpoint(start, model, spec=spec, data=data.spec)
+    command, tuned = Path(sys.executable).with_name("ela-probe"), tmp_path / "tuned.pt"
+    words = ["finetune", str(start), "-o", str(tuned), "--epochs", "1"]
+    words += ["--batch-size", "3", "--lr", "0.0001"]
+    done = subprocess.run(
+        [sys.executable, command, *words, "--devices", "2", "--device", "cpu"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=3600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    read = read_checkpoint(tuned)
+    found = evaluate(read.model, data.loader("val", batch_size=3), progress=False)
+    assert read.header.metrics["val_loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert read.header.metrics["val_ap"] == pytest.approx(found["precision"].box.ap, abs=1e-5)
+    assert found["precision"].box.ap > 0

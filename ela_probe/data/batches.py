@@ -23,11 +23,16 @@ Item = TypeVar("Item")
 
 
 class Batch:
-    """Positions in a data set that are read together, and the seed of their augmentation."""
+    """Positions in a data set that are read together, and the seed of their augmentation.
 
-    def __init__(self, positions: Tensor, seed: int) -> None:
+    whole: where each of several processes reads a slice of the batch, the positions of them all;
+    otherwise the same.
+    """
+
+    def __init__(self, positions: Tensor, seed: int, whole: Tensor | None = None) -> None:
         self.positions = positions
         self.seed = seed
+        self.whole = positions if whole is None else whole
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class SeededBatches(Sampler[Batch]):
             if self.share.batches_per_turn is None:
                 # otherwise all processes would augment their slices alike
                 seed = (seed + self.share.rank) % 2**32
-            yield Batch(self.share.slice_of(positions), seed)
+            yield Batch(self.share.slice_of(positions), seed, positions)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

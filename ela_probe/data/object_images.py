@@ -53,14 +53,18 @@ class ObjectImages(CocoDetection):  # type: ignore[misc]
         self.ids = [images[index]["id"] for index in indices.tolist()]
         self._labels, self.masks, self.flip = labels, masks, flip
         chosen = (images[index] for index in indices.tolist())
-        self.decoded_bytes = 3 * sum(image["width"] * image["height"] for image in chosen)
+        shapes = [(image["height"], image["width"]) for image in chosen]
+        self.sizes = torch.tensor(shapes).reshape(-1, 2)
+        self.decoded_bytes = 3 * int(self.sizes.prod(dim=1).sum())
         self._decoded: dict[int, Tensor] = {}
 
     def __getitem__(self, index: int | Batch) -> Any:
         """Image and target for a position; for a Batch padded images, their sizes, and targets.
 
         Of a Batch the first item is {"images": [B, 3, H, W], "sizes": int64 [B, 2]}: each image
-        lies in the upper left corner, and the rest is 0. The second is a list of B targets.
+        lies in the upper left corner, and the rest is 0. The second is a list of B targets. Where
+        other processes read parts of the same batch, the first item also has `padded_with`, int64
+        [whole, 2], the sizes of the images of all: a `Detector` pads as for the whole batch.
         """
         if not isinstance(index, Batch):
             if not 0 <= index < len(self):
@@ -79,7 +83,10 @@ class ObjectImages(CocoDetection):  # type: ignore[misc]
             for image, _ in samples
         ]
         targets = [{n: _plain(value) for n, value in target.items()} for _, target in samples]
-        return {"images": _plain(torch.stack(images)), "sizes": sizes}, targets
+        inputs = {"images": _plain(torch.stack(images)), "sizes": sizes}
+        if len(index.whole) > len(index.positions):
+            inputs["padded_with"] = self.sizes[index.whole]
+        return inputs, targets
 
     def _sample(self, position: int) -> tuple[Tensor, Target]:
         number = self.ids[position]

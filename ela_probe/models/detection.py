@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -124,6 +125,7 @@ class Detector(nn.Module):
         images: Tensor,
         sizes: Tensor | None = None,
         targets: Sequence[Target] | None = None,
+        padded_with: Tensor | None = None,
     ) -> Any:
         """Losses by name in train mode, in eval mode detections; with targets `Detected`.
 
@@ -137,6 +139,9 @@ class Detector(nn.Module):
             targets: for each image `boxes`, float [objects, 4] as x1, y1, x2, y2 in pixels, and
                 `labels`, int64 [objects] from 1; for Mask R-CNN `masks`, uint8 [objects, height,
                 width].
+            padded_with: int64 [any number, 2], in eval mode the heights and widths of images that
+                this batch is padded with, as if they were in it. So several processes find in
+                parts of a batch what one finds in the whole.
         """
         single = [
             image if size is None else image[:, : size[0], : size[1]]
@@ -150,6 +155,8 @@ class Detector(nn.Module):
                 raise ModelError("a detector in train mode needs targets; expected one per image")
             return super().forward(single, given)
         batch, resized = self.transform(single, given)
+        if padded_with is not None:
+            batch = self.padded(batch, padded_with.tolist())
         features = self.backbone(batch.tensors)
         losses = None if resized is None else self.image_losses(batch, features, resized)
         with torch.no_grad():
@@ -158,6 +165,18 @@ class Detector(nn.Module):
             original = [tuple(image.shape[-2:]) for image in single]
             detections = self.transform.postprocess(found, batch.image_sizes, original)
         return detections if losses is None else Detected(detections, losses)
+
+    def padded(self, batch: ImageList, sizes: Sequence[Sequence[int]]) -> ImageList:
+        """The batch as large as one that also has images of these heights and widths."""
+        blank = (torch.empty(1, *size, device="meta") for size in sizes)
+        resized = [self.transform.resize(image)[0].shape[-2:] for image in blank]
+        multiple = self.transform.size_divisible
+        height, width = (
+            max(now, *(-(-size[axis] // multiple) * multiple for size in resized))
+            for axis, now in enumerate(batch.tensors.shape[-2:])
+        )
+        missing = (0, width - batch.tensors.shape[-1], 0, height - batch.tensors.shape[-2])
+        return ImageList(F.pad(batch.tensors, missing), batch.image_sizes)
 
     def image_losses(
         self, batch: ImageList, features: Mapping[str, Tensor], targets: Sequence[Any]

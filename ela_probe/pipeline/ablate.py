@@ -13,6 +13,7 @@ from ela_probe.data.opening import Data
 from ela_probe.discovery.discover import discover_by_adapter
 from ela_probe.errors import CheckpointError, PlanError
 from ela_probe.evaluation.evaluate import evaluate
+from ela_probe.models.detection import Detector
 from ela_probe.pipeline.inputs import Split, batch_size_for, check_data, data_for
 from ela_probe.pipeline.refit import refit_checkpoint
 from ela_probe.pipeline.rounds import plan_in_rounds
@@ -20,6 +21,7 @@ from ela_probe.pipeline.train import finetune
 from ela_probe.pruning.ablation import Ablation, PlanResult, ablate_sites
 from ela_probe.pruning.candidates import candidate_plans, plans_for_time
 from ela_probe.pruning.cost_model import CostModel
+from ela_probe.pruning.kept_detections import KeptDetections
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.pruning.prune import prune
 from ela_probe.sites import check_same_sites, fingerprint
@@ -28,6 +30,8 @@ from ela_probe.system.numbers import finite_or_none
 from ela_probe.system.progress import track
 from ela_probe.training.config import TrainConfig
 
+# A folder in that of the ablation, as long as batches are to come.
+DETECTIONS = "detections"
 # The plan by damage that is measured again after every quarter of its removals.
 IN_ROUNDS, ROUNDS = "damage-rounds", 4
 
@@ -52,7 +56,10 @@ def ablate_checkpoint(
 ) -> Ablation:
     """Measure what each action at each site does to the loss, then what whole plans do.
 
-    Writes `output/ablation.json` after every batch and every plan, and tuned checkpoints beside it.
+    Of a detector also what each does to the average precision of boxes.
+
+    Writes `output/ablation.json` after every batch and every plan, and tuned checkpoints beside it;
+    until the last batch also the boxes that a detector finds (`KeptDetections`).
 
     Args:
         analysis: of this checkpoint; its stand-ins are used.
@@ -67,6 +74,7 @@ def ablate_checkpoint(
 
     Raises:
         PlanError: the analysis is of another model, or of one whose sites can't be changed alone.
+            Or, on resuming, the detections so far are missing or changed.
         CheckpointError: `output/ablation.json` is of another run.
     """
     model = checkpoint.model
@@ -113,13 +121,18 @@ def ablate_checkpoint(
     }
     loader = data.loader(split, batch_size=batch_size, limit=limit)
     result = start
+    kept = KeptDetections(output / DETECTIONS) if isinstance(model, Detector) else None
+    if kept is not None:
+        kept.check(start.detections)
     if not start.complete:
-        steps = ablate_sites(model, handovers, stand_ins, loader, start, device=where)
+        steps = ablate_sites(model, handovers, stand_ins, loader, start, device=where, kept=kept)
         remaining = len(loader) - start.batches
         for result in track(steps, "changing sites", total=remaining, progress=progress):
             result.save(path)
-        result = result.model_copy(update={"complete": True})
+        result = result.finished(kept, progress=progress)
         result.save(path)
+    if kept is not None:
+        kept.remove()
     finished = {plan.name: plan for plan in result.plans}
     if skip is not None and analysis.has_damage and IN_ROUNDS not in finished:
         candidates[IN_ROUNDS] = plan_in_rounds(

@@ -13,12 +13,21 @@ from ela_probe.analysis.handover_hooks import HandoverHooks, with_modules_of
 from ela_probe.errors import DataError, PlanError
 from ela_probe.evaluation.objectives import Matched, Objective, objective_of
 from ela_probe.forward import eval_mode, inputs_and_labels
+from ela_probe.models.detection import Detected
 from ela_probe.models.stand_in import affine
+from ela_probe.pruning.kept_detections import (
+    TARGETS,
+    UNCHANGED,
+    Arrays,
+    KeptDetections,
+    joined,
+)
 from ela_probe.pruning.replay import RecordedPass
 from ela_probe.sites import Action, Stage
 from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.memory_format import to_memory_format
 from ela_probe.system.nested_tensors import mapped
+from ela_probe.system.progress import track
 from ela_probe.system.validation import Finite, Name, Strict
 
 
@@ -27,6 +36,8 @@ class Change(Strict):
 
     Sums over samples: of the change of the loss in nats, of its square, and of the change of the
     share of right predictions.
+    ap: of a detector, once all batches are done: the average precision of its boxes under the
+    action, a fraction of 1. None: not measured, or there is no object.
     """
 
     site: Name
@@ -34,6 +45,7 @@ class Change(Strict):
     loss: Finite = 0.0
     square: Finite = 0.0
     accuracy: Finite = 0.0
+    ap: Finite | None = None
 
     def mean(self, samples: int) -> float:
         """The mean change of the loss, in nats."""
@@ -84,7 +96,8 @@ class Ablation(JsonDocument):
 
     checkpoint_sha256, data, split, limit, batch_size: what defines the run.
     batches, samples: done so far. loss, accuracy: sums over samples of the unchanged model; the
-    accuracy of a detector is 0.
+    accuracy of a detector is 0. ap: the average precision of an unchanged detector's boxes.
+    detections: the SHA-256 of the files of `KeptDetections`, until all batches are done.
     complete: whether all batches are done. plans: those measured so far.
     """
 
@@ -103,6 +116,8 @@ class Ablation(JsonDocument):
     samples: int = Field(0, ge=0)
     loss: Finite = 0.0
     accuracy: Finite = 0.0
+    ap: Finite | None = None
+    detections: tuple[str, ...] = Field(())
     complete: bool = False
     changes: tuple[Change, ...] = Field(())
     plans: tuple[PlanResult, ...] = Field(())
@@ -112,6 +127,25 @@ class Ablation(JsonDocument):
         if self.changes and not self.samples:
             raise ValueError("it has changes of the loss, but of 0 samples; expected 1 or more")
         return self
+
+    def finished(self, kept: KeptDetections | None, *, progress: bool = False) -> "Ablation":
+        """The same after the last batch; of a detector with the average precisions.
+
+        kept: the detections of all batches. An ablation whose first batches are from a version that
+        kept none has no average precision.
+        """
+        known: dict[str, Any] = {"complete": True, "detections": ()}
+        if kept is not None and self.batches and len(self.detections) == self.batches:
+            known["ap"] = kept.precision(UNCHANGED, batches=self.batches)
+            steps = track(
+                self.changes, "average precision", total=len(self.changes), progress=progress
+            )
+            known["changes"] = tuple(
+                change.model_copy(update={"ap": kept.precision(case, batches=self.batches)})
+                for change in steps
+                for case in [_case(change.site, change.action)]
+            )
+        return self.model_copy(update=known)
 
     def check_sites(self, stages: Sequence[Stage]) -> None:
         """Raise PlanError unless every measured site is one of these."""
@@ -131,6 +165,7 @@ def ablate_sites(
     start: Ablation,
     *,
     device: torch.device,
+    kept: KeptDetections | None = None,
 ) -> Iterable[Ablation]:
     """Measure every action at every site alone; yields the sums after each batch.
 
@@ -143,6 +178,7 @@ def ablate_sites(
             left out at sites without any.
         batches: of inputs and labels. The first `start.batches` of them are passed over.
         start: the sums so far; without any changes for a new run.
+        kept: where a detector's boxes are written, for `Ablation.finished`.
 
     Raises:
         DataError: batches without labels, or a model without logits.
@@ -155,7 +191,11 @@ def ablate_sites(
         inputs, labels = inputs_and_labels(batch)
         inputs = mapped(inputs, lambda t: to_memory_format(t.to(device), model))
         with eval_mode(model), torch.no_grad(), with_modules_of(model, handovers):
-            sums = sums.model_copy(update=_added(model, handovers, stand_ins, inputs, labels, sums))
+            added, found = _added(model, handovers, stand_ins, inputs, labels, sums)
+        if kept is not None and len(sums.detections) == sums.batches:
+            cases = {**found, TARGETS: joined(labels)}
+            added["detections"] = (*sums.detections, kept.write(number, cases))
+        sums = sums.model_copy(update=added)
         yield sums
 
 
@@ -166,8 +206,8 @@ def _added(
     inputs: Any,
     labels: Any,
     sums: Ablation,
-) -> dict[str, Any]:
-    """The fields of the sums after one more batch."""
+) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    """The fields of the sums after one more batch, and what a detector found in it, by case."""
     read: dict[str, Sequence[Tensor]] = {}
 
     def remember(site: str, tensors: Sequence[Tensor], y: Tensor) -> None:
@@ -185,7 +225,7 @@ def _added(
         )
     losses, right, counted = _results(objective, matched)
     before = {(c.site, c.action): c for c in sums.changes}
-    changes = []
+    changes, found = [], _found(UNCHANGED, matched)
     for site, handover in handovers.items():
         for action in handover.actions:
             if action == "affine" and site not in stand_ins:
@@ -195,6 +235,7 @@ def _added(
             after = recorded.run_after(handover.module, new, handover.with_output)
             changed = objective.matched(after, labels)
             assert changed is not None
+            found |= _found(_case(site, action), changed)
             new_losses, new_right, _ = _results(objective, changed)
             difference = (new_losses - losses)[counted]
             old = before.get((site, action), Change(site=site, action=action))
@@ -207,13 +248,24 @@ def _added(
                     }
                 )
             )
-    return {
+    added = {
         "batches": sums.batches + 1,
         "samples": sums.samples + int(counted.sum()),
         "loss": sums.loss + float(losses[counted].sum()),
         "accuracy": sums.accuracy + float(right[counted].sum()),
         "changes": tuple(changes),
     }
+    return added, found
+
+
+def _case(site: str, action: Action) -> str:
+    return f"{action} {site}"
+
+
+def _found(case: str, matched: Matched) -> dict[str, Arrays]:
+    """The boxes of a case; nothing of a classifier."""
+    is_detected = isinstance(matched.output, Detected)
+    return {case: joined(matched.output.detections)} if is_detected else {}
 
 
 def _results(objective: Objective, matched: Matched) -> tuple[Tensor, Tensor, Tensor]:

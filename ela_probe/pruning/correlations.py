@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from ela_probe.analysis.result import Analysis
-from ela_probe.pruning.ablation import Ablation
+from ela_probe.pruning.ablation import Ablation, Change
 from ela_probe.system.arrays import Floats
 
 # Each is expected to rise with the change of the loss.
@@ -48,7 +48,8 @@ class Calibration(NamedTuple):
 def site_table(analysis: Analysis, ablation: Ablation) -> pd.DataFrame:
     """One row for each site and action: the measured change and what each measure says of it.
 
-    loss_change, loss_change_se: measured, in nats. accuracy_change: of 1. damage, damage_se: the
+    loss_change, loss_change_se: measured, in nats. accuracy_change: of 1; for a detector in its
+    place ap_change, of the average precision of boxes. damage, damage_se: the
     predicted change, first_order + square. The other measures don't depend on the action; those of
     divergence are NaN for the first site of a stage.
     """
@@ -69,7 +70,7 @@ def site_table(analysis: Analysis, ablation: Ablation) -> pd.DataFrame:
                 "action": change.action,
                 "loss_change": change.mean(ablation.samples),
                 "loss_change_se": change.error(ablation.samples),
-                "accuracy_change": change.accuracy / ablation.samples,
+                **quality_change(change, ablation),
                 "damage": math.nan if estimate is None else estimate.mean,
                 "damage_se": math.nan if estimate is None else estimate.se,
                 "first_order": math.nan if estimate is None else estimate.first,
@@ -81,6 +82,13 @@ def site_table(analysis: Analysis, ablation: Ablation) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def quality_change(change: Change, ablation: Ablation) -> dict[str, float]:
+    """The change of the accuracy or, where it was measured, of the average precision, by name."""
+    if ablation.ap is None:
+        return {"accuracy_change": change.accuracy / ablation.samples}
+    return {"ap_change": math.nan if change.ap is None else change.ap - ablation.ap}
 
 
 def correlations(table: pd.DataFrame, *, seed: int = 0) -> list[Correlation]:

@@ -276,9 +276,13 @@ def _views(data: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _measured(analysis: Analysis, ablation: Ablation) -> list[dict[str, Any]]:
-    """Of every site and action the measured and the predicted loss change, in nats."""
+    """Of every site and action the measured and the predicted loss change, in nats.
+
+    With them the change of the accuracy or of the average precision, a fraction of 1.
+    """
     table = measured_sites(analysis, ablation)
-    names = ["loss_change", "loss_change_se", "accuracy_change", "damage", "damage_se"]
+    quality = "accuracy_change" if ablation.ap is None else "ap_change"
+    names = ["loss_change", "loss_change_se", quality, "damage", "damage_se"]
     return [
         {"site": row["site"], "action": row["action"]} | {n: rounded(row[n]) for n in names}
         for row in table.to_dict("records")

@@ -199,7 +199,7 @@ function damagePoints() {
       const seen = measured.get(`${action} ${site.name}`);
       return [{
         ...site, action, mean, se, measured: seen?.loss_change ?? null,
-        measured_se: seen?.loss_change_se ?? null,
+        measured_se: seen?.loss_change_se ?? null, ap: seen?.ap_change ?? null,
       }];
     }),
   );
@@ -207,7 +207,8 @@ function damagePoints() {
 
 const damageText = (p) =>
   `${p.name}\n${p.action}: ${readable(p.mean)} ± ${readable(2 * p.se, 2)} nats` +
-  (p.measured === null ? "" : `\nmeasured ${readable(p.measured)} ± ${readable(2 * p.measured_se, 2)}`);
+  (p.measured === null ? "" : `\nmeasured ${readable(p.measured)} ± ${readable(2 * p.measured_se, 2)}`) +
+  (p.ap === null ? "" : `\nmeasured change of AP ${readable(p.ap)}`);
 
 /** The scales of colour and symbol for the actions of some points. */
 const actionScales = (points) => {
@@ -253,10 +254,15 @@ PICTURES.damage = {
     );
   },
   table() {
+    const detects = this.points.some((p) => p.ap !== null);
     return {
-      columns: ["site", "stage", "action", "damage", "standard error", "measured", "its standard error"],
+      columns: [
+        "site", "stage", "action", "damage", "standard error", "measured", "its standard error",
+        ...(detects ? ["change of AP"] : []),
+      ],
       rows: this.points.map((p) => [
         p.name, p.stage.name, p.action, p.mean, p.se, p.measured, p.measured_se,
+        ...(detects ? [p.ap] : []),
       ]),
     };
   },

@@ -29,9 +29,9 @@ class TrainingDamage(DamageProbe):
     The network is in train mode, so these are estimates: a batch norm lets the samples of a batch
     read each other. Stand-ins are fitted to the batches so far, the current one included.
 
-    Where the parameters up to a site are frozen, the graph begins at the site, so that its damage is
-    measured too; the gradients of the parameters are the same. A site that no gradient comes to, as
-    in a part that runs without gradients, has no damage: it is not measured, and not 0.
+    Where the parameters up to a site are frozen, the graph begins at the site, so that its damage
+    is measured too; the gradients of the parameters are the same. A site that no gradient comes to,
+    as in a part that runs without gradients, has no damage: it is not measured, and not 0.
 
     Args:
         model, handovers: as `DamageProbe` takes them.
