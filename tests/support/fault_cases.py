@@ -87,7 +87,7 @@ VERBS = {
     "benchmarks damage": Verb(
         ["benchmarks", "damage", "--checkpoint", "old/best.pt", "-o", "truth", "--skip", "0.3",
          "--random", "1", "--limit", "20", "--json", "truth.json", *CPU],
-        ["truth/0-*/analysis/arrays.npz", "truth/0-*/sites.csv", "truth/0-*/plans.csv"],
+        ["truth/0-*/analysis/arrays.npz", "truth/0-*/ablation.json"],
     ),
 }  # fmt: skip
 

@@ -32,12 +32,12 @@ from tests.trust.fuzz_worker import Worker
 
 MODULE = "tests.trust.fuzz_readers"
 SECONDS = 10  # of the process's time for an input
-CHUNK = 2000  # inputs that a process reads before another reader has its turn
+CHUNK = 2000  # inputs that a process reads at most before another reader has its turn
 PAUSE = 10.0  # seconds between two times that the results are saved
 
 
 class Fuzzing:
-    """Gives readers their inputs, to several at a time, the one that had fewest first.
+    """Gives readers their inputs, to several at a time, the one that had least time first.
 
     Args:
         totals: how many inputs each reader shall have had, by name.
@@ -80,13 +80,13 @@ class Fuzzing:
             self._save()
 
     def _next(self) -> Worker | None:
-        """A process for the next inputs of the reader that had fewest; None where all are done."""
+        """A process for the reader that had least time; None where all have had their inputs."""
         busy = {worker.name for worker in self.running.values()}
         left = {name: self._left(name) for name in self.totals if name not in busy}
         names = [name for name, numbers in left.items() if numbers]
         if not names:
             return None
-        name = min(names, key=lambda name: self.results.of(name).inputs)
+        name = min(names, key=lambda name: self.results.of(name).seconds)
         return self._worker(name, left[name])
 
     def _left(self, name: str) -> Sequence[int]:

@@ -20,6 +20,7 @@ from tests.trust.fuzz_inputs import Reader, input_of, write
 from tests.trust.fuzz_judge import judge
 
 SPARE = 2**31  # bytes of memory beyond what a valid input takes
+TURN = 60  # seconds of a process's time, after which another reader has its turn
 PATIENCE = 120  # seconds by the clock, in which a process that waits is ended
 FORK = get_context("fork")
 IN_MEMORY = Path("/dev/shm")  # a folder of files that are on no disk
@@ -38,7 +39,7 @@ class Reading:
 
 
 class Worker:
-    """A process that reads inputs of a reader, in the order of their numbers.
+    """A process that reads inputs of a reader, in the order of their numbers, for one turn.
 
     Attributes:
         name: of the reader. results: where each `Reading` arrives; it ends with the process.
@@ -107,7 +108,10 @@ def _work(
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + SPARE
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+        turn = time.process_time() + TURN
         for number in numbers:
+            if time.process_time() > turn:
+                break
             current.value = number
             start = time.process_time()
             write(input_of(reader, seed, number), folder)
