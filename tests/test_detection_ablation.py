@@ -104,6 +104,7 @@ def interrupted(
     return Ablation.load(folder / "ablation.json")
 
 
+@pytest.mark.slow
 def test_an_interrupted_ablation_has_the_precision_of_a_whole_one(
     best: Path, analysis: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_an_interrupted_ablation_has_the_precision_of_a_whole_one(
         ablate(best, analysis, tmp_path / "changed", resume=True)
 
 
+@pytest.mark.slow
 def test_batches_of_an_older_version_leave_the_precision_unmeasured(
     best: Path, analysis: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_batches_of_an_older_version_leave_the_precision_unmeasured(
     ]
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_change(
     best: Path, analysis: Path, whole: Path, tmp_path: Path, capsys: Any
 ) -> None:
