@@ -87,5 +87,5 @@ def test_every_dependency_has_its_reason():
     text = (ROOT / "docs" / "dependencies.md").read_text("utf-8").lower()
     extras = PROJECT["optional-dependencies"].values()
     lines = [line for lines in (PROJECT["dependencies"], *extras) for line in lines]
-    names = {re.match(r"[\w-]+", line)[0] for line in lines} - {PROJECT["name"]}
+    names = {re.split(r"[^\w-]", line)[0] for line in lines} - {PROJECT["name"]}
     assert not {name for name in names if not re.search(rf"\b{name}\b", text)}
