@@ -129,7 +129,7 @@ def _read_resume(folder: Path) -> object:
 def _network() -> dict[str, bytes]:
     from tests.support.transformers_models import inkling
 
-    layers = {"num_hidden_layers": 2, "layer_types": ["hybrid_sliding", "hybrid"]}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "layer_types": ["hybrid_sliding", "hybrid"]}
     return written(lambda folder: inkling(**layers).save_pretrained(folder))
 
 
