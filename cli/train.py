@@ -34,7 +34,7 @@ ELA_HELP = (
     "share of skipped retrievals (0.3). loss: instead of a ramp, remove after every epoch what is "
     "predicted to raise the loss by so many nats at most. time: the share of the step's time to "
     "reach, such as 0.7, by costs (a file of `ela-probe costs`; without one they are measured when "
-    "the warm-up ends). warmup: epochs before the first skip (a tenth of all), or a part of the "
+    "the warm-up ends). regrow: true lets a removed one come back (with loss or time). warmup: epochs before the first skip (a tenth of all), or a part of the "
     "first epoch, such as 0.25. ramp: epochs in which the share grows (a fifth). freeze: epoch "
     "after which the plan stays (the end of the ramp; with loss or time four fifths). planner: "
     "score (EBQM, the default), budget (least divergence) or damage (least predicted loss change; "
