@@ -305,13 +305,13 @@ def test_settings_are_read_from_one_line() -> None:
     [
         (
             "skip",
-            r"got 'skip', expected name=value.*; the names are loss, time, costs, skip, warmup",
+            r"got 'skip', expected name=value.*; the names are loss, time, costs, regrow, skip, warmup",
         ),
         ("", r"got '', expected name=value"),
         ("skip=0.5,,ramp=2", r"got '', expected name=value"),
         ("skip=", r"got 'skip='"),
         ("skip=0.5,skip=0.4", r"got skip twice"),
-        ("share=0.5", r"there is no 'share'; expected loss, time, costs, skip, warmup"),
+        ("share=0.5", r"there is no 'share'; expected loss, time, costs, regrow, skip, warmup"),
         ("skip=1.5", r"skip '1.5': Input should be less than 1"),
         ("warmup=0", r"warmup '0'"),
         ("action=keep", r"action 'keep': Input should be 'skip', 'drop', 'recur' or 'affine'"),
