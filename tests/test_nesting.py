@@ -305,7 +305,7 @@ def test_settings_are_read_from_one_line() -> None:
     [
         (
             "skip",
-            r"got 'skip', expected name=value.*; the names are loss, time, costs, regrow, skip, warmup",
+            r"got 'skip', expected name=value.*; the names are loss, time, costs, regrow, skip",
         ),
         ("", r"got '', expected name=value"),
         ("skip=0.5,,ramp=2", r"got '', expected name=value"),
