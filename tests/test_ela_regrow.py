@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ela_probe import ELA, SkipPlan, prune
 from ela_probe.adapters.registry import adapter_for
-from ela_probe.errors import OptionError
+from ela_probe.errors import CheckpointError, OptionError
 from ela_probe.models.stand_in import StandIn
 from ela_probe.pruning.plan import encode_stand_in
 from ela_probe.sites import Action
@@ -160,6 +160,14 @@ def test_a_run_in_which_sites_come_back_resumes_exactly(tmp_path: Path) -> None:
             tmp_path, "sgd", loss=0.02, warmup=1, freeze=5, regrow=True, decay=0.0, every=1
         )
     assert any(before - after for before, after in itertools.pairwise(seen[:5]))
+
+
+def test_a_state_that_an_older_version_wrote_loads() -> None:
+    state = ELA(loss=0.1, warmup=1).state_dict()
+    del state["settings"]["regrow"]
+    ELA(loss=0.1, warmup=1).rebuild(network(), state)
+    with pytest.raises(CheckpointError, match="regrow False then, True now"):
+        ELA(loss=0.1, warmup=1, regrow=True).rebuild(network(), state)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 DIVERGENCES = (*(name for m in MEASURES for name in (m, f"{m}_se")), "kl_of_means")
 OF_MIXED_VALUES = tuple(name for m in DISTANCES for name in (m, f"{m}_se"))
+ROUNDING = 1e-9
 COUNTS = ("samples", "rows", "histogram", "zeros")
 SCHEMA_VERSION = 1
 
@@ -112,9 +113,9 @@ class StageAnalysis:
         """A stage from the arrays that `arrays` gives.
 
         Raises:
-            AnalysisError: one has no numbers, or counts that can't be.
+            AnalysisError: one has no numbers, or counts or divergences that can't be.
         """
-        if other := [name for name, array in arrays.items() if array.dtype.kind not in "biuf"]:
+        if other := [name for name, array in arrays.items() if array.dtype.kind not in "iuf"]:
             raise AnalysisError(
                 f"{stage.name}: {other[0]} is {arrays[other[0]].dtype}, expected real numbers; run "
                 "`ela-probe analyze` again"
@@ -133,6 +134,12 @@ class StageAnalysis:
             for name, empty in zip(("histogram", "zeros", "beta_sums"), no_u, strict=True)
         )
         measured = DIVERGENCES if has_divergences(stage.kind) else OF_MIXED_VALUES
+        js = arrays.get("js", np.zeros(1))
+        if (js < -ROUNDING).any() or (js > math.log(2) + ROUNDING).any():
+            raise AnalysisError(
+                f"{stage.name}: js has values from {js.min():g} to {js.max():g}; expected 0 to "
+                "log 2; run `ela-probe analyze` again"
+            )
         beta = tuple(
             BetaStatistics(
                 n=int(histogram[t].sum()),
@@ -151,7 +158,7 @@ class StageAnalysis:
             int(arrays["samples"]),
             int(arrays["rows"]),
             arrays["weights"].reshape(sites, stage.sizes[-1]),
-            {name: arrays[name].reshape(sites, sites) for name in measured},
+            {name: arrays[name].reshape(sites, sites).astype(np.float64) for name in measured},
             beta,
             StageDamage.from_arrays(arrays, sites),
             entropy=arrays.get("entropy", unknown).reshape(sites),

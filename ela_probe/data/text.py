@@ -17,7 +17,7 @@ from ela_probe.data.batches import Batch
 from ela_probe.data.source_files import check_text
 from ela_probe.data.source_names import absolute_source
 from ela_probe.data.split_data import SplitData
-from ela_probe.data.tokens import load_tokenizer, read_tokens
+from ela_probe.data.tokens import read_tokens, token_count
 from ela_probe.errors import DataError
 from ela_probe.system.reading import refusing
 from ela_probe.system.validation import Strict
@@ -223,7 +223,7 @@ def open_text(
         limit=limit,
     )
     if tokenizer is not None:
-        size = len(load_tokenizer(tokenizer))
+        size = token_count(tokenizer)
         spec = spec.model_copy(update={"tokens": "tokenizer", "vocab_size": size})
     return TextData(spec, tokenizer=tokenizer)
 

@@ -27,6 +27,23 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
+def token_count(folder: Path) -> int:
+    """The least number that is larger than every token of the tokenizer in a directory.
+
+    Raises:
+        DataError: as `load_tokenizer`, or a token is no number from 0 on.
+    """
+    tokenizer = load_tokenizer(folder)
+    with refusing(DataError, f"the tokens of the tokenizer in {folder} can't be read"):
+        tokens = tokenizer.get_vocab().values()
+    if not tokens or min(tokens) < 0:
+        raise DataError(
+            f"the tokenizer in {folder} has no tokens, or some below 0; save the model's own "
+            "there: tokenizer.save_pretrained(DIR)"
+        )
+    return int(max(tokens)) + 1
+
+
 def read_tokens(path: Path, folder: Path) -> Tensor:
     """The whole text as token ids, int64 (N,), without special tokens.
 

@@ -171,9 +171,8 @@ class Detection:
         return Matched(output, targets) if isinstance(output, Detected) else None
 
     def sample_losses(self, matched: Matched) -> tuple[Tensor, Tensor]:
-        """The loss of each image; each counts as one prediction."""
-        losses = matched.output.losses
-        return losses, torch.ones_like(losses, dtype=torch.int64)
+        """The loss of each image, and how many predictions that is of (`Detector.predictions`)."""
+        return matched.output.losses, matched.output.predictions
 
     def training_loss(self, model: nn.Module, given: Any, targets: Any) -> Tensor:
         """The sum of the losses of a batch."""

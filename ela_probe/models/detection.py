@@ -17,6 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -33,11 +34,12 @@ class Detected(NamedTuple):
     """What a detector returns in eval mode where it is given targets.
 
     detections: one dict for each image, as torchvision's detectors return it. losses: [images], the
-    sum of the losses of each image.
+    sum of the losses of each image. predictions: [images], see `Detector.predictions`.
     """
 
     detections: list[dict[str, Tensor]]
     losses: Tensor
+    predictions: Tensor
 
 
 class PyramidBackbone(nn.Module):
@@ -112,6 +114,23 @@ def widest_output(stage: nn.Module) -> int:
     return int(last.num_features)
 
 
+class SampledRoIHeads(RoIHeads):  # type: ignore[misc]
+    """torchvision's heads, which remember what the proposals are that their losses are of.
+
+    Attributes:
+        sampled_labels: for each image of the latest pass with targets the labels of its sampled
+            proposals, int64 [proposals]; 0 for background.
+    """
+
+    sampled_labels: Sequence[Tensor] = ()
+
+    def select_training_samples(self, proposals: Any, targets: Any) -> Any:
+        """As torchvision's."""
+        found = super().select_training_samples(proposals, targets)
+        self.sampled_labels = found[2]
+        return found
+
+
 class Detector(nn.Module):
     """What our two detectors add to torchvision's: tensors in batches, and losses in eval mode."""
 
@@ -164,7 +183,7 @@ class Detector(nn.Module):
             found, _ = self.roi_heads(features, proposals, batch.image_sizes)
             original = [tuple(image.shape[-2:]) for image in single]
             detections = self.transform.postprocess(found, batch.image_sizes, original)
-        return detections if losses is None else Detected(detections, losses)
+        return detections if losses is None else Detected(detections, *losses)
 
     def padded(self, batch: ImageList, sizes: Sequence[Sequence[int]]) -> ImageList:
         """The batch as large as one that also has images of these heights and widths."""
@@ -180,9 +199,9 @@ class Detector(nn.Module):
 
     def image_losses(
         self, batch: ImageList, features: Mapping[str, Tensor], targets: Sequence[Any]
-    ) -> Tensor:
-        """[images]: for each the sum of the losses that training has the mean of."""
-        losses = []
+    ) -> tuple[Tensor, Tensor]:
+        """[images] twice: the sum of the losses that training has the mean of; `predictions`."""
+        losses, predictions = [], []
         devices = [batch.tensors.device] if batch.tensors.is_cuda else []
         with self._as_in_training(), torch.random.fork_rng(devices=devices):
             for number, target in enumerate(targets):
@@ -193,7 +212,17 @@ class Detector(nn.Module):
                 proposals, of_rpn = self.rpn(image, maps, [target])
                 _, of_heads = self.roi_heads(maps, proposals, image.image_sizes, [target])
                 losses.append(sum({**of_rpn, **of_heads}.values(), batch.tensors.new_zeros(())))
-        return torch.stack(losses)
+                predictions.append(self.predictions())
+        return torch.stack(losses), torch.cat(predictions)
+
+    def predictions(self) -> Tensor:
+        """[images]: how many predictions the latest losses of each image are the mean of.
+
+        These are the sampled proposals that hold an object, at least 1. The others are background,
+        of which a trained detector is so certain that their losses hardly change.
+        """
+        found = [(labels > 0).sum() for labels in self.roi_heads.sampled_labels]
+        return torch.stack(found).clamp_min(1)
 
     @contextmanager
     def _as_in_training(self) -> Iterator[None]:
@@ -253,14 +282,15 @@ def build_detector(
         "box_head": TwoMLPHead(channels * 7**2, head_size),
         "box_predictor": FastRCNNPredictor(head_size, num_classes),
     }
-    if not masks:
-        return FasterRCNN(backbone, **heads, **options)
-    heads |= {
-        "mask_roi_pool": MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
-        "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
-        "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes),
-    }
-    return MaskRCNN(backbone, **heads, **options)
+    if masks:
+        heads |= {
+            "mask_roi_pool": MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+            "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
+            "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes),
+        }
+    detector = (MaskRCNN if masks else FasterRCNN)(backbone, **heads, **options)
+    detector.roi_heads.__class__ = SampledRoIHeads  # torchvision builds them itself
+    return detector
 
 
 def shrink_stem(body: ResNet) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ela_probe.errors import PlanError
 from ela_probe.evaluation.comparison import Machine
@@ -24,12 +24,13 @@ from ela_probe.system.json_documents import JsonDocument
 from ela_probe.system.validation import Finite, Name, Strict
 
 Actions = Mapping[str, Action]
+LONGEST = 1e9  # seconds of a training step, so that sums of them are finite
 
 
 class Seconds(Strict):
     """Seconds of a training step. lower, upper: the quartiles over the rounds."""
 
-    value: Finite = Field(ge=0)
+    value: Finite = Field(ge=0, le=LONGEST)
     lower: Finite
     upper: Finite
 
@@ -151,6 +152,12 @@ class CostModel(JsonDocument):
     base: Seconds
     error: Finite
     stages: tuple[StageCosts, ...]
+
+    @model_validator(mode="after")
+    def _takes_time(self) -> "CostModel":
+        if self.predict({}) <= 0:
+            raise ValueError("a training step takes 0 seconds; expected more")
+        return self
 
     def _repr_html_(self) -> str:
         from ela_probe.pruning.rich_display import costs_html

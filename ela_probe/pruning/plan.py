@@ -238,7 +238,7 @@ class SkipPlan(JsonDocument):
     constraints: Constraints = Constraints()
     origin: Origin
     charge: Finite | None = Field(None, description="total divergence or damage charged, in nats")
-    stages: tuple[StagePlan, ...]
+    stages: tuple[StagePlan, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _every_site_once(self) -> "SkipPlan":

@@ -126,6 +126,7 @@ def differing_settings(
     value, as in a damaged file, differs from every plain one.
     """
     differing = []
+    then = then if isinstance(then, Mapping) else {}  # what a damaged file has there
     for name in {**then, **now}:
         old, new = _plain(then.get(name)), _plain(now.get(name))
         if old != new:

@@ -16,6 +16,7 @@ from ela_probe.system.validation import differing_settings
 from ela_probe.training.config import TrainConfig
 from ela_probe.training.detection import DetectionModule
 from ela_probe.training.ela.callback import ELA
+from ela_probe.training.ela.config import BEFORE
 from ela_probe.training.module import ClassificationModule
 from ela_probe.training.record import ELA_COLUMNS, SITE_COLUMNS, History
 from ela_probe.training.run_folder import LAST, check_whole
@@ -126,6 +127,8 @@ def differences(saved: Definition, current: Definition) -> Iterator[str]:
             then = {**TrainConfig().result_settings(), **then}
             if now["epochs"] > then["epochs"]:
                 then = {**then, "epochs": now["epochs"]}
+        elif section == "ela":
+            then = {**BEFORE, **then}
         elif section not in MISSING_IS_NONE:
             now = {name: value for name, value in now.items() if name in then}
             then = {name: value for name, value in then.items() if name in now}

@@ -4,19 +4,24 @@ docs/reliability.md has the table. What other files test already (NaN, infinite 
 weights, half precision, one sample, NaN in a checkpoint, labels) is not repeated here.
 """
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ela_probe import Analysis, analyze, make_plan
+from ela_probe import Analysis, SkipPlan, analyze, make_plan
 from ela_probe.analysis.metric import RedundancyMetric
 from ela_probe.analysis.result import Provenance, StageAnalysis
+from ela_probe.data.text import open_text
 from ela_probe.errors import AnalysisError, DataError, ProbeError
 from ela_probe.evaluation.evaluate import evaluate
 from ela_probe.sites import Site, Stage
+from tests.support.costs import costs_of, seconds
+from tests.support.transformers_models import save_tokenizer
 from tests.test_damage import HANDOVERS, additive, measured
 
 FIGURES = ("kl", "shape", "mass", "js")
@@ -182,3 +187,46 @@ def test_an_analysis_of_no_samples_or_with_counts_below_zero_is_refused(changed:
     other = {name: np.full_like(arrays[name], value) for name, value in changed.items()}
     with pytest.raises(AnalysisError, match="counts of at least one sample"):
         StageAnalysis.from_arrays(part.stage, {**arrays, **other})
+
+
+@pytest.mark.parametrize("js", [-0.1, 0.8, 1e4])
+def test_a_jensen_shannon_divergence_out_of_its_range_is_refused(js: float) -> None:
+    (part,) = analysed(softmaxed(6, 4)).stages
+    arrays = part.arrays()
+    arrays["js"][0, 1] = js
+    with pytest.raises(AnalysisError, match="expected 0 to log 2"):
+        StageAnalysis.from_arrays(part.stage, arrays)
+
+
+def test_divergences_that_are_no_numbers_are_refused() -> None:
+    (part,) = analysed(softmaxed(6, 4)).stages
+    arrays = part.arrays()
+    with pytest.raises(AnalysisError, match="js is bool, expected real numbers"):
+        StageAnalysis.from_arrays(part.stage, {**arrays, "js": arrays["js"] > 0})
+
+
+def test_costs_whose_sums_are_infinite_or_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="less than or equal to"):
+        seconds(1e308)
+    with pytest.raises(ValueError, match="takes 0 seconds"):
+        costs_of([], base=0.0)
+
+
+def test_a_plan_without_sites_is_refused() -> None:
+    plan = make_plan(analysed(softmaxed(6, 4)), skip=0.3, planner="budget")
+    document = plan.model_dump()
+    document["stages"] = []
+    with pytest.raises(ValueError, match="at least 1 item"):
+        SkipPlan.model_validate(document)
+
+
+def test_all_tokens_of_a_tokenizer_are_below_the_number_of_tokens(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8"))
+    document["model"]["vocab"]["a"] = 300
+    path.write_text(json.dumps(document), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("a b c " * 200, encoding="utf-8")
+    data = open_text(f"text:{tmp_path / 'text.txt'}", context=8, tokenizer=tmp_path)
+    tokens, _ = next(iter(data.loader("train")))
+    assert int(tokens.max()) == 300 < data.spec.num_classes == 301

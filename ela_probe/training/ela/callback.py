@@ -20,7 +20,7 @@ from ela_probe.errors import CheckpointError, ModelError, OptionError
 from ela_probe.pruning.plan import SkipPlan
 from ela_probe.system.processes import is_first
 from ela_probe.system.validation import differing_settings
-from ela_probe.training.ela.config import ELAConfig
+from ela_probe.training.ela.config import BEFORE, ELAConfig
 from ela_probe.training.ela.damage import StandInGradients, TrainingDamage
 from ela_probe.training.ela.epoch import Epoch
 from ela_probe.training.ela.gradual_pruning import GradualPruning
@@ -183,7 +183,10 @@ class ELA(pl.Callback):
             return
         if "settings" in state:  # a state that an older version wrote has none
             now = self.config.model_dump(mode="json")
-            differing = differing_settings(state["settings"], now)
+            then = state["settings"]
+            differing = differing_settings(
+                {**BEFORE, **then} if isinstance(then, Mapping) else {}, now
+            )
             if differing:
                 raise CheckpointError(
                     f"the checkpoint was written with other ELA settings ({'; '.join(differing)}): "

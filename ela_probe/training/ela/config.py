@@ -15,6 +15,8 @@ from ela_probe.system.validation import Settings
 Planner = Literal["score", "budget", "damage"]
 USUAL_SHARE = 0.3
 USUAL_INTERVAL = 100  # batches from one probed batch to the next
+# What a state of a version that lacked these settings did.
+BEFORE = {"regrow": False}
 FEWEST_PROBED = 2  # probed batches in a short epoch, if it has that many
 
 

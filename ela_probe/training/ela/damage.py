@@ -17,6 +17,7 @@ from ela_probe.analysis.damage_probe import DamageProbe
 from ela_probe.analysis.stand_ins import NormalEquations, slices
 from ela_probe.discovery.hooks import Hooks
 from ela_probe.forward import logits_of
+from ela_probe.models.detection import Detector
 from ela_probe.models.stand_in import StandIn
 from ela_probe.sites import Stage
 from ela_probe.system.processes import all_gather
@@ -44,7 +45,8 @@ class TrainingDamage(DamageProbe):
         super().__init__(model, handovers)
         self._fits: dict[str, NormalEquations] = {}
         self._clock = clock
-        self._predictions = 1  # of a sample of the current batch, as of the tokens of a sequence
+        # of a sample of the current batch: the tokens of a sequence, the objects of an image
+        self._predictions: int | Tensor = 1
 
     def __enter__(self) -> "TrainingDamage":
         self._hooks.__enter__()
@@ -56,6 +58,9 @@ class TrainingDamage(DamageProbe):
         super().__exit__(*exception)
 
     def _returned(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(model, Detector):
+            self._predictions = model.predictions()
+            return
         logits = logits_of(output)
         self._predictions = 1 if logits is None else max(1, math.prod(logits.shape[1:-1]))
 
@@ -70,7 +75,7 @@ class TrainingDamage(DamageProbe):
             if self._found:
                 changes, _ = next(iter(self._found.values()))
                 samples = changes.shape[-1]
-                each = torch.full((samples,), self._predictions, device=changes.device)
+                each = torch.as_tensor(self._predictions, device=changes.device).expand(samples)
                 self._add(each, scale * samples)
 
     def compute(self, stages: Sequence[Stage]) -> dict[str, StageDamage]:
