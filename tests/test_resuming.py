@@ -248,3 +248,14 @@ def test_in_an_own_trainer_the_settings_of_ela_are_compared(tmp_path: Path) -> N
     run(3, path, **settings)
     with pytest.raises(CheckpointError, match=r"\(skip 0\.5 then, 0\.3 now; ramp 1 then, None now"):
         run(3, path, skip=0.3, warmup=1)
+
+
+def test_a_state_whose_counters_are_texts_is_refused(
+    prefix: Path, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    state = torch.load(folder / "resume.ckpt", weights_only=True)
+    state["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = "3"
+    torch.save(state, folder / "resume.ckpt")
+    with pytest.raises(CheckpointError, match="a counter of its loops is a text"):
+        trained(opened(prefix), folder, resume=True)

@@ -85,7 +85,10 @@ def _reason(error: BaseException) -> str:
     mark = getattr(error, "problem_mark", None)  # of YAML
     if mark is not None:
         return shortened(f"line {mark.line + 1}: {printable(str(getattr(error, 'problem', '')))}")
-    return shortened(printable(class_and_first_line(error)))
+    words = class_and_first_line(error)
+    if "weights_only" in words:  # advice of PyTorch and Lightning to load pickled objects
+        words = type(error).__name__
+    return shortened(printable(words))
 
 
 def _global(message: str) -> str:

@@ -82,6 +82,11 @@ def check_resume(
             f"{path} belongs to a run with other settings ({'; '.join(differing)}): repeat the "
             "settings that the run was started with, or start again without --resume"
         )
+    if has_text(state.get("loops")):
+        raise CheckpointError(
+            f"{path} is damaged: a counter of its loops is a text, expected numbers; start again "
+            "without --resume"
+        )
     if ela is not None:
         ela.rebuild(module, state["callbacks"].get(ela.state_key))
     unfit = unfit_tensors(state["state_dict"], module)
@@ -94,6 +99,15 @@ def check_resume(
     digests = dict(history.get("sha256", {}))  # older versions had none
     check_whole(path.parent, digests)
     return len(history["rows"]), digests
+
+
+def has_text(value: Any) -> bool:
+    """Whether a text or bytes are among the values of nested dicts and lists."""
+    if isinstance(value, Mapping):
+        return any(map(has_text, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(has_text, value))
+    return isinstance(value, str | bytes)
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def some_json(random: Random, content: bytes) -> bytes:
 
 def changed_header(random: Random, content: bytes) -> bytes:
     """The header of a .npy array changed as text, its length right."""
-    if content[:6] != b"\x93NUMPY":
+    if content[:6] != b"\x93NUMPY" or len(content) < 10:
         return some_bytes(random, content)
     length = struct.unpack("<H", content[8:10])[0]
     header, data = content[10 : 10 + length], content[10 + length :]
