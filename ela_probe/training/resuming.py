@@ -141,7 +141,7 @@ def differences(saved: Definition, current: Definition) -> Iterator[str]:
             then = {**TrainConfig().result_settings(), **then}
             if now["epochs"] > then["epochs"]:
                 then = {**then, "epochs": now["epochs"]}
-        elif section == "ela":
+        elif section == "ela" and then:
             then = {**BEFORE, **then}
         elif section not in MISSING_IS_NONE:
             now = {name: value for name, value in now.items() if name in then}
