@@ -86,10 +86,10 @@ def command(
     """Measure what each action at each site really does to the loss: the truth behind estimates.
 
     Every site is changed alone, and the loss measured on held-out samples, of a detector also the
-    average precision (AP) of boxes; with --skip also whole
-    plans of that share by every planner, with --costs and --time plans of equal time. Writes
-    ablation.json, sites.csv and plans.csv, and prints how well each measure of the analysis ranks
-    the sites (Spearman's correlation) and how well the predicted damage fits in size.
+    average precision (AP) of boxes; with --skip also whole plans of that share by every planner,
+    with --costs and --time plans of equal time. Writes ablation.json, sites.csv and plans.csv, and
+    prints how well each measure of the analysis ranks the sites (Spearman's correlation) and how
+    well the predicted damage fits in size.
 
         ela-probe ablate best.pt --analysis best-analysis --limit 2000
         ela-probe ablate best.pt --analysis best-analysis --skip 0.5 --random 20 --tune-epochs 1
